@@ -1,0 +1,287 @@
+# ---
+# jupyter:
+#   jupytext:
+#     cell_metadata_filter: tags,-all
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 04 · Tables: does it help, by how much, and can we be sure?
+#
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/zodi-companion/zodi/blob/main/notebooks/04_tables.ipynb)
+#
+# **In one sentence.** All runs of 01 and 03 become one table, mean and spread over seeds, and every claim about it is a
+# sentence that this notebook computes.
+#
+# **What you will learn:** why a single run proves nothing · how to compare two methods seed by seed · which rows a
+# table needs so that a gain can be *explained* · how the rule that picks the epoch moves published numbers.
+#
+# **What you need:** [01](01_domain_gap.ipynb) for mIoU, [03](03_adaptation.ipynb) for the rows. No GPU; when you have
+# no runs of your own, the record of ours is read.
+#
+# **How long it takes:** half an hour to read, seconds to run.
+
+# %% [markdown]
+# On Google Colab this cell fetches the course with its recorded runs; anywhere else it does nothing.
+
+# %%
+import sys
+
+if "google.colab" in sys.modules:
+    # %pip install -q "zodi[course] @ git+https://github.com/zodi-companion/zodi@main"
+    # !git clone -q --depth 1 https://github.com/zodi-companion/zodi /content/zodi
+    # %cd -q /content/zodi/notebooks
+    print("Installed. If Colab asks for it, restart the runtime before you go on.")
+
+# %% [markdown]
+# The module `zodi.tables` turns run folders into one tidy frame; everything below is a selection from it.
+
+# %%
+import time
+from pathlib import Path
+
+import pandas as pd
+from IPython.display import Markdown, display
+
+from zodi import plots, runs, tables
+
+plots.use_theme()
+start = time.perf_counter()
+
+# %% tags=["parameters"]
+results: str = "../results/mini"  # results folder of a profile; its runs/ are read
+record: str = "records/mini.csv"  # our recorded runs, read when `results` has none
+published: str = "records/published"  # folder of published figures, with their sources
+out: str = "../results/course/tables"  # folder of the tables and figures
+
+# %% [markdown]
+# ## One tidy frame
+#
+# A run is a row (*variant*), the domain it was adapted to, a network and a seed. Each was tested on the domain's test
+# set and on clear. `class` is a class name, or `mean` for the mIoU.
+
+# %%
+frame, origin = tables.load_runs(results, record)
+display(Markdown(f"These tables are made from **{origin}**."))
+frame.groupby(["variant", "domain"], sort=False)["seed"].nunique().unstack().dropna(axis=1, how="all").rename(tables.label)
+
+# %% [markdown]
+# ## The table
+#
+# Every cell is the mIoU on the *true* target images, in percent: mean ± sample standard deviation over seeds,
+#
+# $$ \bar m = \frac1n \sum_{i=1}^n m_i, \qquad s = \sqrt{\frac{1}{n-1} \sum_{i=1}^n (m_i - \bar m)^2}. $$
+#
+# The last epoch counts in every run. No target label has chosen anything.
+
+# %%
+table = tables.main_table(frame)
+paths = tables.write_table(table, Path(out) / "main")
+table
+
+# %% [markdown]
+# A standard deviation of three numbers is a rough thing. Look at the numbers themselves: each dot is a run.
+
+# %%
+tested = tables.on_target(frame)
+plots.show(
+    plots.row_points(tested),
+    "mIoU on the true target images. Dots are runs (seeds), ticks their means. Overlapping clouds are not a ranking.",
+    Path(out) / "figures" / "rows.png",
+)
+
+# %% [markdown]
+# ## Seed by seed
+#
+# Two rows of one seed start from the same weights. Part of the spread is therefore shared, and drops out when we
+# subtract *before* we average:
+#
+# $$ d_i = m_i^{\text{variant}} - m_i^{\text{source only}} . $$
+
+# %%
+pairs = tables.paired(frame)
+plots.show(
+    plots.row_points(pairs, "gain", "gain over source only (points)"),
+    "Gain over source only, every seed minus its own partner. A row is better when all its dots lie right of zero.",
+    Path(out) / "figures" / "gains.png",
+)
+
+# %% [markdown]
+# The same as sentences. They are computed from the runs, so they change when the runs do.
+
+# %%
+gains = tables.gains(pairs)
+_ = tables.write_table(gains.set_index(["variant", "domain"]), Path(out) / "gains")
+display(Markdown("\n".join(f"- {tables.statement(gain, 'source_only')}" for _, gain in gains.iterrows())))
+
+# %% [markdown]
+# ## What explains the gain?
+#
+# ZoDi changes several things at once: it shows the network *other* images, *more* images, and it adds the similarity
+# term. A table that holds only source-only and ZoDi cannot tell which of them helped. Each of these rows takes one
+# explanation away:
+#
+# - *source only, longer*: as many images as ZoDi sees. Is it just more training?
+# - *clear prompt*: redrawn by the diffusion model, but not in another domain. Is it just augmentation?
+# - *photometric*: darkened or veiled by hand. Is a diffusion model needed at all?
+# - *without similarity*: the second term of the paper taken away.
+
+# %%
+questions = ["source_only_long", "clear_prompt", "photometric", "zodi_no_similarity"]
+against = {name: tables.gains(tables.paired(frame, name)) for name in questions if name in set(frame["variant"])}
+lines = [
+    f"- {tables.statement(gain, name)}"
+    for name, part in against.items()
+    for _, gain in part[part["variant"] == "zodi"].iterrows()
+]
+display(Markdown("\n".join(lines) or "No ZoDi runs to compare with these rows."))
+
+# %% [markdown]
+# The **oracle** trains on true target images of the training scenes. No zero-shot method can be expected to pass it, so
+# it measures what there is to win:
+#
+# $$ \text{gap closed} = 100\,\% \cdot \frac{\bar m - \bar m^{\text{source only}}}
+# {\bar m^{\text{oracle}} - \bar m^{\text{source only}}} . $$
+
+# %%
+closed = tables.gap_closed(frame)
+closed.round(0)
+
+# %% [markdown]
+# ## What it costs at home
+#
+# An adapted network still has to work in clear weather. Columns are the domains that a row was adapted to; the number
+# is the mIoU on **clear** test images.
+
+# %%
+home = frame[(frame["test_domain"] == "clear") & (frame["class"] == tables.MEAN)]
+clear = tables.summary(home.replace({"domain": {"": "(none)"}}))
+clear["row"] = clear["variant"].map(tables.label)
+clear["cell"] = [tables.plus_minus(mean, std) for mean, std in zip(clear["mean"], clear["std"], strict=True)]
+clear.pivot(index="row", columns="domain", values="cell").reindex(clear["row"].unique()).fillna("-")
+
+# %% [markdown]
+# ## Class by class
+#
+# The mIoU gives a class with ten pixels the weight of the road. Which classes gain, and which pay?
+
+# %%
+classes = tables.gains(tables.paired(frame, classes=None))
+zodi = classes[classes["variant"] == "zodi"].pivot_table("mean", "class", "domain", sort=False)
+if len(zodi):
+    plots.show(
+        plots.class_bars(zodi.sort_values(zodi.columns[0], ascending=False), "gain of ZoDi in IoU (points)"),
+        "Gain of ZoDi over source only, class by class, mean over seeds.",
+        Path(out) / "figures" / "classes.png",
+    )
+
+# %% [markdown]
+# ## In the paper
+#
+# The paper's tables hold DeepLabv3+ and RefineNet on Cityscapes, adapted to ACDC (night, snow, rain, fog) and GTA5
+# (game), with Stable Diffusion. **Nothing in this section was run by us**: it is averaged from the training logs that
+# the authors publish in their repository, and our GPU numbers are *not run yet*. Other data and other classes: compare
+# the order of rows with ours, never the numbers.
+
+# %%
+logs = tables.published(Path(published) / "zodi_published_runs.csv")
+logs["published"] = [tables.plus_minus(mean, std) for mean, std in zip(logs["mean"], logs["std"], strict=True)]
+logs.pivot(index=["network", "rule"], columns="domain", values="published")[list(logs["domain"].unique())]
+
+# %% [markdown]
+# The same runs appear three times, because the logs allow three rules for the epoch that is reported: the **last** one,
+# the one that is **best on the source's** validation set, and the one that is **best on the target's labels**, which a
+# zero-shot method cannot know. How much does the rule alone move the number?
+
+# %%
+rules = logs.pivot_table("mean", "domain", "rule", sort=False)
+optimism = (rules["best_target"] - rules["last"]).rename("best on target − last (points, published logs)")
+plots.show(
+    plots.domain_bars(optimism.to_dict(), "best on target − last (points)"),
+    "Published logs: what choosing the epoch on the target's labels adds to the last epoch's mIoU, mean over the "
+    "networks. Compare it with the gains that papers report.",
+    Path(out) / "figures" / "published_rules.png",
+)
+
+# %% [markdown]
+# Others publish numbers on the same target data. Read the column *protocol* before any number.
+
+# %%
+peers = pd.read_csv(Path(published) / "peers.csv").fillna("")
+peers.drop(columns=["target_dataset", "game"]).set_index("method").add_suffix(" (published)").head(5)
+
+# %% [markdown]
+# ## Pitfalls
+#
+# - **Comparing the best epoch of one row with the last of another.** Every row here reports its last epoch.
+# - **Reading ± as certainty.** With three seeds, a difference of one standard deviation happens by chance all the time.
+# - **A weak baseline.** Source-only must have converged, and must be allowed to train as long as the method: 01 shows
+#   the curve, the row *source only, longer* is the check.
+# - **Absent classes.** A class without a pixel in the truth has no IoU. It is left out, not counted as zero.
+
+# %% [markdown]
+# ## Try it
+#
+# **1. Predict:** which classes decide the mIoU of the night column? Then list the five largest gains.
+#
+# <details><summary>Solution</summary>
+#
+# ```python
+# night = classes[(classes["variant"] == "zodi") & (classes["domain"] == "night")]
+# night.sort_values("mean", ascending=False).head()
+# ```
+# </details>
+#
+# **2. Modify:** drop one seed and make the main table again. Does the ranking of the rows survive, for every seed you
+# may drop?
+#
+# <details><summary>Solution</summary>
+#
+# ```python
+# for seed in frame["seed"].unique():
+#     display(tables.main_table(frame[frame["seed"] != seed]))
+# ```
+# Rows that change places were never ranked.
+# </details>
+#
+# **3. Break:** compare ZoDi with the *worst* seed of source-only. How large does the gain get? What does that tell you
+# about papers that run the baseline once?
+#
+# <details><summary>Solution</summary>
+#
+# ```python
+# worst = tested[tested["variant"] == "source_only"].groupby("domain")["iou"].min()
+# tested[tested["variant"] == "zodi"].groupby("domain")["iou"].mean() - worst
+# ```
+# The bias is the distance between the mean and the smallest of the seeds, and it grows with the number of seeds from
+# which one may choose.
+# </details>
+
+# %% [markdown]
+# ## Recap
+#
+# Differences are taken seed by seed, explained by rows that remove one cause each, and bounded by the oracle. The
+# tables and figures are files now, and so are the numbers.
+
+# %%
+means = tables.summary(tested)
+metrics = {"origin": origin, "miou": means.drop(columns=["class"]).to_dict("records")}
+if origin.startswith("the runs"):
+    tables.write_record(frame, Path(out) / "record.csv")
+settings = {"results": results, "record": record, "published": published}
+_ = runs.save_metrics(out, "04_tables", settings, metrics, time.perf_counter() - start)
+
+# %% [markdown]
+# **Next:** [A1 How the miniature was made](A1_how_the_miniature_was_made.ipynb), or change something: a network, a
+# domain, your own images.
+#
+# **References.** The paper, Section 4 · J. Demšar, *Statistical Comparisons of Classifiers over Multiple Data Sets*,
+# JMLR 2006 · X. Bouthillier et al., *Accounting for Variance in Machine Learning Benchmarks*, MLSys 2021 · sources of
+# the published figures: `records/published/`.

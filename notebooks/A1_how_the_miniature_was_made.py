@@ -1,0 +1,281 @@
+# ---
+# jupyter:
+#   jupytext:
+#     cell_metadata_filter: tags,-all
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # A1 · How the miniature was made
+#
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/zodi-companion/zodi/blob/main/notebooks/A1_how_the_miniature_was_made.ipynb)
+#
+# **In one sentence.** A renderer draws streets whose labels, depth and weather are known exactly, and on its images a
+# small latent diffusion model with ControlNet is trained from nothing, on a CPU, in the file format of Stable Diffusion.
+#
+# **What you will learn:** what a scene is made of before weather · what the VAE keeps and what it loses · why the model
+# predicts $v$ and why its noise schedule ends in pure noise · how to retrain it, all of it or a toy.
+#
+# **What you need:** [02 Image transfer](02_image_transfer.ipynb). **How long it takes:** half an hour to read; a minute
+# or two to run on two CPU cores, with a toy training of a few steps.
+
+# %% [markdown]
+# On Google Colab this cell installs the package; anywhere else it does nothing.
+
+# %%
+import sys
+
+if "google.colab" in sys.modules:
+    # %pip install -q "zodi[course] @ git+https://github.com/zodi-companion/zodi@main"
+    print("Installed. If Colab asks for it, restart the runtime before you go on.")
+
+# %% [markdown]
+# The renderer is `zodi.scenes` with `zodi.weather`, the training is `zodi.pretrain`.
+
+# %%
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from diffusers import DDIMScheduler
+from PIL import Image
+
+from zodi import diffusion, plots, pretrain, runs, scenes
+from zodi.labels import CITYSCAPES
+
+plots.use_theme()
+start = time.perf_counter()
+
+# %% tags=["parameters"]
+model: str = "mini"  # checkpoint to look at: "mini" or a folder with a training_log.csv and a samples.png
+scene_seed: int = 200_003  # number of the scene that is taken apart
+scene_count: int = 24  # scenes of the toy training
+steps: int = 40  # steps of the toy training, for the VAE and for the diffusion model
+out: str = "../results/course/miniature"  # folder of this notebook's results
+
+# %% [markdown]
+# ## A street in layers
+#
+# A scene is drawn from far to near into several layers at once: the colour of every surface (*albedo*), its class, its
+# distance, what shines by itself at night, and how much snow would stay on it. Weather comes later.
+
+# %%
+layers = scenes.build(scene_seed)
+pictures = {
+    "albedo": layers.albedo,
+    "label": CITYSCAPES.colorize(layers.label),
+    "log depth": np.log(layers.depth),
+    "lights": layers.lights,
+    "up": layers.up,
+}
+figure = plots.image_grid([list(pictures.values())], list(pictures))
+plots.label_legend(figure, [layers.label], CITYSCAPES)
+plots.show(figure, "The layers of one scene, before any weather. Bright in *log depth* is far, bright in *up* holds snow.")
+
+# %% [markdown]
+# A *shader* lights the layers. It may use depth and lights, which a photograph does not give: that is why the true
+# target images are truth, and why the photometric baseline, which sees only pixels, cannot reach them.
+
+# %%
+domains = {name: scenes.shade(layers, name, scene_seed) for name in pretrain.PRETRAIN_DOMAINS}
+images = list(domains.values())
+plots.show(
+    plots.image_grid([images[:3], images[3:]]),
+    "The same layers in six domains. First row: " + ", ".join(list(domains)[:3]) + "; second row: "
+    + ", ".join(list(domains)[3:]) + ".",
+)  # fmt: skip
+
+# %% [markdown]
+# For example fog. Light from a surface of albedo $A$ at depth $d$ is dimmed, and a grey veil $V$ takes its place
+# (Koschmieder's law):
+#
+# $$ I = A' \, \tau + V (1 - \tau), \qquad \tau = e^{-d / \text{visibility}} , $$
+#
+# with $A'$ a muted $A$. If the image follows the law, its contrast must fall exponentially with depth.
+
+# %%
+grey = domains["fog"].mean(2)
+near = layers.depth < 80
+bins = pd.cut(layers.depth[near], np.arange(0, 81, 8)).rename_categories(lambda bin: bin.mid)
+contrast = pd.Series(grey[near]).groupby(bins, observed=True).std().dropna()
+frame = pd.DataFrame({"depth": contrast.index.astype(float), "contrast_fog": contrast.to_numpy()})
+plots.show(
+    plots.curve(frame, "depth", ["contrast_fog"], "depth (m)", "standard deviation of grey value (0 to 255)"),
+    "Contrast of the rendered fog image against depth: what is far melts into the veil.",
+)
+
+# %% [markdown]
+# ## The VAE: what fits into a latent
+#
+# Diffusion works on latents $z_0 = E(x)$, a quarter of the image's width and height with four channels. What the
+# decoder cannot bring back, no transfer can: $D(E(x))$ is the best image one can get.
+
+# %%
+mini = diffusion.load(model)
+x = torch.from_numpy(np.stack(images))
+z0 = diffusion.encode(mini, x)
+round_trip = diffusion.decode(mini, z0).numpy()
+pd.Series({"image": str(tuple(x.shape[1:])), "latent": str(tuple(z0.shape[1:]))}, name="shape").to_frame()
+
+# %% [markdown]
+# We measure the loss as peak signal-to-noise ratio, in decibels:
+#
+# $$ \text{PSNR} = 10 \log_{10} \frac{255^2}{\text{MSE}(x, D(E(x)))} . $$
+
+# %%
+mse = ((np.stack(images).astype(float) - round_trip) ** 2).mean((1, 2, 3))
+psnr = dict(zip(domains, 10 * np.log10(255**2 / mse), strict=True))
+plots.show(plots.domain_bars(psnr, "PSNR (dB)"), "Round trip of one scene through the VAE, domain by domain.")
+
+# %% [markdown]
+# A number hides where the loss is. Look at edges and at thin things.
+
+# %%
+channel = [(255 * (z - z.min()) / (z.max() - z.min())).byte().numpy() for z in z0[0]]
+difference = np.abs(images[0].astype(int) - round_trip[0]).clip(0, 63).astype(np.uint8) * 4
+plots.show(
+    plots.image_grid([[images[0], round_trip[0], difference], channel[:3]], ["x", "D(E(x))", "difference, 4 times"]),
+    "Above: image, round trip and their difference. Below: three of the four latent channels, a small picture each.",
+)
+
+# %% [markdown]
+# ## A schedule that ends in noise
+#
+# At time $t$ the network sees $z_t = \sqrt{\bar\alpha_t}\, z_0 + \sqrt{1 - \bar\alpha_t}\, \epsilon$. Stable Diffusion
+# stops with a rest of the image left at $t = 999$. In the rest hides the mean brightness, and a model trained so does
+# not learn to make it: night stays bright. The miniature's schedule is rescaled to *zero terminal SNR*.
+
+# %%
+paper = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+schedules = {"Stable Diffusion": paper.alphas_cumprod, "miniature": mini.scheduler.alphas_cumprod}
+frame = pd.DataFrame({name: ac.sqrt().numpy() for name, ac in schedules.items()}).rename_axis("t").reset_index()
+plots.show(
+    plots.curve(frame, "t", list(schedules), "time t", "signal $\\sqrt{\\bar\\alpha_t}$"),
+    "Share of the image that is left at time t. "
+    + "; ".join(f"{name} at t = 999: {ac[-1].sqrt():.3f}" for name, ac in schedules.items()) + ".",
+)  # fmt: skip
+
+# %% [markdown]
+# Where no signal is left, "predict the noise" is no task: the input *is* the noise. So the network predicts
+#
+# $$ v = \sqrt{\bar\alpha_t}\, \epsilon - \sqrt{1 - \bar\alpha_t}\, z_0
+# \qquad\Longrightarrow\qquad z_0 = \sqrt{\bar\alpha_t}\, z_t - \sqrt{1 - \bar\alpha_t}\, v , $$
+#
+# the noise where the image is clean, and the image where it is noise. Both equations at once:
+
+# %%
+ac = mini.scheduler.alphas_cumprod[700]
+eps = torch.randn(z0.shape, generator=torch.Generator().manual_seed(0))
+z_t = ac.sqrt() * z0 + (1 - ac).sqrt() * eps
+v = ac.sqrt() * eps - (1 - ac).sqrt() * z0
+assert torch.allclose(ac.sqrt() * z_t - (1 - ac).sqrt() * v, z0, atol=1e-5)
+assert torch.allclose(v, mini.scheduler.get_velocity(z0, eps, torch.tensor([700] * len(z0))), atol=1e-5)
+
+# %% [markdown]
+# ## The training that was run
+#
+# UNet, ControlNet and text encoder were trained together, with AdamW and an exponential moving average of the weights;
+# prompt and layout were dropped at random, so that guidance works. The log came with the weights.
+
+# %%
+folder = diffusion.MINI_FOLDER if model == "mini" else Path(model)
+log = pd.read_csv(folder / "training_log.csv")
+losses = [f"val_{name}" for name in pretrain.PRETRAIN_DOMAINS]
+plots.show(
+    plots.curve(log, "step", losses, "optimisation step", "validation loss of v (1)"),
+    f"Validation loss on held-out scenes, averaged weights; {log['seconds'].iloc[-1] / 60:.0f} minutes of training.",
+)
+
+# %% [markdown]
+# Losses of diffusion models say little about pictures. The sample sheet was drawn at the end of the training from
+# scenes that the model never saw.
+
+# %%
+sheet = np.asarray(Image.open(folder / "samples.png").convert("RGB"))
+plots.show(plots.image_grid([[sheet]], width=9), "Sample sheet of the training, held-out scenes.")
+
+# %% [markdown]
+# ## Retrain a toy
+#
+# `python -m zodi pretrain` trains the whole thing; it takes hours and can be stopped and resumed at any instant. Here
+# is the same code with a few scenes and steps.
+
+# %%
+config = pretrain.PretrainConfig(
+    scene_count=scene_count, held_out=16, vae_steps=steps, vae_batch_size=4, steps=steps, batch_size=8
+)
+TODO
+
+# %% [markdown]
+# ## Pitfalls
+#
+# - **Texture.** Noise in asphalt and facades eats the VAE's capacity and teaches the network nothing: keep it low.
+# - **Zero-initialised ControlNets.** They protect a pretrained UNet. When everything is new they only delay the layout.
+# - **Judging early.** Mean colours and brightness are learnt last; a sample sheet of the first minutes is always grey.
+# - **Guidance.** A small model wants little of it; the paper's value for Stable Diffusion burns its colours.
+
+# %% [markdown]
+# ## Try it
+#
+# **1. Predict:** which of the six domains has the lowest PSNR in the round trip, and why? Then look at the bars.
+#
+# <details><summary>Solution</summary>
+#
+# ```python
+# min(psnr, key=psnr.get)
+# ```
+# Errors are counted in absolute grey values, so a dark or a veiled image cannot be far off, while saturated colours
+# with hard outlines can.
+# </details>
+#
+# **2. Modify:** add rain to the night. Which layers would a shader need?
+#
+# <details><summary>Solution</summary>
+#
+# A shader is a function of layers and a random generator. This one darkens and mirrors in one go:
+# ```python
+# from zodi import weather
+# rng = np.random.default_rng(0)
+# wet_night = 0.5 * weather.night(layers, rng) + 0.3 * weather.rain(layers, rng)
+# plots.show(plots.image_grid([[(np.clip(wet_night, 0, 1) * 255).astype(np.uint8)]], width=4), "Rain at night.")
+# ```
+# </details>
+#
+# **3. Break:** give the decoder latents of another scale, `diffusion.decode(mini, 2 * z0)`. What is the scale good for?
+#
+# <details><summary>Solution</summary>
+#
+# ```python
+# plots.show(plots.image_grid([list(diffusion.decode(mini, 2 * z0).numpy()[:3])]), "Latents twice as large.")
+# ```
+# The scaling factor gives the latents unit variance, the variance that the noise has. With another scale the same
+# $\bar\alpha_t$ would mean another mixture of image and noise.
+# </details>
+
+# %% [markdown]
+# ## Recap
+#
+# Layers make scenes, shaders make truth, a VAE makes them small, and a diffusion model learns to draw them from a
+# sentence and a layout. Everything is seeded, so that you can make the same miniature again.
+
+# %%
+metrics = {"psnr": psnr, "training_log": log.iloc[-1].to_dict()}
+settings = {"model": model, "scene_seed": scene_seed, "scene_count": scene_count, "steps": steps}
+_ = runs.save_metrics(out, "miniature", settings, metrics, time.perf_counter() - start)
+
+# %% [markdown]
+# **Back to:** [00 Start here](00_start_here.ipynb).
+#
+# **References.** S. Lin et al., *Common Diffusion Noise Schedules and Sample Steps are Flawed*, WACV 2024 ·
+# T. Salimans, J. Ho, *Progressive Distillation for Fast Sampling of Diffusion Models* (v-prediction), ICLR 2022 ·
+# L. Zhang et al., *Adding Conditional Control to Text-to-Image Diffusion Models*, ICCV 2023 · H. Koschmieder, *Theorie
+# der horizontalen Sichtweite*, 1924.

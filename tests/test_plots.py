@@ -1,0 +1,85 @@
+"""Figures are checked for what they contain, not for their pixels. All numbers are made up."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from zodi import plots
+from zodi.labels import CITYSCAPES, IGNORE_INDEX
+
+LABEL = np.array([[0, 0, 10], [13, IGNORE_INDEX, 10]], np.uint8)
+IMAGE = np.zeros((2, 3, 3), np.uint8)
+
+
+@pytest.fixture(autouse=True)
+def theme():
+    """The course's theme, and no figure left open."""
+    plots.use_theme()
+    yield
+    plt.close("all")
+
+
+def test_show_displays_an_alternative_text_and_a_caption_and_saves_the_file(monkeypatch, tmp_path):
+    shown = []
+    monkeypatch.setattr(plots, "display", shown.append)
+    plots.show(plots.domain_bars({"clear": 50.0, "night": 20.0}), "Night is dark.", tmp_path / "figures" / "bars.png")
+    picture, caption = shown
+    assert picture.alt == "Night is dark." and "Night is dark." in caption.data
+    assert Image.open(tmp_path / "figures" / "bars.png").width > 100
+    assert not plt.get_fignums()
+
+
+def test_image_grid_leaves_missing_cells_empty_and_names_rows_and_columns():
+    figure = plots.image_grid([[IMAGE, LABEL], [IMAGE, None]], ["a", "b"], ["first", "second"])
+    assert [len(ax.images) for ax in figure.axes] == [1, 1, 1, 0]
+    assert [ax.get_title() for ax in figure.axes[:2]] == ["a", "b"]
+    assert figure.axes[2].get_ylabel() == "second"
+
+
+def test_prediction_grid_has_a_column_a_network_and_a_legend_of_the_classes_present():
+    prediction = np.full_like(LABEL, 11)
+    figure = plots.prediction_grid([IMAGE], [LABEL], {"source": [LABEL], "ZoDi": [prediction]}, CITYSCAPES)
+    assert [ax.get_title() for ax in figure.axes] == ["image", "truth", "source", "ZoDi"]
+    assert [text.get_text() for text in figure.legends[0].texts] == ["road", "sky", "person", "car"]
+
+
+def test_training_curves_draw_the_terms_that_were_logged():
+    history = pd.DataFrame({"step": [1, 2, 3], "loss": [3.0, 2, 1], "similarity": [np.nan] * 3})
+    figure = plots.training_curves(history, window=2)
+    (ax,) = figure.axes
+    assert ax.lines[1].get_ydata().tolist() == [3.0, 2.5, 1.5]
+    assert ax.get_xlabel() and ax.get_ylabel()
+
+
+def test_curve_colours_domains():
+    frame = pd.DataFrame({"step": [1, 2], "psnr_night": [20.0, 30], "psnr_fog": [10.0, 20]})
+    (ax,) = plots.curve(frame, "step", ["psnr_night", "psnr_fog"], "step", "PSNR (dB)").axes
+    assert [line.get_color() for line in ax.lines] == [plots.DOMAIN_COLORS["night"], plots.DOMAIN_COLORS["fog"]]
+    assert [text.get_text() for text in ax.get_legend().texts] == ["night", "fog"]
+
+
+def test_domain_bars_write_their_values():
+    (ax,) = plots.domain_bars({"clear": 50.04, "night": 20.0}).axes
+    assert [text.get_text() for text in ax.texts] == ["50.0", "20.0"]
+
+
+def test_class_bars_start_with_the_first_class_at_the_top():
+    values = pd.DataFrame({"gain": [1.0, -2.0]}, index=["road", "sky"])
+    (ax,) = plots.class_bars(values, "gain (points)").axes
+    assert [text.get_text() for text in ax.get_yticklabels()] == ["sky", "road"]
+
+
+def test_row_points_put_the_mean_of_every_row_in_its_line():
+    tested = pd.DataFrame(
+        {
+            "variant": ["source_only", "source_only", "zodi", "zodi", "zodi"],
+            "domain": ["night", "snow", "night", "night", "snow"],
+            "iou": [10.0, 20.0, 30.0, 32.0, 40.0],
+        }
+    )
+    figure = plots.row_points(tested)
+    assert [ax.get_title() for ax in figure.axes] == ["night", "snow"]
+    means = {tuple(map(float, point)) for point in figure.axes[0].collections[-1].get_offsets()}
+    assert means == {(10.0, 0.0), (31.0, 1.0)}

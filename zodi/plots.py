@@ -1,0 +1,216 @@
+"""Figures of the course: one theme, one colour a domain, the Cityscapes palette with a legend for labels.
+
+Every function returns a matplotlib figure; `show` puts it into a notebook with a caption and an alternative text.
+"""
+
+from collections.abc import Mapping, Sequence
+from io import BytesIO
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from IPython.display import Image, Markdown, display
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from zodi.domains import DOMAINS
+from zodi.labels import IGNORE_INDEX, LabelSet
+from zodi.runs import atomic_path
+from zodi.tables import label
+
+DOMAIN_COLORS = {domain.name: domain.color for domain in DOMAINS.values()}
+# Names of the columns that `zodi.adaptation.train` logs, as the loss of the paper has them.
+LOSS_TERMS = {
+    "loss": "loss $L$",
+    "ce_source": "CE, source",
+    "ce_synth": "CE, synthetic",
+    "similarity": "similarity $\\cos(g_s, g_t)$",
+}
+
+
+def use_theme() -> None:
+    """Set the course's seaborn theme: white background (readable in dark notebooks too), small fonts, no clutter."""
+    sns.set_theme(context="paper", style="whitegrid", palette="colorblind", font_scale=1.05)
+    plt.rcParams.update({"figure.dpi": 100, "savefig.dpi": 100, "axes.titlesize": "medium", "legend.frameon": False})
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as PNG, trimmed to its content."""
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", bbox_inches="tight", facecolor="white", pil_kwargs={"optimize": True})
+    return buffer.getvalue()
+
+
+def show(figure: Figure, caption: str, file: Path | str | None = None) -> None:
+    """Display a figure with its caption below, which is also its alternative text, and close it.
+
+    Args:
+        figure: the figure.
+        caption: one or two sentences: what is drawn and what to look at. Markdown is allowed.
+        file: where to save the PNG as well.
+    """
+    data = png(figure)
+    plt.close(figure)
+    if file is not None:
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(file) as temporary:
+            temporary.write_bytes(data)
+    display(Image(data, format="png", alt=caption))
+    display(Markdown(f"*Figure.* {caption}"))
+
+
+def label_legend(figure: Figure, labels: Sequence[np.ndarray], label_set: LabelSet) -> None:
+    """Legend of the label colours below a figure.
+
+    Args:
+        figure: the figure.
+        labels: label maps uint8 (H, W); only classes that occur in them are listed.
+        label_set: names and colours.
+    """
+    present = sorted({int(value) for array in labels for value in np.unique(array)} - {IGNORE_INDEX})
+    patches = [Patch(color=np.array(label_set.colors[i]) / 255, label=label_set.names[i]) for i in present]
+    figure.legend(handles=patches, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=min(8, len(patches)))
+
+
+def image_grid(
+    rows: Sequence[Sequence[np.ndarray | None]],
+    columns: Sequence[str] = (),
+    row_names: Sequence[str] = (),
+    width: float = 9.0,
+) -> Figure:
+    """A grid of images.
+
+    Args:
+        rows: images uint8 (H, W, 3), or (H, W) for grey; None leaves a cell empty.
+        columns: a title for every column.
+        row_names: a name for every row.
+        width: inches.
+    """
+    count = max(len(row) for row in rows)
+    first = next(image for row in rows for image in row if image is not None)
+    cell = width / count
+    size = (width, len(rows) * (cell * first.shape[0] / first.shape[1] + 0.05) + 0.25 * bool(columns))
+    figure, axes = plt.subplots(len(rows), count, figsize=size, squeeze=False, layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
+    for i, row in enumerate(rows):
+        for j, ax in enumerate(axes[i]):
+            ax.set(xticks=[], yticks=[], frame_on=False)
+            if j < len(row) and row[j] is not None:
+                ax.imshow(row[j], cmap="gray", interpolation="nearest")
+    for ax, title in zip(axes[0], columns, strict=False):
+        ax.set_title(title)
+    for ax, name in zip(axes[:, 0], row_names, strict=False):
+        ax.set_ylabel(name)
+    return figure
+
+
+def prediction_grid(
+    images: Sequence[np.ndarray],
+    truths: Sequence[np.ndarray],
+    predictions: Mapping[str, Sequence[np.ndarray]],
+    label_set: LabelSet,
+    row_names: Sequence[str] = (),
+) -> Figure:
+    """Image, truth and the predictions of one or more networks, one scene a row, with the legend of the labels.
+
+    Args:
+        images: uint8 (H, W, 3).
+        truths: uint8 (H, W) class indices; void is drawn black.
+        predictions: name of a network -> its predictions uint8 (H, W).
+        label_set: names and colours.
+        row_names: a name for every row.
+    """
+    names = list(predictions)
+    rows = [
+        [images[i], label_set.colorize(truths[i]), *(label_set.colorize(predictions[name][i]) for name in names)]
+        for i in range(len(images))
+    ]
+    figure = image_grid(rows, ["image", "truth", *names], row_names)
+    label_legend(figure, [*truths, *(array for name in names for array in predictions[name])], label_set)
+    return figure
+
+
+def training_curves(history: pd.DataFrame, window: int = 10) -> Figure:
+    """Loss terms over the optimisation steps, smoothed by a running mean, and the learning rate if it was logged.
+
+    Args:
+        history: a line for every step with the column `step` and those of `LOSS_TERMS` that apply.
+        window: steps of the running mean.
+    """
+    terms = [name for name in LOSS_TERMS if name in history and history[name].notna().any()]
+    figure, axes = plt.subplots(
+        1, len(terms), figsize=(2.6 * len(terms) + 0.4, 2.4), layout="constrained", squeeze=False
+    )
+    for ax, name in zip(axes[0], terms, strict=True):
+        ax.plot(history["step"], history[name], color="0.8", linewidth=0.7)
+        ax.plot(history["step"], history[name].rolling(window, min_periods=1).mean())
+        ax.set(xlabel="optimisation step", ylabel=LOSS_TERMS[name])
+    return figure
+
+
+def curve(frame: pd.DataFrame, x: str, ys: Sequence[str], xlabel: str, ylabel: str) -> Figure:
+    """One or more columns over another one; a column named after a domain gets the domain's colour."""
+    figure, ax = plt.subplots(figsize=(6, 2.8), layout="constrained")
+    for y in ys:
+        name = y.rsplit("_", 1)[-1]
+        ax.plot(frame[x], frame[y], marker=".", color=DOMAIN_COLORS.get(name, "0.2"), label=name)
+    ax.set(xlabel=xlabel, ylabel=ylabel)
+    if len(ys) > 1:
+        ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def domain_bars(miou: Mapping[str, float], ylabel: str = "mIoU (%)") -> Figure:
+    """One bar a domain, in the domain's colour, with its value.
+
+    Args:
+        miou: domain -> percent.
+        ylabel: what the values are.
+    """
+    figure, ax = plt.subplots(figsize=(0.9 * len(miou) + 1.2, 2.8), layout="constrained")
+    bars = ax.bar(list(miou), list(miou.values()), color=[DOMAIN_COLORS.get(name, "0.5") for name in miou])
+    ax.bar_label(bars, fmt="%.1f")
+    ax.set(xlabel="test domain", ylabel=ylabel)
+    ax.grid(False, axis="x")
+    return figure
+
+
+def class_bars(values: pd.DataFrame, xlabel: str) -> Figure:
+    """Horizontal bars, one group a class.
+
+    Args:
+        values: index class names; one column a row of the legend; nan where a class is absent.
+        xlabel: what the values are, with the unit.
+    """
+    figure, ax = plt.subplots(
+        figsize=(6, 0.28 * len(values) * max(1, len(values.columns) * 0.6) + 0.8), layout="constrained"
+    )
+    values.iloc[::-1].plot.barh(ax=ax, width=0.8, legend=len(values.columns) > 1)
+    ax.axvline(0, color="0.3", linewidth=0.8)
+    ax.set(xlabel=xlabel, ylabel="")
+    ax.grid(False, axis="y")
+    return figure
+
+
+def row_points(tested: pd.DataFrame, value: str = "iou", xlabel: str = "mIoU on the target (%)") -> Figure:
+    """Every run as a dot and the mean over seeds as a tick; one panel a domain, one line a variant.
+
+    Args:
+        tested: frame of `zodi.tables.on_target` or `paired`.
+        value: the column to draw, `iou` or `gain`.
+        xlabel: what it is, with the unit.
+    """
+    tested = tested.assign(row=tested["variant"].map(label))
+    domains, order = list(dict.fromkeys(tested["domain"])), list(dict.fromkeys(tested["row"]))
+    size = (2.6 + 2.3 * len(domains), 0.3 * len(order) + 0.9)
+    figure, axes = plt.subplots(1, len(domains), figsize=size, sharey=True, squeeze=False, layout="constrained")
+    for ax, domain in zip(axes[0], domains, strict=True):
+        part = tested[tested["domain"] == domain]
+        color = DOMAIN_COLORS.get(domain, "0.5")
+        sns.stripplot(part, x=value, y="row", order=order, ax=ax, color=color, size=5, alpha=0.7, jitter=False)
+        means = part.groupby("row")[value].mean()
+        ax.scatter(means, [order.index(row) for row in means.index], marker="|", s=200, color="0.1", zorder=3)
+        ax.set(title=domain, xlabel=xlabel, ylabel="")
+    return figure

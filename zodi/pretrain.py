@@ -1,0 +1,577 @@
+"""Training of the miniature from nothing: scenes -> VAE -> latents -> UNet + ControlNet + text encoder -> checkpoint.
+
+Every stage leaves a file behind and goes on where it stopped; batch number `step` depends only on `(seed, step)`,
+so an interrupted training sees the same batches as one that ran through. The parts are stock diffusers classes and
+the result is a diffusers folder, so that `zodi.diffusion.load` reads it like Stable Diffusion.
+"""
+
+import argparse
+import dataclasses
+import math
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from diffusers import AutoencoderTiny, ControlNetModel, DDIMScheduler, UNet2DConditionModel
+from diffusers.training_utils import EMAModel
+from safetensors.torch import load_file, save_file
+from tokenizers import pre_tokenizers
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm.auto import tqdm
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from zodi import scenes
+from zodi.diffusion import MINI_FOLDER, DiffusionModel, TransferDefaults, save
+from zodi.domains import DOMAINS, NEGATIVE_PROMPT, PROMPT_SUFFIX, SOURCE
+from zodi.evaluation import miou
+from zodi.labels import CITYSCAPES, IGNORE_INDEX
+from zodi.runs import atomic_path, print_settings, read_json, to_plain, write_json
+from zodi.segmentation import DEFAULT_NETWORK, MINI_ENCODER_FILE, build_network, normalise
+from zodi.weather import SHADERS
+
+PRETRAIN_DOMAINS = tuple(SHADERS)
+FACTOR = 4
+MAX_TOKENS = 24
+SAVE_EVERY = 200
+# A longer training may go on from a shorter one; any other setting would make it another training.
+MAY_CHANGE = ("vae_steps", "steps", "encoder_steps")
+# Chosen on pretraining scenes; the paper's 9 is for Stable Diffusion and burns the miniature's colours.
+DEFAULTS = TransferDefaults(guidance_scale=2.0, num_inference_steps=20, short_side=96, multiple=16)
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Settings of one pretraining.
+
+    Attributes:
+        scene_count: scenes of `scenes.PRETRAIN_SEEDS`, each rendered in six domains.
+        height, width: pixels, multiples of 16.
+        held_out: the last scenes, kept for the validation loss and the sample sheet.
+        vae_steps, vae_batch_size, vae_crop: VAE training; crop in pixels.
+        vae_learning_rate, learning_rate: peak values of AdamW.
+        steps: optimisation steps of UNet, ControlNet and text encoder together.
+        batch_size: latents a step while crops are used; full frames use a quarter of it.
+        full_frame_share: share of the steps, at the end, that see whole frames, 0 .. 1.
+        prompt_dropout, layout_dropout: share of samples that see the negative prompt, or no layout, 0 .. 1.
+        encoder_steps, encoder_batch_size, encoder_learning_rate: training of the segmentation encoder.
+        ema_decay: decay of the exponential moving average of the weights.
+        bf16: bfloat16 autocast.
+        seed: rules weights, batches and noise.
+    """
+
+    scene_count: int = 3000
+    height: int = 96
+    width: int = 192
+    held_out: int = 60
+    vae_steps: int = 3000
+    vae_batch_size: int = 16
+    vae_crop: int = 64
+    vae_learning_rate: float = 2e-3
+    steps: int = 12000
+    batch_size: int = 32
+    full_frame_share: float = 0.35
+    learning_rate: float = 6e-4
+    prompt_dropout: float = 0.1
+    layout_dropout: float = 0.05
+    encoder_steps: int = 2500
+    encoder_batch_size: int = 8
+    encoder_learning_rate: float = 1e-3
+    ema_decay: float = 0.999
+    bf16: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.held_out < self.scene_count:
+            raise ValueError(f"held_out={self.held_out}: expected between 1 and scene_count - 1 = {self.scene_count - 1}")
+        if self.scene_count > len(scenes.PRETRAIN_SEEDS):
+            raise ValueError(f"scene_count={self.scene_count}: expected at most {len(scenes.PRETRAIN_SEEDS)}")
+        if self.height % 16 or self.width % 16:
+            raise ValueError(f"size {self.height}x{self.width}: expected multiples of 16")
+        if self.batch_size % 4:
+            raise ValueError(f"batch_size={self.batch_size}: expected a multiple of 4")
+
+
+# ---------------------------------------------------------------- data
+
+
+def _render_all_domains(arguments: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
+    seed, height, width = arguments
+    layers = scenes.build(seed, height, width)
+    images = np.stack([scenes.shade(layers, domain, seed) for domain in PRETRAIN_DOMAINS])
+    return images, layers.label
+
+
+def render_cache(config: PretrainConfig, out: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Render the pretraining scenes once.
+
+    Returns:
+        images: uint8 (N, 6, H, W, 3), memory-mapped, in the order of `PRETRAIN_DOMAINS`.
+        labels: uint8 (N, H, W), train ids.
+    """
+    count, height, width = config.scene_count, config.height, config.width
+    images_file, labels_file = out / "images.npy", out / "labels.npy"
+    if not labels_file.exists():
+        with atomic_path(images_file) as temporary:
+            shape = (count, len(PRETRAIN_DOMAINS), height, width, 3)
+            images = np.lib.format.open_memmap(temporary, "w+", np.uint8, shape)
+            labels = np.empty((count, height, width), np.uint8)
+            jobs = [(seed, height, width) for seed in scenes.PRETRAIN_SEEDS[:count]]
+            with ProcessPoolExecutor(os.cpu_count()) as pool:
+                results = pool.map(_render_all_domains, jobs, chunksize=16)
+                for index, (image, label) in enumerate(tqdm(results, "render", count, unit="scene")):
+                    images[index], labels[index] = image, label
+            images.flush()
+        with atomic_path(labels_file) as temporary, temporary.open("wb") as file:
+            np.save(file, labels)
+    return np.load(images_file, mmap_mode="r"), np.load(labels_file)
+
+
+def _to_float(images: np.ndarray) -> Tensor:
+    """uint8 (B, H, W, 3) -> float32 (B, 3, H, W) in -1 .. 1."""
+    return torch.from_numpy(images).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+
+
+def _layout(labels: np.ndarray) -> Tensor:
+    """Train ids uint8 (B, H, W) -> layout images float32 (B, 3, H, W) in 0 .. 1."""
+    return torch.from_numpy(CITYSCAPES.colorize(labels)).permute(0, 3, 1, 2).float().div_(255)
+
+
+# ---------------------------------------------------------------- a training loop that can be stopped at any instant
+
+
+def _autocast(config: PretrainConfig) -> AbstractContextManager:
+    return torch.autocast("cpu", torch.bfloat16, enabled=config.bf16)
+
+
+def _train(
+    name: str,
+    config: PretrainConfig,
+    modules: nn.ModuleDict,
+    loss_of: Callable[[int, np.random.Generator, torch.Generator], dict[str, Tensor]],
+    validate: Callable[[], dict[str, float]],
+    steps: int,
+    learning_rate: float,
+    out: Path,
+    validate_every: int,
+) -> None:
+    """Optimise `modules` for `steps` steps with AdamW, warm-up, cosine decay and EMA; leaves the averaged weights in them.
+
+    The state goes to `out/NAME_state.pt` every `SAVE_EVERY` steps, the log to `out/NAME_log.csv`.
+    """
+    state_file, log_file = out / f"{name}_state.pt", out / f"{name}_log.csv"
+    parameters = [p for p in modules.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
+    ema = EMAModel(parameters, decay=config.ema_decay, foreach=True)
+    log: list[dict[str, float]] = []
+    start = 0
+    if state_file.exists():
+        state = torch.load(state_file, weights_only=True)
+        modules.load_state_dict(state["modules"])
+        optimizer.load_state_dict(state["optimizer"])
+        ema.load_state_dict(state["ema"])
+        start, log = state["step"], state["log"]
+
+    modules.train()
+    running: list[dict[str, float]] = []
+    seconds = log[-1]["seconds"] if log else 0.0
+    bar = tqdm(range(start, steps), name, steps, initial=start, unit="step")
+    for step in bar:
+        lr = learning_rate * min(1, (step + 1) / 200) * (0.02 + 0.49 * (1 + math.cos(math.pi * step / steps)))
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        losses = loss_of(
+            step, np.random.default_rng([config.seed, step]), torch.Generator().manual_seed(config.seed * 10**9 + step)
+        )
+        optimizer.zero_grad(set_to_none=True)
+        losses["loss"].backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        ema.step(parameters)
+        running.append({key: value.item() for key, value in losses.items()})
+        done = step + 1
+        if done % validate_every == 0 or done == steps:
+            ema.store(parameters)
+            ema.copy_to(parameters)
+            modules.eval()
+            measured = validate()
+            modules.train()
+            ema.restore(parameters)
+            elapsed = bar.format_dict["elapsed"]
+            means = pd.DataFrame(running).mean().to_dict()
+            log.append({"step": done, "seconds": round(seconds + elapsed, 1), **means, **measured})
+            running.clear()
+            bar.set_postfix({key: f"{value:.4f}" for key, value in measured.items() if key.endswith("mean")})
+            with atomic_path(log_file) as temporary:
+                pd.DataFrame(log).to_csv(temporary, index=False, float_format="%.5g")
+        if done % SAVE_EVERY == 0 or done == steps:
+            state = {"modules": modules.state_dict(), "optimizer": optimizer.state_dict(), "ema": ema.state_dict()}
+            with atomic_path(state_file) as temporary:
+                torch.save(state | {"step": done, "log": log}, temporary)
+    ema.copy_to(parameters)
+    modules.eval()
+
+
+def _restore_averaged(name: str, modules: nn.ModuleDict, out: Path) -> None:
+    """Put the averaged weights of a training, finished or not, into `modules`."""
+    state_file = out / f"{name}_state.pt"
+    if not state_file.exists():
+        raise FileNotFoundError(f"{state_file}: no such file; train the stage {name!r} first (python -m zodi pretrain)")
+    state = torch.load(state_file, weights_only=True)
+    modules.load_state_dict(state["modules"])
+    parameters = [p for p in modules.parameters() if p.requires_grad]
+    ema = EMAModel(parameters)
+    ema.load_state_dict(state["ema"])
+    ema.copy_to(parameters)
+    modules.eval()
+
+
+# ---------------------------------------------------------------- VAE
+
+
+def build_vae() -> AutoencoderTiny:
+    """`AutoencoderTiny` with 4 latent channels at a quarter of the size."""
+    return AutoencoderTiny(
+        encoder_block_out_channels=(32, 32, 32),
+        decoder_block_out_channels=(32, 32, 32),
+        num_encoder_blocks=(1, 2, 3),
+        num_decoder_blocks=(3, 2, 1),
+        latent_channels=4,
+    )
+
+
+def _dark_adapted(x: Tensor) -> Tensor:
+    """Brightness as the eye has it, so that dark images count too: -1 .. 1 -> about 0.1 .. 1."""
+    return (x.clamp(-1, 1) / 2 + 0.52).sqrt()
+
+
+def train_vae(config: PretrainConfig, images: np.ndarray, out: Path) -> AutoencoderTiny:
+    """Train the VAE on random crops of all domains; sets `scaling_factor` so that latents have unit variance."""
+    torch.manual_seed(config.seed)
+    vae = build_vae().to(memory_format=torch.channels_last)
+    train_count = config.scene_count - config.held_out
+    held_out = _to_float(np.ascontiguousarray(images[train_count : train_count + 8].reshape(-1, *images.shape[2:])))
+
+    def reconstruction_loss(x: Tensor, y: Tensor) -> Tensor:
+        return F.l1_loss(y, x) + F.mse_loss(y, x) + F.l1_loss(_dark_adapted(y), _dark_adapted(x))
+
+    def loss_of(step: int, rng: np.random.Generator, generator: torch.Generator) -> dict[str, Tensor]:
+        crop = config.vae_crop
+        batch = []
+        for _ in range(config.vae_batch_size):
+            scene, domain = rng.integers(train_count), rng.integers(len(PRETRAIN_DOMAINS))
+            top, left = rng.integers(config.height - crop + 1), rng.integers(config.width - crop + 1)
+            batch.append(images[scene, domain, top : top + crop, left : left + crop])
+        x = _to_float(np.stack(batch)).contiguous(memory_format=torch.channels_last)
+        with _autocast(config):
+            z = vae.encode(x).latents
+            noise = torch.randn(z.shape, generator=generator)
+            y = vae.decode(z + 0.03 * noise).sample
+        reconstruction, pull = reconstruction_loss(x, y.float()), z.float().square().mean()
+        return {"loss": reconstruction + 1e-3 * pull, "reconstruction": reconstruction.detach(), "z2": pull.detach()}
+
+    @torch.inference_mode()
+    def validate() -> dict[str, float]:
+        y = torch.cat([vae.decode(vae.encode(part).latents).sample for part in held_out.split(12)])
+        mse = (y - held_out).div(2).square().mean((1, 2, 3)).view(-1, len(PRETRAIN_DOMAINS))
+        psnr = -10 * mse.log10().mean(0)
+        scores = {f"psnr_{name}": value.item() for name, value in zip(PRETRAIN_DOMAINS, psnr, strict=True)}
+        return scores | {"psnr_mean": psnr.mean().item()}
+
+    modules = nn.ModuleDict({"vae": vae})
+    _train("vae", config, modules, loss_of, validate, config.vae_steps, config.vae_learning_rate, out, 500)
+    with torch.inference_mode():
+        std = torch.cat([vae.encode(part).latents for part in held_out.split(12)]).std().item()
+    vae.register_to_config(scaling_factor=1 / std)
+    return vae.requires_grad_(False)
+
+
+@torch.inference_mode()
+def cache_latents(vae: AutoencoderTiny, images: np.ndarray, out: Path) -> Tensor:
+    """Scaled latents of all images, bfloat16 (N, 6, 4, H/4, W/4), computed once."""
+    file = out / "latents.safetensors"
+    if not file.exists():
+        latents = []
+        for part in tqdm(images, "latents", unit="scene"):
+            x = _to_float(np.ascontiguousarray(part)).contiguous(memory_format=torch.channels_last)
+            latents.append((vae.encode(x).latents * vae.config.scaling_factor).bfloat16().contiguous())
+        with atomic_path(file) as temporary:
+            save_file({"latents": torch.stack(latents)}, temporary)
+    return load_file(file)["latents"]
+
+
+# ---------------------------------------------------------------- UNet, ControlNet, text encoder
+
+
+def build_tokenizer() -> CLIPTokenizer:
+    """A CLIP tokenizer that knows the words of our prompts and spells all others byte by byte."""
+    texts = [NEGATIVE_PROMPT, PROMPT_SUFFIX] + [domain.prompt for domain in DOMAINS.values()]
+    words = sorted({word for text in texts for word in text.replace(",", " ").split()})
+    symbols = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens = symbols + [symbol + "</w>" for symbol in symbols]
+    merges: list[tuple[str, str]] = []
+    for word in words:
+        pieces = [*word[:-1], word[-1] + "</w>"]
+        left = pieces[0]
+        for right in pieces[1:]:
+            if (left, right) not in merges:
+                merges.append((left, right))
+                tokens.append(left + right)
+            left += right
+    tokens += ["<|startoftext|>", "<|endoftext|>"]
+    vocab = {token: index for index, token in enumerate(tokens)}
+    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=MAX_TOKENS)
+
+
+def build_diffusion(seed: int, tokenizer: CLIPTokenizer) -> nn.ModuleDict:
+    """UNet, ControlNet and text encoder with random weights."""
+    torch.manual_seed(seed)
+    unet = UNet2DConditionModel(
+        sample_size=(24, 48),
+        in_channels=4,
+        out_channels=4,
+        down_block_types=("DownBlock2D", "DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
+        block_out_channels=(48, 96, 160),
+        layers_per_block=1,
+        cross_attention_dim=64,
+        attention_head_dim=4,
+        norm_num_groups=16,
+    )
+    controlnet = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(16, 32, 64))
+    # Zero-initialised outputs protect a pretrained UNet; here all is new, and zeros only delay the layout.
+    outputs = [*controlnet.controlnet_down_blocks, controlnet.controlnet_mid_block]
+    for convolution in [*outputs, controlnet.controlnet_cond_embedding.conv_out]:
+        nn.init.xavier_uniform_(convolution.weight, gain=0.5)
+    text_encoder = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=64,
+            intermediate_size=256,
+            projection_dim=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=MAX_TOKENS,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+    modules = nn.ModuleDict({"unet": unet, "controlnet": controlnet, "text_encoder": text_encoder})
+    return modules.to(memory_format=torch.channels_last)
+
+
+def build_scheduler() -> DDIMScheduler:
+    """Stable Diffusion's schedule with v-prediction and zero terminal SNR, so that night can get dark."""
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        timestep_spacing="leading",
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+    )
+
+
+def _prompt(domain: str, rng: np.random.Generator, dropout: float) -> str:
+    draw = rng.random()
+    if draw < dropout:
+        return NEGATIVE_PROMPT if draw < 0.8 * dropout else ""
+    return DOMAINS[domain].prompt + (PROMPT_SUFFIX if rng.random() < 0.8 else "")
+
+
+def train_diffusion(
+    config: PretrainConfig, latents: Tensor, labels: np.ndarray, out: Path
+) -> tuple[nn.ModuleDict, CLIPTokenizer, DDIMScheduler]:
+    """Train UNet, ControlNet and text encoder together by v-prediction; crops first, full frames at the end."""
+    tokenizer, scheduler = build_tokenizer(), build_scheduler()
+    modules = build_diffusion(config.seed, tokenizer)
+    unet, controlnet, text_encoder = modules["unet"], modules["controlnet"], modules["text_encoder"]
+    train_count = config.scene_count - config.held_out
+    rows, columns = latents.shape[-2:]
+    crop_steps = round(config.steps * (1 - config.full_frame_share))
+
+    def v_loss(z: Tensor, layout: Tensor, prompts: list[str], t: Tensor, noise: Tensor) -> Tensor:
+        """Mean squared error of v = sqrt(ac) eps - sqrt(1 - ac) z0, one value a sample."""
+        noisy, target = scheduler.add_noise(z, noise, t), scheduler.get_velocity(z, noise, t)
+        ids = tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+        with _autocast(config):
+            embeds = text_encoder(ids).last_hidden_state
+            down, mid = controlnet(noisy, t, embeds, controlnet_cond=layout, return_dict=False)
+            v = unet(noisy, t, embeds, down_block_additional_residuals=down, mid_block_additional_residual=mid).sample
+        return (v.float() - target).square().mean((1, 2, 3))
+
+    def loss_of(step: int, rng: np.random.Generator, generator: torch.Generator) -> dict[str, Tensor]:
+        cropped = step < crop_steps
+        count = config.batch_size if cropped else config.batch_size // 4
+        h, w = (rows // 2, columns // 2) if cropped else (rows, columns)
+        z, layouts, prompts = [], [], []
+        for _ in range(count):
+            scene, domain = rng.integers(train_count), rng.integers(len(PRETRAIN_DOMAINS))
+            top, left = rng.integers(rows - h + 1), rng.integers(columns - w + 1)
+            z.append(latents[scene, domain, :, top : top + h, left : left + w])
+            label = labels[scene, FACTOR * top : FACTOR * (top + h), FACTOR * left : FACTOR * (left + w)]
+            layouts.append(_layout(label[None])[0] * (rng.random() >= config.layout_dropout))
+            prompts.append(_prompt(PRETRAIN_DOMAINS[domain], rng, config.prompt_dropout))
+        # One timestep from each of `count` equal parts: less noise in the loss than independent draws.
+        t = torch.from_numpy(((np.arange(count) + rng.random(count)) / count * 1000).astype(np.int64))
+        z0 = torch.stack(z).float().contiguous(memory_format=torch.channels_last)
+        noise = torch.randn(z0.shape, generator=generator)
+        layout = torch.stack(layouts).contiguous(memory_format=torch.channels_last)
+        return {"loss": v_loss(z0, layout, prompts, t, noise).mean()}
+
+    @torch.inference_mode()
+    def validate() -> dict[str, float]:
+        generator = torch.Generator().manual_seed(config.seed)
+        held_out = slice(train_count, train_count + 16)
+        layout = _layout(labels[held_out])
+        t = torch.linspace(30, 970, len(layout)).long()
+        scores = {}
+        for index, domain in enumerate(PRETRAIN_DOMAINS):
+            z = latents[held_out, index].float()
+            noise = torch.randn(z.shape, generator=generator)
+            prompts = [DOMAINS[domain].prompt + PROMPT_SUFFIX] * len(z)
+            scores[f"val_{domain}"] = v_loss(z, layout, prompts, t, noise).mean().item()
+        return scores | {"val_mean": float(np.mean(list(scores.values())))}
+
+    _train("diffusion", config, modules, loss_of, validate, config.steps, config.learning_rate, out, 250)
+    return modules, tokenizer, scheduler
+
+
+# ---------------------------------------------------------------- segmentation encoder
+
+
+def train_encoder(config: PretrainConfig, images: np.ndarray, labels: np.ndarray, out: Path) -> nn.Module:
+    """Train a segmenter on the pretraining scenes in clear weather; its encoder stands in for ImageNet weights.
+
+    The paper starts from ImageNet; every row of the miniature's tables starts from these weights instead, which have
+    seen clear weather only.
+    """
+    torch.manual_seed(config.seed)
+    network = build_network(DEFAULT_NETWORK, CITYSCAPES.num_classes, encoder_weights=None)
+    network.to(memory_format=torch.channels_last)
+    train_count = config.scene_count - config.held_out
+    clear = PRETRAIN_DOMAINS.index(SOURCE)
+    h, w = config.height * 2 // 3 // 32 * 32, config.width * 2 // 3 // 32 * 32
+
+    def loss_of(step: int, rng: np.random.Generator, generator: torch.Generator) -> dict[str, Tensor]:
+        x, y = [], []
+        for _ in range(config.encoder_batch_size):
+            scene, flip = rng.integers(train_count), -1 if rng.random() < 0.5 else 1
+            top, left = rng.integers(config.height - h + 1), rng.integers(config.width - w + 1)
+            x.append(images[scene, clear, top : top + h, left : left + w][:, ::flip])
+            y.append(labels[scene, top : top + h, left : left + w][:, ::flip])
+        pixels = normalise(torch.from_numpy(np.stack(x))).contiguous(memory_format=torch.channels_last)
+        with _autocast(config):
+            logits, _ = network(pixels)
+        return {"loss": F.cross_entropy(logits.float(), torch.from_numpy(np.stack(y)).long(), ignore_index=IGNORE_INDEX)}
+
+    @torch.inference_mode()
+    def validate() -> dict[str, float]:
+        total = np.zeros((CITYSCAPES.num_classes, CITYSCAPES.num_classes), np.int64)
+        for scene in range(train_count, config.scene_count):
+            logits, _ = network(normalise(torch.from_numpy(images[scene, clear][None])))
+            pairs = labels[scene].astype(np.int64) * CITYSCAPES.num_classes + logits.argmax(1)[0].numpy()
+            total += np.bincount(pairs.ravel(), minlength=total.size).reshape(total.shape)
+        return {"miou_mean": 100 * miou(total)}
+
+    modules = nn.ModuleDict({"network": network})
+    _train("encoder", config, modules, loss_of, validate, config.encoder_steps, config.encoder_learning_rate, out, 250)
+    return network
+
+
+def export_encoder(network: nn.Module, file: Path) -> None:
+    """Write the encoder's weights as float16 safetensors."""
+    weights = {name: value.half().contiguous() for name, value in network.encoder.state_dict().items()}
+    with atomic_path(file) as temporary:
+        save_file(weights, temporary)
+
+
+# ---------------------------------------------------------------- checkpoint
+
+
+def assemble(config: PretrainConfig, out: Path) -> DiffusionModel:
+    """The model with the averaged weights of the trainings in `out`, finished or not."""
+    vae, tokenizer = build_vae(), build_tokenizer()
+    _restore_averaged("vae", nn.ModuleDict({"vae": vae}), out)
+    vae.register_to_config(scaling_factor=read_json(out / "scaling_factor.json"))
+    modules = build_diffusion(config.seed, tokenizer)
+    _restore_averaged("diffusion", modules, out)
+    parts = {name: modules[name] for name in ("unet", "controlnet", "text_encoder")}
+    return DiffusionModel("mini", vae, **parts, tokenizer=tokenizer, scheduler=build_scheduler(), defaults=DEFAULTS)
+
+
+def export(config: PretrainConfig, out: Path, folder: Path) -> None:
+    """Write the checkpoint in float16 with its settings and training logs."""
+    with atomic_path(folder) as temporary:
+        save(assemble(config, out), temporary, torch.float16)
+        write_json(temporary / "pretrain_settings.json", config)
+        for name in ("vae", "diffusion", "encoder"):
+            if (out / f"{name}_log.csv").exists():
+                shutil.copyfile(out / f"{name}_log.csv", temporary / f"{name}_log.csv")
+
+
+def check_settings(config: PretrainConfig, out: Path) -> None:
+    """Remember the settings in `out`; refuse to go on with others.
+
+    Raises:
+        ValueError: if `out` holds a training with other settings; names them.
+    """
+    file = out / "pretrain_settings.json"
+    if file.exists():
+        new, old = to_plain(config), read_json(file)
+        differing = [f"{key}: {old.get(key)} -> {new[key]}" for key in new if new[key] != old.get(key)]
+        refused = [text for text in differing if not text.startswith(MAY_CHANGE)]
+        if refused:
+            raise ValueError(f"{out} holds a training with other settings ({'; '.join(refused)}); choose another --out")
+    write_json(file, config)
+
+
+def pretrain(config: PretrainConfig, out: Path, weights: Path) -> None:
+    """All stages: scenes, segmentation encoder, VAE, latents, diffusion, checkpoint in `weights`/mini."""
+    out.mkdir(parents=True, exist_ok=True)
+    check_settings(config, out)
+    images, labels = render_cache(config, out)
+    export_encoder(train_encoder(config, images, labels, out), weights / MINI_ENCODER_FILE.name)
+    vae = train_vae(config, images, out)
+    write_json(out / "scaling_factor.json", vae.config.scaling_factor)
+    latents = cache_latents(vae, images, out)
+    train_diffusion(config, latents, labels, out)
+    export(config, out, weights / MINI_FOLDER.name)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Command-line options: one a setting, and where to work."""
+    parser.add_argument("--out", type=Path, default=Path("results/pretrain"), help="training states, logs and caches")
+    parser.add_argument("--weights", type=Path, default=MINI_FOLDER.parent, help="where the checkpoint goes")
+    parser.add_argument("--export-only", action="store_true", help="write the checkpoint of a training that is not over")
+    for field in dataclasses.fields(PretrainConfig):
+        name = "--" + field.name.replace("_", "-")
+        if field.type is bool:
+            parser.add_argument(name, action=argparse.BooleanOptionalAction, default=field.default)
+        else:
+            parser.add_argument(name, type=field.type, default=field.default, help=f"(default: {field.default})")
+
+
+def main(arguments: argparse.Namespace | Sequence[str] | None = None) -> None:
+    """Entry point of `python -m zodi pretrain`."""
+    if not isinstance(arguments, argparse.Namespace):
+        parser = argparse.ArgumentParser(description=__doc__)
+        add_arguments(parser)
+        arguments = parser.parse_args(arguments)
+    config = PretrainConfig(**{field.name: getattr(arguments, field.name) for field in dataclasses.fields(PretrainConfig)})
+    print_settings(config)
+    if arguments.export_only:
+        export(config, arguments.out, arguments.weights / MINI_FOLDER.name)
+    else:
+        pretrain(config, arguments.out, arguments.weights)
