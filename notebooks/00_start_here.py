@@ -90,9 +90,7 @@ truth = {name: scenes.render(scene_seed, name).image for name in TARGETS}
 mini = diffusion.load(model)
 transferred = {}
 for name in TARGETS:
-    config = transfer.TransferConfig(
-        prompt=DOMAINS[name].prompt, strength=DOMAINS[name].strength, num_inference_steps=num_inference_steps
-    )
+    config = transfer.domain_config(name, defaults=mini.defaults, num_inference_steps=num_inference_steps)
     (transferred[name],) = transfer.transfer_images(mini, [source.image], [layout], [str(scene_seed)], config)
 
 # %% [markdown]
@@ -104,8 +102,11 @@ figure = plots.image_grid(
     ["source (clear)", "layout", f"transferred to {domain}", f"truth ({domain})"],
 )
 plots.label_legend(figure, [source.label], CITYSCAPES)
-plots.show(figure, f"One scene: its clear image and layout go in, the third image comes out of “{DOMAINS[domain].prompt}”. "
-           "The renderer's true image on the right is only there to compare with.")  # fmt: skip
+plots.show(
+    figure,
+    f"One scene: its clear image and layout go in, the third image comes out of “{DOMAINS[domain].prompt}”. "
+    "The renderer's true image on the right is only there to compare with.",
+)
 
 # %% [markdown]
 # The same scene in the five target domains of the paper, above what the model made and below what the renderer knows.
@@ -125,7 +126,8 @@ plots.show(
 
 # %% tags=["machine"]
 environment = runs.environment()
-pd.Series(environment, name="this machine").to_frame()
+packages = environment.pop("packages")
+pd.Series(environment | packages, name="this machine").to_frame()
 
 # %% [markdown]
 # **The weights.** A latent diffusion model is a set of networks that we can load and save one by one. Stable Diffusion
@@ -149,11 +151,17 @@ pd.Series({"train": len(datasets.open_split(root, "train"))} | counts, name="ima
 #
 # | notebook | question | in the paper |
 # |---|---|---|
-# | [01 The domain gap](01_domain_gap.ipynb) | How much does a network lose when the weather changes, and how do we measure it? | Section 1, Section 4 |
-# | [02 Image transfer](02_image_transfer.ipynb) | How does a diffusion model redraw an image and keep its labels true? | Section 3, image transfer |
-# | [03 Adaptation](03_adaptation.ipynb) | How does a network learn from both images of a pair? | Section 3, model adaptation |
-# | [04 Tables](04_tables.ipynb) | Does it help, by how much, and can we be sure? | Section 4 |
-# | [A1 How the miniature was made](A1_how_the_miniature_was_made.ipynb) | Where do the scenes and the small diffusion model come from? | not in the paper |
+# | [01 The domain gap] | How much does a network lose when the weather changes? | Sections 1 and 4 |
+# | [02 Image transfer] | How does a diffusion model redraw an image and keep its labels true? | Section 3, transfer |
+# | [03 Adaptation] | How does a network learn from both images of a pair? | Section 3, adaptation |
+# | [04 Tables] | Does it help, by how much, and can we be sure? | Section 4 |
+# | [A1 How the miniature was made] | Where do the scenes and the small model come from? | not in the paper |
+#
+# [01 The domain gap]: 01_domain_gap.ipynb
+# [02 Image transfer]: 02_image_transfer.ipynb
+# [03 Adaptation]: 03_adaptation.ipynb
+# [04 Tables]: 04_tables.ipynb
+# [A1 How the miniature was made]: A1_how_the_miniature_was_made.ipynb
 #
 # Read 01 to 04 in this order; A1 whenever you wonder about the miniature. `make reproduce` runs them all and ends with
 # the table; with Stable Diffusion and real photographs the same notebooks need other parameters, not other code.
@@ -163,8 +171,8 @@ pd.Series({"train": len(datasets.open_split(root, "train"))} | counts, name="ima
 #
 # - The miniature is not Stable Diffusion. It has seen six kinds of weather and nothing else; do not judge the method's
 #   image quality by it. What carries over is every step of the method and every way to get it wrong.
-# - A transferred image that looks good to you may still have lost a pedestrian. From notebook 02 on we compare pixels
-#   with labels instead of trusting our eyes.
+# - A transferred image that looks good to you may still have lost a pedestrian. Whether the images are good is decided
+#   by a network that has to learn from them, in 03, not by our eyes.
 
 # %% [markdown]
 # ## Try it
@@ -184,7 +192,7 @@ pd.Series({"train": len(datasets.open_split(root, "train"))} | counts, name="ima
 # <details><summary>Solution</summary>
 #
 # ```python
-# config = transfer.TransferConfig(prompt=DOMAINS["snow"].prompt, strength=0.90)
+# config = transfer.domain_config("snow", defaults=mini.defaults, strength=DOMAINS["night"].strength)
 # (image,) = transfer.transfer_images(mini, [source.image], [layout], ["0"], config)
 # plots.show(plots.image_grid([[image]], width=4), "Snow at strength 0.90.")
 # ```
@@ -202,7 +210,7 @@ pd.Series({"train": len(datasets.open_split(root, "train"))} | counts, name="ima
 distance = {name: float(np.abs(transferred[name].astype(int) - truth[name]).mean()) for name in TARGETS}
 metrics = {"scene_seed": scene_seed, "mean_absolute_difference_to_truth": distance}
 settings = {"data": data, "model": model, "domain": domain, "num_inference_steps": num_inference_steps}
-_ = runs.save_metrics(out, "00_start_here", settings, metrics, time.perf_counter() - start)
+_ = runs.save_metrics(out, "start", settings, metrics, time.perf_counter() - start)
 
 # %% [markdown]
 # **Next:** [01 The domain gap](01_domain_gap.ipynb): we train a network on clear scenes and watch it fail.

@@ -42,15 +42,12 @@ if "google.colab" in sys.modules:
 # `zodi.diffusion` loads a model and moves between images and latents, `zodi.transfer` holds the algorithms.
 
 # %%
-import dataclasses
 import time
-from pathlib import Path
 
 import ipywidgets as widgets
 import numpy as np
 import pandas as pd
 import torch
-from PIL import Image
 
 from zodi import datasets, diffusion, plots, runs, scenes, transfer, transfer_folder
 from zodi.domains import DOMAINS, NEGATIVE_PROMPT, PROMPT_SUFFIX, TARGETS
@@ -58,6 +55,9 @@ from zodi.labels import CITYSCAPES, get_label_set
 
 plots.use_theme()
 start = time.perf_counter()
+
+# %% [markdown]
+# The parameters. `make reproduce` fills in other values; these make the notebook run on its own.
 
 # %% tags=["parameters"]
 data: str = "../results/course/data"  # folder of the data set; rendered there when it is missing
@@ -78,8 +78,9 @@ out: str = "../results/course/transfer"  # folder of this notebook's results
 # %%
 mini = diffusion.load(model)
 scene_seed = scenes.TEST_SEEDS[3]
-source = scenes.render(scene_seed, "clear")
-truth = scenes.render(scene_seed, domain if domain in TARGETS else "night").image
+# Photographs may have a domain that the renderer lacks; the scene of this notebook then goes to night.
+shown = domain if domain in TARGETS else "night"
+source, truth = scenes.render(scene_seed, "clear"), scenes.render(scene_seed, shown).image
 layout = CITYSCAPES.colorize(source.label)
 plots.show(
     plots.image_grid([[source.image, layout, truth]], ["source image x", "layout", "truth, hidden from the model"]),
@@ -93,11 +94,10 @@ plots.show(
 # %%
 ac = mini.scheduler.alphas_cumprod
 z0 = diffusion.encode(mini, torch.from_numpy(source.image)[None])
-prompt = DOMAINS[domain].prompt + PROMPT_SUFFIX
-prompt_embeds = diffusion.embed(mini, [prompt])
+prompt_embeds = diffusion.embed(mini, [DOMAINS[shown].prompt + PROMPT_SUFFIX])
 negative_prompt_embeds = diffusion.embed(mini, [NEGATIVE_PROMPT])
 control = torch.from_numpy(layout).permute(2, 0, 1)[None].float() / 255
-strength = DOMAINS[domain].strength
+strength = DOMAINS[shown].strength
 
 # %% [markdown]
 # ## Forward: adding noise
@@ -114,8 +114,8 @@ eps = torch.randn(z0.shape, generator=generator)
 times = [0, 200, 400, 600, 800, 950]
 noised = [diffusion.decode(mini, ac[t].sqrt() * z0 + (1 - ac[t]).sqrt() * eps)[0].numpy() for t in times]
 plots.show(
-    plots.image_grid([noised[:3], noised[3:]]),
-    f"Decoded latents at times {times}. Detail goes first, the coarse arrangement of light and dark last.",
+    plots.image_grid([noised[:3], noised[3:]], titles=[f"t = {t}" for t in times]),
+    "Decoded latents at six times. Detail goes first, the coarse arrangement of light and dark last.",
 )
 
 # %% [markdown]
@@ -239,26 +239,27 @@ assert torch.allclose(z, reference, atol=1e-3 * z.abs().max().item())
 # trip* has no diffusion, the *photometric* change no model at all.
 
 # %%
-config = transfer.TransferConfig(
-    prompt=DOMAINS[domain].prompt, strength=strength, num_inference_steps=num_inference_steps, seed=seed
-)
+common = {"defaults": mini.defaults, "num_inference_steps": num_inference_steps, "seed": seed}
 
 
-def redraw(**changes):
-    """The scene transferred with other settings."""
-    changed = dataclasses.replace(config, **changes)
-    return transfer.transfer_images(mini, [source.image], [layout], ["scene"], changed)[0]
+def redraw(name, method="stochastic_inversion", **changes):
+    """The scene transferred to the domain `name`."""
+    config = transfer.domain_config(name, method, **common | changes)
+    return transfer.transfer_images(mini, [source.image], [layout], ["scene"], config)[0]
 
 
-by_method = {name: redraw(method=name) for name in transfer.METHODS}
+by_method = {name: redraw(shown, name) for name in transfer.METHODS}
+
+# %% [markdown]
+# Which of them keep the street, and which are night? Look at the cars and at the pavement's edge.
 
 # %%
-names = list(by_method)
-figure = plots.image_grid(
-    [[by_method[name] for name in names[:3]], [by_method[name] for name in names[3:]], [source.image, truth, layout]]
+pictures = by_method | {"source": source.image, "truth": truth, "layout": layout}
+images = list(pictures.values())
+plots.show(
+    plots.image_grid([images[:3], images[3:6], images[6:]], titles=list(pictures)),
+    f"One scene on its way to {shown} by every method, with its source, the true target image and the layout below.",
 )
-lines = ["; ".join(names[:3]), "; ".join(names[3:]), "source; truth; layout"]
-plots.show(figure, "From left to right, first row: " + ". Then: ".join(lines) + ".")
 
 # %% [markdown]
 # Two distances put a number on it: how far from the *source* (is it still the same picture?) and how far from the
@@ -281,11 +282,10 @@ distance.round(1).sort_values("to the truth")
 
 # %%
 strengths = [0.2, 0.4, 0.6, 0.8, 0.95]
-frames = {
-    (name, s): redraw(prompt=DOMAINS[name].prompt, strength=s) for name in TARGETS for s in strengths
-}
+frames = {(name, s): redraw(name, strength=s) for name in TARGETS for s in strengths}
+rows = [[frames[name, s] for s in strengths] for name in TARGETS]
 plots.show(
-    plots.image_grid([[frames[name, s] for s in strengths] for name in TARGETS], [f"strength {s}" for s in strengths], TARGETS),
+    plots.image_grid(rows, [f"strength {s}" for s in strengths], TARGETS),
     "One scene, five prompts, five strengths. The paper's strengths: "
     + ", ".join(f"{name} {DOMAINS[name].strength}" for name in TARGETS) + ".",
 )  # fmt: skip
@@ -300,7 +300,11 @@ picture = widgets.Image(format="png", width=900)
 domain_choice = widgets.ToggleButtons(options=TARGETS, value=TARGETS[0], description="domain")
 strength_choice = widgets.SelectionSlider(options=strengths, value=strengths[3], description="strength")
 
+# %% [markdown]
+# Moving a control looks up a frame; nothing is computed, so it answers at once.
 
+
+# %%
 def update(_=None):
     """Show the frame of the chosen domain and strength."""
     frame = frames[domain_choice.value, strength_choice.value]
@@ -320,9 +324,9 @@ widgets.VBox([domain_choice, strength_choice, widgets.Label("source · transferr
 
 # %%
 encoded, assumed = ac[t_enc].sqrt().item(), ac[grid[0]].sqrt().item()
-aligned = redraw(align=True)
+pictures = [redraw(shown), redraw(shown, align=True), truth]
 plots.show(
-    plots.image_grid([[redraw(), aligned, truth]], ["as published", "aligned", "truth"]),
+    plots.image_grid([pictures], ["as published", "aligned", "truth"]),
     f"Encoded at t = {t_enc} (signal {encoded:.3f}), denoised from t = {grid[0]} (signal {assumed:.3f}). "
     "The aligned variant encodes at the time at which the denoising starts.",
 )
@@ -337,15 +341,94 @@ plots.show(
 # %%
 root = datasets.prepare(data)
 label_set = get_label_set(datasets.dataset_info(root)["label_set"])
-prompt_domain, kind = ("clear", "stochastic_inversion") if method == "clear_prompt" else (domain, method)
-config = dataclasses.replace(config, prompt=DOMAINS[prompt_domain].prompt, method=kind)
+config = transfer.domain_config(domain, method, **common)
 report = transfer_folder.transfer_folder(
-    mini, root / "train" / "images", root / "train" / "labels", Path(out), config, label_set,
-    limit=limit or None, progress=False,
-)  # fmt: skip
+    mini,
+    root / "train" / "images",
+    root / "train" / "labels",
+    out,
+    config,
+    label_set,
+    limit=limit or None,
+    progress=False,
+)
 
 # %% [markdown]
 # A look at the first of them. Go through the pairs with the layout in mind: does every label still name what is there?
 
 # %%
-TODO
+pairs = datasets.FolderDataset(f"{out}/images", root / "train" / "labels", label_set)
+sources = datasets.open_split(root, "train")
+keys = pairs.keys[:4]
+by_key = {sample.key: sample for sample in (sources[i] for i in range(len(sources))) if sample.key in keys}
+rows = [[by_key[key].image, label_set.colorize(by_key[key].label), pairs[i].image] for i, key in enumerate(keys)]
+figure = plots.image_grid(rows, ["source", "layout", "transferred"], width=6.5)
+plots.label_legend(figure, [by_key[key].label for key in keys], label_set)
+plots.show(figure, f"Training images and their transfer ({method}, {domain}). The label map on disk serves both.")
+
+# %% [markdown]
+# ## Pitfalls
+#
+# - **Another guidance scale.** Large models bear the paper's value; small ones burn their colours with it. A checkpoint
+#   brings its own default along.
+# - **Forgetting the layout.** With the prompt alone the model may move a pavement, and the label there becomes a lie.
+# - **One noise for all images.** The authors' program restarts the seed for every image, so all get the *same* noise
+#   (`noise="paper"`). We seed by file name: still reproducible, but different for every image.
+# - **Judging by beauty.** The network in 03 is not impressed by it. What counts is whether labels stay true and whether
+#   the domain is right.
+
+# %% [markdown]
+# ## Try it
+#
+# **1. Predict:** what does strength 0 return? Strength 1? Then check.
+#
+# <details><summary>Solution</summary>
+#
+# ```python
+# plots.show(plots.image_grid([[redraw(shown, strength=0.0), redraw(shown, strength=1.0), source.image]]), "Extremes.")
+# ```
+# Strength 0 takes no step: the VAE round trip. Strength 1 encodes at the last time of the schedule, where the miniature
+# has no signal left; only the layout and $\hat\epsilon$ still know the scene.
+# </details>
+#
+# **2. Modify:** take the layout away. Give the transfer a black layout and compare where objects end up.
+#
+# <details><summary>Solution</summary>
+#
+# ```python
+# config = transfer.domain_config(shown, **common)
+# (blind,) = transfer.transfer_images(mini, [source.image], [np.zeros_like(layout)], ["scene"], config)
+# plots.show(plots.image_grid([[redraw(shown), blind, layout]], ["with", "without", "layout"]), "The layout's share.")
+# ```
+# </details>
+#
+# **3. Break:** set `guidance_scale` to 1 and to 12. What happens to the colours, and which network evaluations are
+# saved at exactly 1?
+#
+# <details><summary>Solution</summary>
+#
+# ```python
+# pictures = [redraw(shown, guidance_scale=g) for g in (1.0, 2.0, 12.0)]
+# plots.show(plots.image_grid([pictures], ["1", "2", "12"]), "Guidance scale.")
+# ```
+# At 1 the two predictions need not be told apart, so the one for the negative prompt is skipped: half the work.
+# </details>
+
+# %% [markdown]
+# ## Recap
+#
+# Noise, ask, rebuild with the answer, denoise with prompt and layout. The transferred images lie in a folder beside a
+# manifest, under the names of their sources, so that every label map finds its second image.
+
+# %%
+metrics = {"domain": domain, "method": method, "images": len(pairs), "distance": distance.to_dict()}
+settings = {"data": data, "model": model, "limit": limit, "config": config}
+_ = runs.save_metrics(out, "transfer", settings, metrics, time.perf_counter() - start)
+
+# %% [markdown]
+# **Next:** [03 Adaptation](03_adaptation.ipynb): a network learns from both images of every pair.
+#
+# **References.** The paper, Section 3 (image transfer) · C. Meng et al., *SDEdit*, ICLR 2022 · J. Song, C. Meng,
+# S. Ermon, *Denoising Diffusion Implicit Models*, ICLR 2021 · J. Ho, T. Salimans, *Classifier-Free Diffusion Guidance*,
+# 2022 · Y. Zhang et al., *Inversion-Based Style Transfer with Diffusion Models* (stochastic inversion), CVPR 2023 ·
+# L. Zhang et al., *Adding Conditional Control to Text-to-Image Diffusion Models*, ICCV 2023.

@@ -17,8 +17,8 @@
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/zodi-companion/zodi/blob/main/notebooks/03_adaptation.ipynb)
 #
-# **In one sentence.** The network sees every scene twice, in clear weather and transferred, with one label map for both,
-# and a third loss term asks it to *think the same* of the two.
+# **In one sentence.** The network sees every scene twice, in clear weather and transferred, with one label map for
+# both, and a third loss term asks it to *think the same* of the two.
 #
 # **What you will learn:** the three terms of the loss and their gradient · why the two images go through the network in
 # two separate passes · reading training curves with several terms · where a gain comes from, class by class.
@@ -46,7 +46,6 @@ import time
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 import torch
 from torch.nn import functional as F
@@ -56,6 +55,9 @@ from zodi.labels import get_label_set
 
 plots.use_theme()
 start = time.perf_counter()
+
+# %% [markdown]
+# The parameters. `make reproduce` fills in other values; these make the notebook run on its own.
 
 # %% tags=["parameters"]
 data: str = "../results/course/data"  # folder of the data set; rendered there when it is missing
@@ -74,4 +76,232 @@ out: str = "../results/course/runs/zodi/night/DeepLabV3Plus-tu-resnet10t/seed0" 
 # the true target images, which no zero-shot method may use.
 
 # %%
-TODO
+root = datasets.prepare(data)
+info = datasets.dataset_info(root)
+label_set = get_label_set(info["label_set"])
+source = datasets.open_split(root, "train")
+test = {name: datasets.open_split(root, f"test/{name}") for name in ("clear", domain)}
+row = adaptation.VARIANTS[variant]
+
+# %% [markdown]
+# If there are no transferred images yet, they are made now, as in 02. This is the slow cell of the notebook.
+
+# %%
+if row.method and not synth:
+    from zodi import diffusion, transfer, transfer_folder
+
+    mini = diffusion.load("mini")
+    config = transfer.domain_config(domain, row.method, mini.defaults)
+    synth = f"{out}/synth"
+    transfer_folder.transfer_folder(mini, root / "train/images", root / "train/labels", synth, config, label_set)
+
+# %% [markdown]
+# A synthetic image is found by the name of its source, and shares its label map. Void and all other labels apply to
+# both.
+
+# %%
+if row.method:
+    target = datasets.FolderDataset(f"{synth}/images", root / "train" / "labels", label_set)
+else:
+    target = datasets.open_split(root, f"train_{domain}")
+pairs = [(source[i], target[i]) for i in range(3)]
+rows = [[s.image, t.image, label_set.colorize(t.label)] for s, t in pairs]
+figure = plots.image_grid(rows, ["source image x_s", "second image x_t", "label map y"], width=6.5)
+plots.label_legend(figure, [t.label for _, t in pairs], label_set)
+plots.show(figure, f"What the row “{row.label}” trains on, first three scenes.")
+
+# %% [markdown]
+# ## The loss
+#
+# Both images have the label map $y$, so both get a cross-entropy. The third term looks inside the network: $f_s$ and
+# $f_t$ are its deepest features, averaged over the image (*global average pooling*, GAP); they should point the same
+# way:
+#
+# $$ L = \text{CE}(h(x_s), y) + \text{CE}(h(x_t), y) - \lambda\, \cos(g_s, g_t), \qquad
+# g = \text{GAP}(f), \quad \cos(g_s, g_t) = \frac{g_s \cdot g_t}{|g_s|\,|g_t|}, \quad \lambda = 0.1 . $$
+
+# %%
+generator = torch.Generator().manual_seed(0)
+f_s, f_t = torch.randn(2, 4, 8, 3, 6, generator=generator)
+g_s, g_t = f_s.mean((2, 3)), f_t.mean((2, 3))
+cos = (g_s * g_t).sum(1) / (g_s.norm(dim=1) * g_t.norm(dim=1))
+assert torch.allclose(cos.mean(), adaptation.similarity(f_s, f_t), atol=1e-6)
+
+# %% [markdown]
+# ## The gradient of the similarity term
+#
+# With unit vectors $\hat g = g / |g|$, the derivative is
+#
+# $$ \frac{\partial \cos}{\partial g_s} = \frac{\hat g_t - \cos(g_s, g_t)\, \hat g_s}{|g_s|} . $$
+#
+# It stands at right angles to $g_s$, so it turns the feature and never makes it longer, and it vanishes when both point
+# the same way. Automatic differentiation agrees:
+
+# %%
+a = g_s[0].clone().requires_grad_()
+F.cosine_similarity(a, g_t[0], dim=0).backward()
+by_hand = (F.normalize(g_t[0], dim=0) - cos[0] * F.normalize(g_s[0], dim=0)) / g_s[0].norm()
+assert torch.allclose(a.grad, by_hand, atol=1e-6)
+assert abs(torch.dot(a.grad, g_s[0])) < 1e-5
+
+# %% [markdown]
+# In two dimensions it can be drawn: at every place the arrow shows where a feature $g_s$ standing there is pulled when
+# $g_t$ points to the right.
+
+# %%
+x, y = torch.meshgrid(torch.linspace(-2, 2, 15), torch.linspace(-2, 2, 15), indexing="xy")
+place = torch.stack([x, y], -1).reshape(-1, 2)
+place = place[place.norm(dim=1) > 0.3].requires_grad_()
+F.cosine_similarity(place, torch.tensor([[1.0, 0.0]])).sum().backward()
+arrows = place.grad
+figure, ax = plt.subplots(figsize=(4, 4), layout="constrained")
+ax.quiver(*place.detach().T, *arrows.T, color=plots.DOMAIN_COLORS[domain], width=0.005)
+ax.annotate("$g_t$", (2.2, 0), (0, 0), arrowprops={"arrowstyle": "<-"}, va="center")
+ax.set(xlabel="first component of $g_s$", ylabel="second component of $g_s$", aspect="equal")
+plots.show(figure, "Gradient of the cosine. Short features turn fast, long ones slowly, and none grows along itself.")
+
+# %% [markdown]
+# ## Two passes
+#
+# Batch normalisation subtracts the mean of a *batch*. If day and night went through in one batch, each would be
+# normalised with a mean of both, and the network would see neither as it is. So there are two passes, one a domain.
+# How different are the two statistics? Compare the brightness of the two halves of a mixed batch.
+
+# %%
+brightness = pd.DataFrame({"clear": [s.image.mean() for s, _ in pairs], domain: [t.image.mean() for _, t in pairs]})
+brightness.mean().round(1).rename("mean grey value (0 to 255)").to_frame()
+
+# %% [markdown]
+# ## Training
+#
+# The same crop and flip for both images, because they share one label map; colour jitter is drawn for each on its own.
+
+# %%
+config = adaptation.AdaptationConfig(network=network, steps=steps, seed=seed, similarity_weight=row.similarity_weight)
+model, history = adaptation.train(config, source, target, out)
+
+# %% [markdown]
+# Each term on its own tells more than their sum.
+
+# %%
+plots.show(
+    plots.training_curves(history),
+    "Loss terms on the training batches; grey: each step, coloured: running mean. The loss is the sum of the two "
+    "cross-entropies minus the weighted similarity.",
+)
+
+# %% [markdown]
+# ## What has changed
+#
+# The partner for the comparison is source-only of the same seed and length: the one that 01 has trained, or, when there
+# is none, one trained now.
+
+# %%
+partner_folder = Path(data).parent / "runs/source_only" / network.replace("/", "-") / f"seed{seed}" / "network"
+if partner_folder.exists():
+    partner = segmentation.load_network(partner_folder)
+else:
+    alone = adaptation.AdaptationConfig(network=network, steps=steps, seed=seed)
+    partner, _ = adaptation.train(alone, source, None, None)
+
+# %% [markdown]
+# On the target's true images, and at home:
+
+# %%
+scores = {name: evaluation.evaluate(model, split, label_set) for name, split in test.items()}
+before = {name: evaluation.evaluate(partner, split, label_set) for name, split in test.items()}
+comparison = pd.DataFrame({
+    "source only": {name: score["miou"] for name, score in before.items()},
+    row.label: {name: score["miou"] for name, score in scores.items()},
+})  # fmt: skip
+comparison["difference (points)"] = comparison[row.label] - comparison["source only"]
+comparison.rename_axis("mIoU (%) on").round(1)
+
+# %% [markdown]
+# One seed decides nothing; [04](04_tables.ipynb) looks at several. But *where* the difference comes from can be seen
+# already: class by class.
+
+# %%
+gain = pd.Series(scores[domain]["iou"], dtype=float) - pd.Series(before[domain]["iou"], dtype=float)
+gain = gain.dropna().sort_values(ascending=False)
+plots.show(
+    plots.class_bars(gain.to_frame(), f"gain in IoU on {domain} (points)"),
+    f"Gain over source-only on {domain}, class by class: most in {gain.index[0]}, least in {gain.index[-1]}.",
+)
+
+# %% [markdown]
+# And in pictures. Look for objects that appear in the last column and not in the one before.
+
+# %%
+samples = [test[domain][i] for i in range(3)]
+predictions = {
+    name: [evaluation.predict(network_, sample.image) for sample in samples]
+    for name, network_ in (("source only", partner), (row.label, model))
+}
+figure = plots.prediction_grid([s.image for s in samples], [s.label for s in samples], predictions, label_set)
+plots.show(figure, f"Test scenes in {domain}: image, truth, before and after adaptation.")
+
+# %% [markdown]
+# ## Pitfalls
+#
+# - **Pairing by directory order.** The order of `os.listdir` is nobody's promise. Pairs are matched by file name here.
+# - **One concatenated batch.** It is faster and wrong, see *Two passes*.
+# - **A large $\lambda$.** The similarity is cheapest to satisfy by features that do not depend on the image at all.
+# - **Comparing with a shorter training.** ZoDi sees two images a step. The row *source only, longer* exists for that.
+
+# %% [markdown]
+# ## Try it
+#
+# **1. Predict:** what does the similarity term do to a pair whose features already point the same way?
+#
+# <details><summary>Solution</summary>
+#
+# Nothing: the gradient is the part of $\hat g_t$ at right angles to $\hat g_s$, which is zero.
+# ```python
+# a = torch.tensor([1.0, 2.0], requires_grad=True)
+# F.cosine_similarity(a, torch.tensor([2.0, 4.0]), dim=0).backward()
+# a.grad
+# ```
+# </details>
+#
+# **2. Modify:** train with `similarity_weight=0` and compare the curve of the similarity. It is logged all the same.
+#
+# <details><summary>Solution</summary>
+#
+# ```python
+# without = adaptation.AdaptationConfig(network=network, steps=steps, seed=seed, similarity_weight=0.0)
+# _, history_without = adaptation.train(without, source, target, None)
+# plots.show(plots.training_curves(history_without), "Without the similarity term.")
+# ```
+# If the similarity rises here as well, the shared labels alone have taught it, and the term had little left to do.
+# </details>
+#
+# **3. Break:** give the second images a wrong partner: shuffle `target.keys`. Which term of the loss notices first?
+#
+# <details><summary>Solution</summary>
+#
+# With wrong labels the cross-entropy of the synthetic images stays high, whatever the network does: it is the term that
+# ties a picture to its label map. This is what pairing by directory order risks.
+# </details>
+
+# %% [markdown]
+# ## Recap
+#
+# Two cross-entropies for one label map, one cosine that turns features of a pair towards each other, two passes so that
+# each domain keeps its own statistics. No target image was used, unless the row is the oracle.
+
+# %%
+metrics = {
+    "variant": variant, "domain": domain, "network": network, "seed": seed,
+    "images_seen": config.steps * config.batch_size * 2, "loss": history["loss"].tail(10).mean(),
+    "miou": {name: score["miou"] for name, score in scores.items()},
+    "iou": {name: score["iou"] for name, score in scores.items()},
+}  # fmt: skip
+settings = {"data": data, "synth": synth, "config": config}
+_ = runs.save_metrics(out, "adapt", settings, metrics, time.perf_counter() - start)
+
+# %% [markdown]
+# **Next:** [04 Tables](04_tables.ipynb): all rows, several seeds.
+#
+# **References.** The paper, Section 3 (model adaptation) · S. Ioffe, C. Szegedy, *Batch Normalization*, ICML 2015 ·
+# X. Chen, K. He, *Exploring Simple Siamese Representation Learning* (cosine similarity of two views), CVPR 2021.

@@ -55,6 +55,9 @@ from zodi import plots, runs, tables
 plots.use_theme()
 start = time.perf_counter()
 
+# %% [markdown]
+# The parameters. `make reproduce` fills in other values; these make the notebook run on its own.
+
 # %% tags=["parameters"]
 results: str = "../results/mini"  # results folder of a profile; its runs/ are read
 record: str = "records/mini.csv"  # our recorded runs, read when `results` has none
@@ -70,7 +73,9 @@ out: str = "../results/course/tables"  # folder of the tables and figures
 # %%
 frame, origin = tables.load_runs(results, record)
 display(Markdown(f"These tables are made from **{origin}**."))
-frame.groupby(["variant", "domain"], sort=False)["seed"].nunique().unstack().dropna(axis=1, how="all").rename(tables.label)
+frame.groupby(["variant", "domain"], sort=False)["seed"].nunique().unstack().dropna(axis=1, how="all").rename(
+    tables.label
+)
 
 # %% [markdown]
 # ## The table
@@ -83,8 +88,8 @@ frame.groupby(["variant", "domain"], sort=False)["seed"].nunique().unstack().dro
 
 # %%
 table = tables.main_table(frame)
-paths = tables.write_table(table, Path(out) / "main")
-table
+_ = tables.write_table(table, Path(out) / "main")
+display(table)
 
 # %% [markdown]
 # A standard deviation of three numbers is a rough thing. Look at the numbers themselves: each dot is a run.
@@ -276,7 +281,7 @@ metrics = {"origin": origin, "miou": means.drop(columns=["class"]).to_dict("reco
 if origin.startswith("the runs"):
     tables.write_record(frame, Path(out) / "record.csv")
 settings = {"results": results, "record": record, "published": published}
-_ = runs.save_metrics(out, "04_tables", settings, metrics, time.perf_counter() - start)
+_ = runs.save_metrics(out, "tables", settings, metrics, time.perf_counter() - start)
 
 # %% [markdown]
 # **Next:** [A1 How the miniature was made](A1_how_the_miniature_was_made.ipynb), or change something: a network, a

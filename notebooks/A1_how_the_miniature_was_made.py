@@ -17,8 +17,8 @@
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/zodi-companion/zodi/blob/main/notebooks/A1_how_the_miniature_was_made.ipynb)
 #
-# **In one sentence.** A renderer draws streets whose labels, depth and weather are known exactly, and on its images a
-# small latent diffusion model with ControlNet is trained from nothing, on a CPU, in the file format of Stable Diffusion.
+# **In one sentence.** A renderer draws streets whose labels, depth and weather are known exactly, and on its images
+# a small latent diffusion model with ControlNet is trained from nothing, on a CPU, in Stable Diffusion's file format.
 #
 # **What you will learn:** what a scene is made of before weather · what the VAE keeps and what it loses · why the model
 # predicts $v$ and why its noise schedule ends in pure noise · how to retrain it, all of it or a toy.
@@ -49,14 +49,17 @@ import torch
 from diffusers import DDIMScheduler
 from PIL import Image
 
-from zodi import diffusion, plots, pretrain, runs, scenes
+from zodi import diffusion, plots, pretrain, runs, scenes, transfer
 from zodi.labels import CITYSCAPES
 
 plots.use_theme()
 start = time.perf_counter()
 
+# %% [markdown]
+# The parameters. `make reproduce` fills in other values; these make the notebook run on its own.
+
 # %% tags=["parameters"]
-model: str = "mini"  # checkpoint to look at: "mini" or a folder with a training_log.csv and a samples.png
+model: str = "mini"  # checkpoint to look at: "mini" or a folder with a diffusion_log.csv and a samples.png
 scene_seed: int = 200_003  # number of the scene that is taken apart
 scene_count: int = 24  # scenes of the toy training
 steps: int = 40  # steps of the toy training, for the VAE and for the diffusion model
@@ -79,7 +82,9 @@ pictures = {
 }
 figure = plots.image_grid([list(pictures.values())], list(pictures))
 plots.label_legend(figure, [layers.label], CITYSCAPES)
-plots.show(figure, "The layers of one scene, before any weather. Bright in *log depth* is far, bright in *up* holds snow.")
+plots.show(
+    figure, "The layers of one scene, before any weather. Bright in *log depth* is far, bright in *up* holds snow."
+)
 
 # %% [markdown]
 # A *shader* lights the layers. It may use depth and lights, which a photograph does not give: that is why the true
@@ -89,10 +94,9 @@ plots.show(figure, "The layers of one scene, before any weather. Bright in *log 
 domains = {name: scenes.shade(layers, name, scene_seed) for name in pretrain.PRETRAIN_DOMAINS}
 images = list(domains.values())
 plots.show(
-    plots.image_grid([images[:3], images[3:]]),
-    "The same layers in six domains. First row: " + ", ".join(list(domains)[:3]) + "; second row: "
-    + ", ".join(list(domains)[3:]) + ".",
-)  # fmt: skip
+    plots.image_grid([images[:3], images[3:]], titles=list(domains)),
+    "The same layers in six domains: one street, one label map, six kinds of light and weather.",
+)
 
 # %% [markdown]
 # For example fog. Light from a surface of albedo $A$ at depth $d$ is dimmed, and a grey veil $V$ takes its place
@@ -188,7 +192,7 @@ assert torch.allclose(v, mini.scheduler.get_velocity(z0, eps, torch.tensor([700]
 
 # %%
 folder = diffusion.MINI_FOLDER if model == "mini" else Path(model)
-log = pd.read_csv(folder / "training_log.csv")
+log = pd.read_csv(folder / "diffusion_log.csv")
 losses = [f"val_{name}" for name in pretrain.PRETRAIN_DOMAINS]
 plots.show(
     plots.curve(log, "step", losses, "optimisation step", "validation loss of v (1)"),
@@ -211,9 +215,26 @@ plots.show(plots.image_grid([[sheet]], width=9), "Sample sheet of the training, 
 
 # %%
 config = pretrain.PretrainConfig(
-    scene_count=scene_count, held_out=16, vae_steps=steps, vae_batch_size=4, steps=steps, batch_size=8
+    scene_count=scene_count, held_out=scene_count // 3, encoder_steps=steps, vae_steps=steps, steps=steps
 )
-TODO
+toy_folder = Path(out) / "toy"
+pretrain.pretrain(config, toy_folder, toy_folder / "weights")
+toy = diffusion.load(toy_folder / "weights" / "mini")
+
+# %% [markdown]
+# What has it learnt in so short a time? Ask both models for the same night. A diffusion model that has just begun
+# draws mush in the mean colour of its data; everything that you recognise in the other picture is training.
+
+# %%
+scene, layout = domains["clear"], CITYSCAPES.colorize(layers.label)
+nights = []
+for checkpoint in (toy, mini):
+    settings = transfer.domain_config("night", defaults=checkpoint.defaults)
+    nights += transfer.transfer_images(checkpoint, [scene], [layout], ["scene"], settings)
+plots.show(
+    plots.image_grid([[scene, *nights]], ["source", f"after {steps} steps", "shipped weights"]),
+    f"The same transfer by a toy after {steps} steps of each training and by the shipped weights.",
+)
 
 # %% [markdown]
 # ## Pitfalls

@@ -1,5 +1,7 @@
 """Figures are checked for what they contain, not for their pixels. All numbers are made up."""
 
+from io import BytesIO
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -27,8 +29,14 @@ def test_show_displays_an_alternative_text_and_a_caption_and_saves_the_file(monk
     plots.show(plots.domain_bars({"clear": 50.0, "night": 20.0}), "Night is dark.", tmp_path / "figures" / "bars.png")
     picture, caption = shown
     assert picture.alt == "Night is dark." and "Night is dark." in caption.data
-    assert Image.open(tmp_path / "figures" / "bars.png").width > 100
+    with Image.open(tmp_path / "figures" / "bars.png") as saved:
+        assert saved.width > 100
     assert not plt.get_fignums()
+
+
+def test_encode_png_keeps_every_pixel():
+    image = np.arange(18, dtype=np.uint8).reshape(2, 3, 3)
+    assert (np.asarray(Image.open(BytesIO(plots.encode_png(image)))) == image).all()
 
 
 def test_image_grid_leaves_missing_cells_empty_and_names_rows_and_columns():
@@ -36,6 +44,11 @@ def test_image_grid_leaves_missing_cells_empty_and_names_rows_and_columns():
     assert [len(ax.images) for ax in figure.axes] == [1, 1, 1, 0]
     assert [ax.get_title() for ax in figure.axes[:2]] == ["a", "b"]
     assert figure.axes[2].get_ylabel() == "second"
+
+
+def test_image_grid_titles_every_image():
+    figure = plots.image_grid([[IMAGE, LABEL], [IMAGE, LABEL]], titles=["a", "b", "c", "d"])
+    assert [ax.get_title() for ax in figure.axes] == ["a", "b", "c", "d"]
 
 
 def test_prediction_grid_has_a_column_a_network_and_a_legend_of_the_classes_present():
@@ -74,7 +87,7 @@ def test_class_bars_start_with_the_first_class_at_the_top():
 def test_row_points_put_the_mean_of_every_row_in_its_line():
     tested = pd.DataFrame(
         {
-            "variant": ["source_only", "source_only", "zodi", "zodi", "zodi"],
+            "row": ["Source only", "Source only", "ZoDi", "ZoDi", "ZoDi"],
             "domain": ["night", "snow", "night", "night", "snow"],
             "iou": [10.0, 20.0, 30.0, 32.0, 40.0],
         }

@@ -265,7 +265,7 @@ def decode(model: DiffusionModel, latents: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def embed(model: DiffusionModel, prompts: list[str]) -> Tensor:
-    """Text embeddings of B prompts, (B, L, D), padded to the tokenizer's length L; longer ones are cut, with a warning."""
+    """Text embeddings of B prompts, (B, L, D), padded to the tokenizer's length; longer ones are cut, with a warning."""
     length = model.tokenizer.model_max_length
     for prompt in prompts:
         found = len(model.tokenizer(prompt).input_ids)

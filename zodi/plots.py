@@ -10,6 +10,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import PIL.Image
 import seaborn as sns
 from IPython.display import Image, Markdown, display
 from matplotlib.figure import Figure
@@ -18,7 +19,6 @@ from matplotlib.patches import Patch
 from zodi.domains import DOMAINS
 from zodi.labels import IGNORE_INDEX, LabelSet
 from zodi.runs import atomic_path
-from zodi.tables import label
 
 DOMAIN_COLORS = {domain.name: domain.color for domain in DOMAINS.values()}
 # Names of the columns that `zodi.adaptation.train` logs, as the loss of the paper has them.
@@ -54,11 +54,17 @@ def show(figure: Figure, caption: str, file: Path | str | None = None) -> None:
     data = png(figure)
     plt.close(figure)
     if file is not None:
-        Path(file).parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(file) as temporary:
             temporary.write_bytes(data)
     display(Image(data, format="png", alt=caption))
     display(Markdown(f"*Figure.* {caption}"))
+
+
+def encode_png(image: np.ndarray) -> bytes:
+    """PNG of an image uint8 (H, W, 3), pixel for pixel, as image widgets take it."""
+    buffer = BytesIO()
+    PIL.Image.fromarray(image).save(buffer, format="png")
+    return buffer.getvalue()
 
 
 def label_legend(figure: Figure, labels: Sequence[np.ndarray], label_set: LabelSet) -> None:
@@ -78,6 +84,7 @@ def image_grid(
     rows: Sequence[Sequence[np.ndarray | None]],
     columns: Sequence[str] = (),
     row_names: Sequence[str] = (),
+    titles: Sequence[str] = (),
     width: float = 9.0,
 ) -> Figure:
     """A grid of images.
@@ -86,12 +93,14 @@ def image_grid(
         rows: images uint8 (H, W, 3), or (H, W) for grey; None leaves a cell empty.
         columns: a title for every column.
         row_names: a name for every row.
+        titles: a title for every image, row by row, in place of `columns`.
         width: inches.
     """
     count = max(len(row) for row in rows)
     first = next(image for row in rows for image in row if image is not None)
     cell = width / count
-    size = (width, len(rows) * (cell * first.shape[0] / first.shape[1] + 0.05) + 0.25 * bool(columns))
+    title_rows = len(rows) if titles else int(bool(columns))
+    size = (width, len(rows) * (cell * first.shape[0] / first.shape[1] + 0.05) + 0.25 * title_rows)
     figure, axes = plt.subplots(len(rows), count, figsize=size, squeeze=False, layout="constrained")
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
     for i, row in enumerate(rows):
@@ -99,7 +108,7 @@ def image_grid(
             ax.set(xticks=[], yticks=[], frame_on=False)
             if j < len(row) and row[j] is not None:
                 ax.imshow(row[j], cmap="gray", interpolation="nearest")
-    for ax, title in zip(axes[0], columns, strict=False):
+    for ax, title in zip(axes.flat, titles or columns, strict=False):
         ax.set_title(title)
     for ax, name in zip(axes[:, 0], row_names, strict=False):
         ax.set_ylabel(name)
@@ -198,11 +207,10 @@ def row_points(tested: pd.DataFrame, value: str = "iou", xlabel: str = "mIoU on 
     """Every run as a dot and the mean over seeds as a tick; one panel a domain, one line a variant.
 
     Args:
-        tested: frame of `zodi.tables.on_target` or `paired`.
+        tested: frame of `zodi.tables.on_target` or `paired`: columns row, domain and `value`.
         value: the column to draw, `iou` or `gain`.
         xlabel: what it is, with the unit.
     """
-    tested = tested.assign(row=tested["variant"].map(label))
     domains, order = list(dict.fromkeys(tested["domain"])), list(dict.fromkeys(tested["row"]))
     size = (2.6 + 2.3 * len(domains), 0.3 * len(order) + 0.9)
     figure, axes = plt.subplots(1, len(domains), figsize=size, sharey=True, squeeze=False, layout="constrained")

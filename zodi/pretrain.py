@@ -58,7 +58,7 @@ class PretrainConfig:
         vae_steps, vae_batch_size, vae_crop: VAE training; crop in pixels.
         vae_learning_rate, learning_rate: peak values of AdamW.
         steps: optimisation steps of UNet, ControlNet and text encoder together.
-        batch_size: latents a step while crops are used; full frames use a quarter of it.
+        batch_size: latents a step while crops are used; full frames use half of it.
         full_frame_share: share of the steps, at the end, that see whole frames, 0 .. 1.
         prompt_dropout, layout_dropout: share of samples that see the negative prompt, or no layout, 0 .. 1.
         encoder_steps, encoder_batch_size, encoder_learning_rate: training of the segmentation encoder.
@@ -75,9 +75,9 @@ class PretrainConfig:
     vae_batch_size: int = 16
     vae_crop: int = 64
     vae_learning_rate: float = 2e-3
-    steps: int = 12000
+    steps: int = 8500
     batch_size: int = 32
-    full_frame_share: float = 0.35
+    full_frame_share: float = 0.5
     learning_rate: float = 6e-4
     prompt_dropout: float = 0.1
     layout_dropout: float = 0.05
@@ -95,8 +95,8 @@ class PretrainConfig:
             raise ValueError(f"scene_count={self.scene_count}: expected at most {len(scenes.PRETRAIN_SEEDS)}")
         if self.height % 16 or self.width % 16:
             raise ValueError(f"size {self.height}x{self.width}: expected multiples of 16")
-        if self.batch_size % 4:
-            raise ValueError(f"batch_size={self.batch_size}: expected a multiple of 4")
+        if self.batch_size % 2:
+            raise ValueError(f"batch_size={self.batch_size}: expected a multiple of 2")
 
 
 # ---------------------------------------------------------------- data
@@ -413,7 +413,7 @@ def train_diffusion(
 
     def loss_of(step: int, rng: np.random.Generator, generator: torch.Generator) -> dict[str, Tensor]:
         cropped = step < crop_steps
-        count = config.batch_size if cropped else config.batch_size // 4
+        count = config.batch_size if cropped else config.batch_size // 2
         h, w = (rows // 2, columns // 2) if cropped else (rows, columns)
         z, layouts, prompts = [], [], []
         for _ in range(count):

@@ -1,4 +1,4 @@
-"""What makes a run repeatable: atomic files, hashes of settings, seeds, and the metrics file that every stage ends with."""
+"""What makes a run repeatable: atomic files, hashes of settings, seeds, and the metrics file that ends every stage."""
 
 import hashlib
 import importlib.metadata
@@ -95,7 +95,7 @@ def read_json(path: str | Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path}: not valid JSON ({error}); delete it and run again the stage that writes it") from None
+        raise ValueError(f"{path}: not valid JSON ({error}); delete it and run its stage again") from None
 
 
 def to_plain(value: Any) -> Any:

@@ -61,7 +61,6 @@ def collect(results: Path | str) -> pd.DataFrame:
 
 def write_record(runs: pd.DataFrame, file: Path | str) -> None:
     """Write the tidy frame to a CSV file, IoU with two decimals."""
-    Path(file).parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(file) as temporary:
         runs.to_csv(temporary, index=False, float_format="%.2f")
 
@@ -119,14 +118,14 @@ def on_target(runs: pd.DataFrame, classes: str | None = MEAN) -> pd.DataFrame:
         classes: the class to keep, `MEAN` for the mIoU, None for all single classes.
 
     Returns:
-        Tidy frame in which `domain` is the test domain.
+        Tidy frame in which `domain` is the test domain, and `row` the variant's name in tables.
     """
     tested = runs[(runs["domain"] == runs["test_domain"]) | (runs["domain"] == "")]
     adapted_to = runs.loc[runs["domain"] != "", "domain"].unique()
     if len(adapted_to):
         tested = tested[tested["test_domain"].isin(adapted_to)]
     tested = tested[tested["class"] != MEAN] if classes is None else tested[tested["class"] == classes]
-    return _ordered(tested.assign(domain=tested["test_domain"]))
+    return _ordered(tested.assign(domain=tested["test_domain"], row=tested["variant"].map(label)))
 
 
 def summary(tested: pd.DataFrame) -> pd.DataFrame:
@@ -216,7 +215,8 @@ def statement(gain: pd.Series, reference: str) -> str:
     else:
         verdict = f"better in {positive} of {seeds} seeds: undecided"
     spread = "" if pd.isna(gain["std"]) else f" ± {gain['std']:.1f}"
-    return f"{gain['domain']}: {label(gain['variant'])} − {label(reference)} = {gain['mean']:+.1f}{spread} points, {verdict}"
+    rows = f"{label(gain['variant'])} − {label(reference)}"
+    return f"{gain['domain']}: {rows} = {gain['mean']:+.1f}{spread} points, {verdict}"
 
 
 def gap_closed(runs: pd.DataFrame) -> pd.DataFrame:
@@ -255,7 +255,6 @@ def published(file: Path | str) -> pd.DataFrame:
 def write_table(table: pd.DataFrame, stem: Path | str) -> list[Path]:
     """Write a table to `STEM.csv` and `STEM.md`; returns the two paths."""
     stem = Path(stem)
-    stem.parent.mkdir(parents=True, exist_ok=True)
     paths = [stem.with_suffix(".csv"), stem.with_suffix(".md")]
     texts = [table.to_csv(), table.to_markdown(disable_numparse=True) + "\n"]
     for path, text in zip(paths, texts, strict=True):

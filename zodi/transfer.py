@@ -27,7 +27,7 @@ from zodi.photometric import photometric
 from zodi.runs import generator_for
 
 METHODS = {
-    "stochastic_inversion": "ZoDi: noise the latent, rebuild it from the predicted noise, denoise with prompt and layout",
+    "stochastic_inversion": "ZoDi: noise the latent, rebuild it from the noise predicted, denoise with prompt, layout",
     "sdedit": "noise the latent, denoise with prompt and layout (Meng et al., ICLR 2022)",
     "ddim_inversion": "deterministic DDIM inversion, then deterministic denoising (Song et al., ICLR 2021)",
     "controlnet_only": "denoise pure noise with prompt and layout; the image itself is not used",
@@ -49,6 +49,8 @@ _GRID = {
 }
 
 
+_SMALLEST_ALPHA = 1e-12
+
 # ---------------------------------------------------------------- schedule
 
 
@@ -62,11 +64,13 @@ def paper_scheduler(scheduler: DDIMScheduler | None = None) -> DDIMScheduler:
     """
     if scheduler is not None:
         own = DDIMScheduler.from_config(scheduler.config, **_GRID)
-        own.alphas_cumprod = scheduler.alphas_cumprod.cpu()
+        ac = scheduler.alphas_cumprod.cpu()
     else:
         own = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", **_GRID)
         betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
-        own.alphas_cumprod = torch.cumprod(1 - betas, dim=0).float()
+        ac = torch.cumprod(1 - betas, dim=0).float()
+    # The scheduler's 1 - ac_prev - sigma^2 is 0 where ac = 0; in float32 it would round to below 0, whose root is nan.
+    own.alphas_cumprod = ac.double().clamp(min=_SMALLEST_ALPHA)
     own.final_alpha_cumprod = own.alphas_cumprod[0]
     return own
 
@@ -90,7 +94,8 @@ def visited_timesteps(strength: float, num_inference_steps: int, scheduler: DDIM
             f"num_inference_steps={num_inference_steps}: the grid starts at t = {timesteps[0]}, expected at most "
             f"{scheduler.config.num_train_timesteps - 1}; use fewer steps"
         )
-    if timesteps and scheduler.config.prediction_type == "epsilon" and scheduler.alphas_cumprod[timesteps[0]] == 0:
+    is_epsilon = scheduler.config.prediction_type == "epsilon"
+    if timesteps and is_epsilon and scheduler.alphas_cumprod[timesteps[0]] <= _SMALLEST_ALPHA:
         raise ValueError(
             f"t = {timesteps[0]} is pure noise (zero terminal SNR), from which an epsilon prediction cannot give an "
             "image; use a v_prediction checkpoint, a lower strength or fewer steps"
@@ -380,7 +385,9 @@ class TransferConfig:
         if self.palette not in PALETTES:
             raise ValueError(f"palette {self.palette!r}: expected one of {PALETTES}")
         if self.multiple < 1 or self.short_side < self.multiple:
-            raise ValueError(f"short_side={self.short_side}, multiple={self.multiple}: expected 1 <= multiple <= short_side")
+            raise ValueError(
+                f"short_side={self.short_side}, multiple={self.multiple}: expected 1 <= multiple <= short_side"
+            )
         if self.method == "photometric":
             get_domain(self.domain)
 
@@ -486,11 +493,10 @@ def working_size(height: int, width: int, short_side: int, multiple: int) -> tup
 
 
 def _check_multiple(model: DiffusionModel, config: TransferConfig) -> None:
-    """Sides must survive every downsampling of VAE and UNet."""
-    needed = 2 ** (len(model.vae.config.decoder_block_out_channels if hasattr(model.vae.config, "decoder_block_out_channels") else model.vae.config.block_out_channels) - 1)
-    needed *= 2 ** (len(model.unet.config.block_out_channels) - 1)
-    if config.multiple % needed:
-        raise ValueError(f"multiple={config.multiple}: expected a multiple of {needed} for model {model.name!r}")
+    """The working size must survive every downsampling of VAE and UNet."""
+    downsamplings = len(model.vae.config.block_out_channels) + len(model.unet.config.block_out_channels) - 2
+    if config.multiple % 2**downsamplings:
+        raise ValueError(f"multiple={config.multiple}: model {model.name!r} needs a multiple of {2**downsamplings}")
 
 
 def _generators(keys: list[str], config: TransferConfig) -> list[torch.Generator]:

@@ -1,0 +1,86 @@
+# The environment is made on first use, in .venv, with the exact versions of requirements.lock.
+# Needed: Python 3.11 or later with its venv module, and make. uv is used if it is there, else fetched into .uv.
+
+PYTHON ?= python3
+PROFILE ?= mini
+CORES ?= 2
+DATA ?=
+CLUSTER ?=
+DRY_RUN ?=
+UV := $(or $(shell command -v uv),.uv/bin/uv)
+BIN := .venv/bin
+NOTEBOOKS := $(wildcard notebooks/*.py)
+TEST_NOTEBOOKS := results/test/notebooks
+
+# Two jobs side by side beat one job with two threads; large pages make torch's many allocations cheap.
+export OMP_NUM_THREADS := 1
+export GLIBC_TUNABLES := glibc.malloc.hugetlb=1
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+.PHONY: help
+help: ## list the targets
+	@echo "make TARGET [PROFILE=mini] [DATA=path] [CORES=2] [CLUSTER=slurm] [DRY_RUN=1]"
+	@sed -n 's/^\([a-z]*\):.*## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 14
+	@echo "profiles: $(basename $(notdir $(wildcard workflow/profiles/*.yaml)))"
+
+.PHONY: setup
+setup: .venv/.done ## make the environment in .venv
+
+.PHONY: lab
+lab: .venv/.done ## open the course in JupyterLab
+	cd notebooks && ../$(BIN)/jupyter lab
+
+.PHONY: reproduce
+reproduce: .venv/.done ## run the notebooks of a PROFILE, then print its table; what is done is not run again
+	@$(BIN)/python workflow/reproduce.py "$(PROFILE)" --cores "$(CORES)" --data "$(DATA)" --cluster "$(CLUSTER)" \
+		$(if $(filter-out 0,$(DRY_RUN)),--dry-run)
+
+.PHONY: test
+test: lint ## lint, unit tests, and every notebook with toy parameters
+	$(BIN)/python tests/prepare_notebooks.py $(TEST_NOTEBOOKS)
+	$(BIN)/python -m pytest -n 2 --dist loadscope --nbval-lax tests $(TEST_NOTEBOOKS)
+
+.PHONY: lint
+lint: .venv/.done ## check style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+.PHONY: sync
+sync: .venv/.done ## bring each notebook and its text twin in step, outputs kept
+	$(BIN)/jupytext --sync $(NOTEBOOKS)
+
+.PHONY: notebooks
+notebooks: sync ## execute the notebooks again and keep the outputs
+	$(BIN)/jupyter nbconvert --execute --inplace --KernelManager.transport=ipc \
+		--ExecutePreprocessor.record_timing=False --ExecutePreprocessor.store_widget_state=False \
+		$(NOTEBOOKS:.py=.ipynb)
+
+.PHONY: lock
+lock: $(UV) ## choose the newest versions anew: requirements.lock and environment.yml
+	"$(UV)" pip compile pyproject.toml --all-extras --universal --python-version 3.11 --fork-strategy fewest --upgrade \
+		--generate-hashes --no-emit-index-url --no-emit-find-links --no-annotate --no-header --quiet \
+		--output-file requirements.lock
+	$(MAKE) .venv/.done
+	$(BIN)/python workflow/conda_environment.py > environment.yml
+
+.PHONY: clean
+clean: ## delete caches and the results of tests and of PROFILE=smoke; other results and .venv stay
+	rm -rf results/test results/smoke .pytest_cache .ruff_cache build *.egg-info
+	find zodi workflow data_scripts tests notebooks -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf
+
+.uv/bin/uv:
+	$(PYTHON) -m venv .uv || { echo "error: no venv module; on Debian and Ubuntu: apt install python3-venv" >&2; exit 2; }
+	.uv/bin/python -m pip install --quiet uv
+
+.PHONY: python
+python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "error: found $$($(PYTHON) --version), expected Python 3.11 or later: make ... PYTHON=python3.12" >&2; exit 2; }
+
+.venv/.done: requirements.lock pyproject.toml | python $(UV)
+	"$(UV)" venv --quiet --allow-existing --python "$(PYTHON)" .venv
+	"$(UV)" pip sync --python $(BIN)/python --require-hashes requirements.lock
+	"$(UV)" pip install --python $(BIN)/python --quiet --no-deps --no-build-isolation --editable .
+	@touch $@

@@ -1,0 +1,99 @@
+"""The committed notebooks: paired with their text twins, executed once from top to bottom, small and clean."""
+
+import json
+import re
+from pathlib import Path
+
+import jupytext
+import papermill
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+TWINS = sorted((ROOT / "notebooks").glob("*.py"))
+COURSE = [
+    "00_start_here",
+    "01_domain_gap",
+    "02_image_transfer",
+    "03_adaptation",
+    "04_tables",
+    "A1_how_the_miniature_was_made",
+]
+SMOKE_PARAMETERS = yaml.safe_load((ROOT / "tests" / "smoke_parameters.yaml").read_text(encoding="utf-8"))
+MACHINE_PATH = re.compile(
+    r"(?<![\w.:/~])/(?:home|root|tmp|work|Users|usr|opt|mnt|private|var|content)/|[A-Z]:\\\\Users"
+)
+
+each_notebook = pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def read(notebook: Path) -> dict:
+    return json.loads(notebook.read_text(encoding="utf-8"))
+
+
+def code_cells(notebook: Path) -> list[dict]:
+    return [cell for cell in read(notebook)["cells"] if cell["cell_type"] == "code"]
+
+
+def test_every_notebook_of_the_course_has_a_twin_and_smoke_parameters():
+    names = [path.stem for path in NOTEBOOKS]
+    assert set(COURSE) <= set(names)
+    assert names == [path.stem for path in TWINS]
+    assert names == sorted(SMOKE_PARAMETERS)
+
+
+@each_notebook
+def test_in_step_with_its_twin(notebook):
+    def cells(path: Path) -> list[tuple]:
+        return [(cell.cell_type, cell.source, cell.metadata.get("tags", [])) for cell in jupytext.read(path).cells]
+
+    assert cells(notebook) == cells(notebook.with_suffix(".py")), "run `make sync`"
+
+
+@each_notebook
+def test_executed_once_from_top_to_bottom(notebook):
+    counts = [cell["execution_count"] for cell in code_cells(notebook) if "".join(cell["source"]).strip()]
+    assert counts == list(range(1, len(counts) + 1)), "run `make notebooks`"
+
+
+@each_notebook
+def test_outputs_have_no_errors_and_no_stderr(notebook):
+    outputs = [output for cell in code_cells(notebook) for output in cell["outputs"]]
+    assert outputs
+    assert not [output for output in outputs if output["output_type"] == "error" or output.get("name") == "stderr"]
+
+
+@each_notebook
+def test_no_machine_paths(notebook):
+    def without_pictures(output: dict) -> dict:
+        return {kind: data for kind, data in output.get("data", {}).items() if kind != "image/png"} | {
+            "text": output.get("text", "")
+        }
+
+    cells = read(notebook)["cells"]
+    texts = ["".join(cell["source"]) for cell in cells]
+    texts += [json.dumps(without_pictures(output)) for cell in cells for output in cell.get("outputs", [])]
+    assert not [match[0] for text in texts for match in MACHINE_PATH.finditer(text)]
+
+
+@each_notebook
+def test_small_and_without_widget_state(notebook):
+    assert notebook.stat().st_size < 400_000
+    assert "widgets" not in read(notebook)["metadata"]
+
+
+@pytest.mark.parametrize("twin", TWINS, ids=lambda path: path.stem)
+def test_parameters_cell_is_typed_commented_and_understood_by_papermill(twin, tmp_path):
+    text = jupytext.read(twin)
+    (cell,) = [cell for cell in text.cells if "parameters" in cell.metadata.get("tags", [])]
+    lines = cell.source.splitlines()
+    assert all(re.fullmatch(r"\w+: \w+ = .+  # .+", line) for line in lines), lines
+    jupytext.write(text, tmp_path / "notebook.ipynb")
+    known = papermill.inspect_notebook(tmp_path / "notebook.ipynb")
+    assert list(known) == [line.split(":")[0] for line in lines], "papermill cannot read a comment with an equals sign"
+    assert set(SMOKE_PARAMETERS[twin.stem]) <= set(known)
+
+
+def test_headers_do_not_change_with_every_release_of_jupytext():
+    assert not [twin.name for twin in TWINS if "jupytext_version" in twin.read_text(encoding="utf-8")]

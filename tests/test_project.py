@@ -1,0 +1,61 @@
+"""Set-up files: the lock, environment.yml, the Makefile and what is installed with the package."""
+
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+
+import conda_environment
+import yaml
+
+ROOT = Path(__file__).parent.parent
+LOCK = (ROOT / "requirements.lock").read_text(encoding="utf-8")
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+def test_lock_has_a_hash_for_every_package_and_nothing_but_names_versions_and_hashes():
+    requirements = re.split(r"\n(?! )", LOCK.rstrip("\n"))
+    pattern = re.compile(r"[a-z0-9._-]+==[\w.!+]+( ; [^\\\n]+)?( \\\n    --hash=sha256:[0-9a-f]{64})+")
+    assert [text for text in requirements if not pattern.fullmatch(text)] == []
+    assert "://" not in LOCK
+
+
+def test_lock_satisfies_every_direct_dependency():
+    def numbers(version: str) -> list[int]:
+        return [int(part) for part in re.findall(r"\d+", version)]
+
+    locked = conda_environment.locked_versions(LOCK)
+    project = PROJECT["project"]
+    for group in [project["dependencies"], *project["optional-dependencies"].values()]:
+        for requirement in group:
+            name, lowest = requirement.split(">=")
+            assert numbers(locked[name]) >= numbers(lowest), f"{requirement}: run `make lock`"
+
+
+def test_environment_yml_says_the_versions_of_the_lock():
+    found = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
+    assert found == conda_environment.environment(), "run `make lock`"
+    (pip,) = [item["pip"] for item in found["dependencies"] if isinstance(item, dict)]
+    assert f"torch=={conda_environment.locked_versions(LOCK)['torch']}" in pip
+
+
+def test_make_help_lists_every_target():
+    text = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^\.PHONY: (\w+)$", text, flags=re.MULTILINE)) - {"python"}
+    assert {"setup", "lab", "reproduce", "test", "lint", "lock", "sync", "notebooks", "clean"} <= targets
+    result = subprocess.run(["make", "help"], cwd=ROOT, check=True, capture_output=True, text=True)
+    assert targets == set(re.findall(r"^  (\w+) ", result.stdout, flags=re.MULTILINE))
+
+
+def test_ci_calls_make_test():
+    script = ROOT / ".ci" / "run"
+    assert script.stat().st_mode & 0o111
+    assert script.read_text(encoding="utf-8").splitlines()[-1] == "make test"
+
+
+def test_weights_are_package_data():
+    weights = sorted((ROOT / "zodi" / "weights").glob("**/*.safetensors"))
+    assert {"encoder_mini.safetensors", "diffusion_pytorch_model.safetensors"} <= {path.name for path in weights}
+    patterns = PROJECT["tool"]["setuptools"]["package-data"]["zodi"]
+    packaged = {path for pattern in patterns for path in (ROOT / "zodi").glob(pattern)}
+    assert set(weights) <= packaged

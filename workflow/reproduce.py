@@ -1,0 +1,156 @@
+"""Run a profile of the workflow to the end, with a progress bar, then print its table; `make reproduce` calls this.
+
+    python workflow/reproduce.py mini --cores 2
+    python workflow/reproduce.py camvid --data path/to/CamVid
+
+What is done and unchanged is not run again. Exit code 2: wrong arguments, nothing was run; 1: a job failed, the others
+were run.
+"""
+
+import argparse
+import fcntl
+import io
+import re
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+from tqdm import tqdm
+
+ROOT = Path(__file__).parent.parent
+PROFILES = ROOT / "workflow" / "profiles"
+PROGRESS = re.compile(r"(\d+) of (\d+) steps \(.*\) done")
+CHATTER = re.compile(
+    r"Assuming unrestricted|Building DAG|Using shell|Provided cores|Rules claiming|Select jobs|Execute \d+ jobs"
+    r"|Finished job|Complete log|Elapsed time|\[\w{3} \w{3} +\d+ [\d:]+ \d{4}\]$"
+)
+
+
+def read_profile(name: str) -> dict[str, Any]:
+    """Settings of a profile.
+
+    Raises:
+        ValueError: if there is none of this name.
+    """
+    file = PROFILES / f"{name}.yaml"
+    if not file.is_file():
+        names = sorted(path.stem for path in PROFILES.glob("*.yaml"))
+        raise ValueError(f"PROFILE={name}: no such profile; expected one of {', '.join(names)}")
+    return yaml.safe_load(file.read_text(encoding="utf-8"))
+
+
+def check_source(profile: str, needs: list[str], data: str) -> None:
+    """Check that DATA is given when a profile reads a data set of the user's, and that it looks like that data set.
+
+    Args:
+        profile: name, for the message.
+        needs: folders that the data set must have; empty if the profile makes its own data.
+        data: the user's DATA, "" if there is none.
+
+    Raises:
+        ValueError: with what to do.
+    """
+    usage = f"make reproduce PROFILE={profile} DATA=path"
+    if not needs:
+        if data:
+            raise ValueError(f"DATA={data}: the profile {profile} makes its own data; leave DATA out")
+        return
+    layout = f"a folder with {', '.join(name + '/' for name in needs)}"
+    if not data:
+        raise ValueError(f"PROFILE={profile} needs your copy of the data set: {usage}, where path is {layout}")
+    if not Path(data).is_dir():
+        raise ValueError(f"DATA={data}: no such folder; expected {layout}: {usage}")
+    missing = [name for name in needs if not (Path(data) / name).is_dir()]
+    if missing:
+        raise ValueError(f"DATA={data}: found no {', '.join(name + '/' for name in missing)} in it; expected {layout}")
+
+
+@contextmanager
+def lock(results: Path) -> Iterator[None]:
+    """Keep a second run out of the same results; the system lets go of it however this process ends.
+
+    Raises:
+        ValueError: if another run holds it.
+    """
+    results.mkdir(parents=True, exist_ok=True)
+    with (results / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"{results}: another run is writing there; wait for it or stop it") from None
+        yield
+
+
+def show(lines: Iterable[str]) -> None:
+    """Turn Snakemake's lines into a progress bar; without a terminal, into one line a finished job."""
+    bar = tqdm(unit="job", disable=not sys.stderr.isatty(), dynamic_ncols=True)
+    for line in lines:
+        # A progress bar of a job redraws its line: only the last state is of interest.
+        line = line.rstrip().rsplit("\r", 1)[-1]
+        progress = PROGRESS.fullmatch(line)
+        if progress:
+            bar.total = int(progress[2])
+            bar.update(int(progress[1]) - bar.n)
+        if line and not CHATTER.match(line) and (bar.disable or not progress):
+            bar.write(line, file=sys.stderr)
+    bar.close()
+
+
+def snakemake(profile: str, data: str, cores: int, cluster: str, dry_run: bool) -> int:
+    """Run the workflow; returns Snakemake's exit code."""
+    # Locks of Snakemake outlive a killed run and then block the next: `lock` takes their place.
+    command = [sys.executable, "-m", "snakemake", "--nolock", "--rerun-incomplete", "--keep-going"]
+    command += ["--snakefile", "workflow/Snakefile", "--configfile", f"workflow/profiles/{profile}.yaml"]
+    if data:
+        command += ["--config", f"source={Path(data).resolve()}"]
+    command += ["--profile", f"workflow/profiles/{cluster}"] if cluster else ["--cores", str(cores)]
+    command += ["--dry-run"] if dry_run else []
+    command += ["--quiet", "rules", "host"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+        show(io.TextIOWrapper(process.stdout, encoding="utf-8", newline="\n"))
+    return process.returncode
+
+
+def report(results: Path) -> None:
+    """Print the main table and where everything is."""
+    tables = results / "tables"
+    print((tables / "main.md").read_text(encoding="utf-8"))
+    for what, pattern in {"tables": "tables/**/*.md", "data of the tables": "tables/**/*.csv"}.items():
+        print(f"{what}:")
+        for path in sorted(results.glob(pattern)):
+            print(f"  {path}")
+    print("figures:")
+    for path in sorted(tables.glob("**/*.png")):
+        print(f"  {path}")
+    print(f"executed notebooks: {results / 'notebooks'}")
+
+
+def main() -> int:
+    """Command line; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("profile", help="name of a file in workflow/profiles, without .yaml")
+    parser.add_argument("--data", default="", help="folder of the data set, for profiles that need one")
+    parser.add_argument("--cores", type=int, default=2, help="jobs that run side by side (default 2)")
+    parser.add_argument("--cluster", default="", help="folder in workflow/profiles, for example slurm")
+    parser.add_argument("--dry-run", action="store_true", help="only say what would run, and why")
+    arguments = parser.parse_args()
+    try:
+        profile = read_profile(arguments.profile)
+        check_source(arguments.profile, profile.get("source_needs", []), arguments.data)
+        results = Path(profile["results"])
+        with lock(ROOT / results):
+            code = snakemake(arguments.profile, arguments.data, arguments.cores, arguments.cluster, arguments.dry_run)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if code == 0 and not arguments.dry_run:
+        report(results)
+    return min(code, 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

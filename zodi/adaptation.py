@@ -1,0 +1,331 @@
+"""Adaptation: training on source images and their transferred twins (the paper's Section 3.2).
+
+With an image x_s, its transferred twin x_t, their common label map y, logits h(x) and deepest features f(x):
+
+    loss = CE(h(x_s), y) + CE(h(x_t), y) - w * cos(GAP(f(x_s)), GAP(f(x_t))),    w = 0.1
+
+The two images go through the network in two passes: one batch of both would mix the domains in batch normalisation
+and change the gradient.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.transforms.v2 import functional as TF
+from tqdm.auto import tqdm
+
+from zodi.datasets import FolderDataset, Sample
+from zodi.labels import IGNORE_INDEX
+from zodi.runs import atomic_path, print_settings, settings_hash, write_json
+from zodi.segmentation import DEFAULT_NETWORK, SegmentationNetwork, build_network, normalise
+
+OPTIMIZERS = ("adamw", "sgd")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A row of the tables.
+
+    Attributes:
+        name: identifier in paths and files.
+        label: what readers see.
+        method: how the second image of a pair was made, a method of `zodi.transfer` or "clear_prompt"; None = no
+            transferred image (source-only, oracle).
+        similarity_weight: w of the loss.
+        length: training steps as a multiple of the others'.
+    """
+
+    name: str
+    label: str
+    method: str | None
+    similarity_weight: float = 0.1
+    length: int = 1
+
+
+VARIANTS = {
+    variant.name: variant
+    for variant in (
+        Variant("source_only", "source only", None, 0.0),
+        # Every other row sees two images a step, so this one gets twice the steps: as many images.
+        Variant("source_only_long", "source only, as many images", None, 0.0, length=2),
+        Variant("photometric_no_similarity", "photometric, no similarity", "photometric", 0.0),
+        Variant("photometric", "photometric", "photometric"),
+        Variant("clear_prompt", "clear prompt", "clear_prompt"),
+        Variant("vae_round_trip", "VAE round trip", "vae_round_trip"),
+        Variant("sdedit", "SDEdit", "sdedit"),
+        Variant("controlnet_only", "ControlNet only", "controlnet_only"),
+        Variant("zodi_no_similarity", "ZoDi, no similarity", "stochastic_inversion", 0.0),
+        Variant("zodi", "ZoDi", "stochastic_inversion"),
+        Variant("oracle", "oracle (true target images)", None, 0.0),
+    )
+}
+
+
+@dataclass(frozen=True)
+class AdaptationConfig:
+    """Settings of one training.
+
+    Attributes:
+        network: "Architecture/encoder", see `zodi.segmentation.build_network`.
+        encoder_weights: "auto" = "mini" for the default network and random weights for others; else as there.
+        steps: optimisation steps.
+        batch_size: images a step and domain.
+        crop: (height, width) in pixels, multiples of 32, at most the images' size.
+        optimizer: "adamw", or "sgd" with momentum 0.9 as in the paper.
+        learning_rate: at the start; it falls as (1 - step / steps) ** 0.9.
+        weight_decay: of the optimizer.
+        similarity_weight: w of the loss, >= 0.
+        jitter: half-width of the random factors on brightness, contrast and saturation, 0 .. 1.
+        hue: half-width of the random hue shift, 0 .. 0.5, turns.
+        bf16: bfloat16 autocast; None = where the processor computes with it.
+        seed: rules initial weights, batches, crops, flips and jitter.
+    """
+
+    network: str = DEFAULT_NETWORK
+    encoder_weights: str | None = "auto"
+    steps: int = 300
+    batch_size: int = 4
+    crop: tuple[int, int] = (64, 128)
+    optimizer: str = "adamw"
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-4
+    similarity_weight: float = 0.1
+    jitter: float = 0.4
+    hue: float = 0.1
+    bf16: bool | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.batch_size < 2:
+            raise ValueError(
+                f"steps={self.steps}, batch_size={self.batch_size}: expected at least 1 and 2 (batch normalisation)"
+            )
+        if any(side % 32 or side < 32 for side in self.crop):
+            raise ValueError(f"crop={self.crop}: expected multiples of 32")
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(f"optimizer {self.optimizer!r}: expected one of {OPTIMIZERS}")
+        if self.learning_rate <= 0 or self.weight_decay < 0 or self.similarity_weight < 0:
+            raise ValueError("learning_rate: expected > 0; weight_decay and similarity_weight: expected >= 0")
+        if not 0 <= self.jitter <= 1 or not 0 <= self.hue <= 0.5:
+            raise ValueError(f"jitter={self.jitter}, hue={self.hue}: expected 0 .. 1 and 0 .. 0.5")
+
+
+# ---------------------------------------------------------------- loss
+
+
+def similarity(features_source: Tensor, features_synth: Tensor) -> Tensor:
+    """Mean over the batch of cos(GAP(f_s), GAP(f_t)); features (B, D, h, w), result scalar, -1 .. 1."""
+    return F.cosine_similarity(features_source.mean((2, 3)), features_synth.mean((2, 3)), dim=1).mean()
+
+
+def adaptation_loss(
+    network: nn.Module,
+    source: tuple[Tensor, Tensor],
+    synth: tuple[Tensor, Tensor] | None,
+    similarity_weight: float,
+    bf16: bool = False,
+) -> dict[str, Tensor]:
+    """The terms of the loss and their sum.
+
+    Args:
+        network: returns (logits, features).
+        source: images float (B, 3, H, W), normalised, and labels int64 (B, H, W).
+        synth: the same for the second images; None = train on the source alone.
+        similarity_weight: w.
+        bf16: compute the passes in bfloat16.
+
+    Returns:
+        `ce_source`, `ce_synth` and `similarity` (where there is a second image) and `loss`, scalars.
+    """
+
+    def one_pass(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
+            logits, features = network(x)
+        return F.cross_entropy(logits.float(), y, ignore_index=IGNORE_INDEX), features.float()
+
+    ce_source, features_source = one_pass(*source)
+    if synth is None:
+        return {"ce_source": ce_source, "loss": ce_source}
+    ce_synth, features_synth = one_pass(*synth)
+    cos = similarity(features_source, features_synth)
+    loss = ce_source + ce_synth - similarity_weight * cos
+    return {"ce_source": ce_source, "ce_synth": ce_synth, "similarity": cos, "loss": loss}
+
+
+# ---------------------------------------------------------------- batches
+
+
+@dataclass(frozen=True)
+class _Augmentation:
+    """Where one sample is cut out, and whether it is mirrored: shared by the images of a pair."""
+
+    top: float
+    left: float
+    flip: bool
+
+    def cut(self, array: np.ndarray, crop: tuple[int, int]) -> np.ndarray:
+        height, width = array.shape[:2]
+        top, left = round(self.top * (height - crop[0])), round(self.left * (width - crop[1]))
+        part = array[top : top + crop[0], left : left + crop[1]]
+        return part[:, ::-1] if self.flip else part
+
+
+def _jitter(image: Tensor, config: AdaptationConfig, rng: np.random.Generator) -> Tensor:
+    """Random brightness, contrast, saturation and hue; image float (3, H, W), 0 .. 1."""
+    brightness, contrast, saturation = rng.uniform(1 - config.jitter, 1 + config.jitter, 3)
+    hue = rng.uniform(-config.hue, config.hue)
+    image = TF.adjust_brightness(image, brightness)
+    image = TF.adjust_contrast(image, contrast)
+    image = TF.adjust_saturation(image, saturation)
+    return TF.adjust_hue(image, hue) if config.hue else image
+
+
+def _batch(
+    samples: list[Sample], cuts: list[_Augmentation], config: AdaptationConfig, rng: np.random.Generator
+) -> tuple[Tensor, Tensor]:
+    images, labels = [], []
+    for sample, cut in zip(samples, cuts, strict=True):
+        pixels = torch.from_numpy(np.ascontiguousarray(cut.cut(sample.image, config.crop))).permute(2, 0, 1)
+        images.append(_jitter(pixels.float() / 255, config, rng))
+        labels.append(torch.from_numpy(np.ascontiguousarray(cut.cut(sample.label, config.crop))).long())
+    x = normalise(torch.stack(images)).contiguous(memory_format=torch.channels_last)
+    return x, torch.stack(labels)
+
+
+def make_batches(
+    step: int, source: FolderDataset, synth: FolderDataset | None, pairs: dict[str, int] | None, config: AdaptationConfig
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor] | None]:
+    """The batches of a step; they depend on `config.seed` and `step` only, so that a resumed run sees the same.
+
+    Args:
+        step: number of the step, from 0.
+        source, synth: the data sets; `synth` None = source only.
+        pairs: position in `synth` of every source key that has a twin; None = draw from both independently.
+        config: batch size, crop, jitter and seed.
+
+    Returns:
+        Images float (B, 3, h, w) and labels int64 (B, h, w) of the source, and the same of the second images or None.
+    """
+    rng = np.random.default_rng([config.seed, step])
+    count = config.batch_size
+    candidates = np.arange(len(source)) if not pairs else [i for i, key in enumerate(source.keys) if key in pairs]
+    chosen = rng.choice(candidates, count, replace=len(candidates) < count)
+    cuts = [_Augmentation(*rng.random(2), rng.random() < 0.5) for _ in range(count)]
+    samples = [source[i] for i in chosen]
+    source_batch = _batch(samples, cuts, config, rng)
+    if synth is None:
+        return source_batch, None
+    if pairs:
+        twins = [synth[pairs[sample.key]] for sample in samples]
+    else:
+        twins = [synth[i] for i in rng.choice(len(synth), count, replace=len(synth) < count)]
+        cuts = [_Augmentation(*rng.random(2), rng.random() < 0.5) for _ in range(count)]
+    return source_batch, _batch(twins, cuts, config, rng)
+
+
+# ---------------------------------------------------------------- training
+
+
+def train(
+    config: AdaptationConfig,
+    source: FolderDataset,
+    synth: FolderDataset | None,
+    out: str | Path | None,
+    callback: Callable[[int, nn.Module], None] | None = None,
+    save_every: int = 100,
+    progress: bool = False,
+) -> tuple[SegmentationNetwork, pd.DataFrame]:
+    """Train a segmentation network; goes on where an interrupted run in `out` with the same settings stopped.
+
+    Args:
+        config: the settings; printed, and saved as `out/settings.json`.
+        source: labelled source images.
+        synth: second images, paired with the source by key. None = source only. Without common keys (an oracle on
+            other scenes) both are drawn independently, which needs `similarity_weight` 0.
+        out: folder for `training.pt` (the state, every `save_every` steps); None = keep nothing.
+        callback: called with (steps done, network in evaluation mode) at the start and after every step.
+        save_every: steps between saved states.
+        progress: show a bar.
+
+    Returns:
+        The network of the last step in evaluation mode, and the loss terms, one row a step.
+
+    Raises:
+        ValueError: if pairs are needed and missing, or images are smaller than the crop.
+    """
+    print_settings(config)
+    pairs = _pairs(source, synth, config)
+    smallest = min((source[0].image.shape[:2], *([synth[0].image.shape[:2]] if synth is not None else [])))
+    if smallest[0] < config.crop[0] or smallest[1] < config.crop[1]:
+        raise ValueError(f"crop={config.crop}: larger than the images, {smallest}; choose a smaller crop")
+
+    torch.manual_seed(config.seed)
+    weights = config.encoder_weights
+    if weights == "auto":
+        weights = "mini" if config.network == DEFAULT_NETWORK else None
+    network = build_network(config.network, source.label_set.num_classes, weights).to(memory_format=torch.channels_last)
+    optimizer = _optimizer(network, config)
+    bf16 = torch.cpu.get_capabilities().get("avx512_bf16", False) if config.bf16 is None else config.bf16
+
+    state_file = Path(out) / "training.pt" if out is not None else None
+    fingerprint = settings_hash(asdict(config) | {"source": source.keys, "synth": synth.keys if synth else None})
+    start, history = 0, []
+    if state_file is not None and state_file.exists():
+        state = torch.load(state_file, weights_only=True)
+        if state["fingerprint"] == fingerprint:
+            network.load_state_dict(state["network"])
+            optimizer.load_state_dict(state["optimizer"])
+            start, history = state["step"], state["history"]
+    if out is not None:
+        write_json(Path(out) / "settings.json", config)
+
+    if callback is not None and start == 0:
+        callback(0, network.eval())
+    for step in tqdm(range(start, config.steps), "train", config.steps, initial=start, unit="step", disable=not progress):
+        # Dropout draws from the global generator; seeding by step makes a resumed run equal to one that ran through.
+        torch.manual_seed(config.seed * 10**9 + step)
+        network.train()
+        learning_rate = config.learning_rate * (1 - step / config.steps) ** 0.9
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate
+        batches = make_batches(step, source, synth, pairs, config)
+        terms = adaptation_loss(network, *batches, config.similarity_weight, bf16)
+        optimizer.zero_grad(set_to_none=True)
+        terms["loss"].backward()
+        optimizer.step()
+        values = {name: value.item() for name, value in terms.items()}
+        history.append({"step": step + 1, **values, "learning_rate": learning_rate})
+        if callback is not None:
+            callback(step + 1, network.eval())
+        if state_file is not None and ((step + 1) % save_every == 0 or step + 1 == config.steps):
+            state = {"fingerprint": fingerprint, "step": step + 1, "history": history}
+            state |= {"network": network.state_dict(), "optimizer": optimizer.state_dict()}
+            with atomic_path(state_file) as temporary:
+                torch.save(state, temporary)
+    return network.eval(), pd.DataFrame(history)
+
+
+def _pairs(source: FolderDataset, synth: FolderDataset | None, config: AdaptationConfig) -> dict[str, int] | None:
+    if synth is None:
+        return None
+    positions = {key: index for index, key in enumerate(synth.keys)}
+    pairs = {key: positions[key] for key in source.keys if key in positions}
+    if not pairs and config.similarity_weight:
+        raise ValueError(
+            f"none of the {len(synth)} second images has the name of a source image (for example {synth.keys[0]!r} "
+            f"and {source.keys[0]!r}); the similarity term compares pairs. Set similarity_weight=0 for unpaired images."
+        )
+    return pairs or None
+
+
+def _optimizer(network: nn.Module, config: AdaptationConfig) -> torch.optim.Optimizer:
+    settings = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(network.parameters(), momentum=0.9, **settings)
+    return torch.optim.AdamW(network.parameters(), **settings)

@@ -1,0 +1,90 @@
+"""Evaluation: confusion matrix, intersection over union (IoU) and its mean over classes (mIoU).
+
+C[i, j] counts pixels of class i that were called j; void pixels are not counted.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torchmetrics.functional.classification import multiclass_confusion_matrix
+from tqdm.auto import tqdm
+
+from zodi.datasets import FolderDataset
+from zodi.labels import IGNORE_INDEX, LabelSet
+from zodi.segmentation import normalise
+
+
+@torch.inference_mode()
+def predict(network: nn.Module, image: np.ndarray) -> np.ndarray:
+    """Predicted train ids uint8 (H, W) of one image uint8 (H, W, 3); sides are padded to what the network needs."""
+    network.eval()
+    return _predict(network, torch.from_numpy(image[None])).to(torch.uint8)[0].cpu().numpy()
+
+
+@torch.inference_mode()
+def confusion(
+    network: nn.Module, dataset: FolderDataset, num_classes: int, batch_size: int = 1, progress: bool = False
+) -> np.ndarray:
+    """Confusion matrix of a network over a data set.
+
+    Args:
+        network: from `zodi.segmentation.build_network`; put into evaluation mode.
+        dataset: images and labels, all of one size when `batch_size` > 1.
+        num_classes: C.
+        batch_size: images a pass; the result does not depend on it.
+        progress: show a bar.
+
+    Returns:
+        int64 (C, C), rows truth, columns prediction.
+    """
+    network.eval()
+    total = torch.zeros(num_classes, num_classes, dtype=torch.int64)
+    for start in tqdm(range(0, len(dataset), batch_size), "evaluate", unit="batch", disable=not progress):
+        samples = [dataset[i] for i in range(start, min(start + batch_size, len(dataset)))]
+        predicted = _predict(network, torch.from_numpy(np.stack([sample.image for sample in samples]))).cpu()
+        truth = torch.from_numpy(np.stack([sample.label for sample in samples])).long()
+        total += multiclass_confusion_matrix(predicted, truth, num_classes, ignore_index=IGNORE_INDEX)
+    return total.numpy()
+
+
+def iou(confusion: np.ndarray) -> np.ndarray:
+    """IoU of every class, float64 (C,), 0 .. 1: TP / (TP + FN + FP); NaN for classes that the truth does not contain."""
+    correct = np.diag(confusion).astype(np.float64)
+    truth = confusion.sum(1)
+    union = truth + confusion.sum(0) - correct
+    return np.where(truth > 0, correct / np.maximum(union, 1), np.nan)
+
+
+def miou(confusion: np.ndarray) -> float:
+    """Mean IoU over the classes present in the truth, 0 .. 1; NaN if there is none."""
+    values = iou(confusion)
+    return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
+
+
+def evaluate(
+    network: nn.Module, dataset: FolderDataset, label_set: LabelSet, batch_size: int = 1, progress: bool = False
+) -> dict[str, Any]:
+    """Evaluate a network on a data set.
+
+    Returns:
+        `miou` in percent, `iou` in percent by class name (NaN: class not in the truth), `confusion` int64 (C, C),
+        `images` their number.
+    """
+    matrix = confusion(network, dataset, label_set.num_classes, batch_size, progress)
+    by_class = dict(zip(label_set.names, (100 * iou(matrix)).tolist(), strict=True))
+    return {"miou": 100 * miou(matrix), "iou": by_class, "confusion": matrix, "images": len(dataset)}
+
+
+def _predict(network: nn.Module, images: Tensor) -> Tensor:
+    """Class indices int64 (B, H, W) of images uint8 (B, H, W, 3)."""
+    height, width = images.shape[1:3]
+    device = next(network.parameters()).device
+    x = normalise(images.to(device))
+    # Encoders halve the size five times.
+    pad = (0, -width % 32, 0, -height % 32)
+    if any(pad):
+        x = nn.functional.pad(x, pad, mode="replicate")
+    logits, _ = network(x.contiguous(memory_format=torch.channels_last))
+    return logits[:, :, :height, :width].argmax(1)
