@@ -150,12 +150,14 @@ progress = []
 
 def watch(step, model):
     """Measure on clear every tenth of the training; the result decides nothing."""
-    if step % max(1, config.steps // 10) == 0:
+    if step % max(1, config.steps // 10) == 0 or step == config.steps:
         miou = evaluation.evaluate(model, test["clear"], label_set)["miou"]
         progress.append({"step": step, "miou_clear": miou})
 
 
 model, history = adaptation.train(config, train, None, out, callback=watch)
+if not progress or progress[-1]["step"] < config.steps:
+    watch(config.steps, model)
 
 # %% [markdown]
 # The loss falls and flattens.

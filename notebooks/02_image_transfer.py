@@ -65,7 +65,7 @@ domain: str = "night"  # target domain
 method: str = "stochastic_inversion"  # one of transfer.METHODS, or "clear_prompt"
 model: str = "mini"  # diffusion model: "mini", a local folder or a hub id
 num_inference_steps: int = 20  # denoising steps on the full schedule
-limit: int = 8  # training images to transfer, 0 = all
+limit: int = 8  # training images to transfer, 0 for all
 seed: int = 0  # rules all noise
 out: str = "../results/course/transfer"  # folder of this notebook's results
 
@@ -342,22 +342,17 @@ plots.show(
 root = datasets.prepare(data)
 label_set = get_label_set(datasets.dataset_info(root)["label_set"])
 config = transfer.domain_config(domain, method, **common)
+images, labels = root / "train" / "images", root / "train" / "labels"
 report = transfer_folder.transfer_folder(
-    mini,
-    root / "train" / "images",
-    root / "train" / "labels",
-    out,
-    config,
-    label_set,
-    limit=limit or None,
-    progress=False,
+    mini, images, labels, out, config, label_set, limit=limit or None, progress=False
 )
+assert report.ok, report.errors
 
 # %% [markdown]
 # A look at the first of them. Go through the pairs with the layout in mind: does every label still name what is there?
 
 # %%
-pairs = datasets.FolderDataset(f"{out}/images", root / "train" / "labels", label_set)
+pairs = datasets.FolderDataset(f"{out}/images", labels, label_set)
 sources = datasets.open_split(root, "train")
 keys = pairs.keys[:4]
 by_key = {sample.key: sample for sample in (sources[i] for i in range(len(sources))) if sample.key in keys}

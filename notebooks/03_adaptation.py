@@ -61,7 +61,7 @@ start = time.perf_counter()
 
 # %% tags=["parameters"]
 data: str = "../results/course/data"  # folder of the data set; rendered there when it is missing
-synth: str = ""  # folder with images/ transferred by 02; "" = transfer the training images now
+synth: str = ""  # folder with images/ transferred by 02, "" to transfer them now
 domain: str = "night"  # target domain
 variant: str = "zodi"  # row of the table, one of adaptation.VARIANTS
 network: str = "DeepLabV3Plus/tu-resnet10t"  # architecture/encoder of segmentation_models_pytorch

@@ -47,6 +47,7 @@ import numpy as np
 import pandas as pd
 import torch
 from diffusers import DDIMScheduler
+from IPython.utils.capture import capture_output
 from PIL import Image
 
 from zodi import diffusion, plots, pretrain, runs, scenes, transfer
@@ -107,14 +108,13 @@ plots.show(
 # with $A'$ a muted $A$. If the image follows the law, its contrast must fall exponentially with depth.
 
 # %%
-grey = domains["fog"].mean(2)
 near = layers.depth < 80
-bins = pd.cut(layers.depth[near], np.arange(0, 81, 8)).rename_categories(lambda bin: bin.mid)
-contrast = pd.Series(grey[near]).groupby(bins, observed=True).std().dropna()
-frame = pd.DataFrame({"depth": contrast.index.astype(float), "contrast_fog": contrast.to_numpy()})
+grey = pd.DataFrame({name: domains[name].mean(2)[near] for name in ("clear", "fog")})
+bins = 10 * (layers.depth[near] // 10) + 5
+contrast = grey.groupby(bins).std().dropna().rename_axis("depth").reset_index()
 plots.show(
-    plots.curve(frame, "depth", ["contrast_fog"], "depth (m)", "standard deviation of grey value (0 to 255)"),
-    "Contrast of the rendered fog image against depth: what is far melts into the veil.",
+    plots.curve(contrast, "depth", ["clear", "fog"], "depth (m)", "contrast: std of grey values"),
+    "Contrast of the scene against depth, in clear weather and in fog: what is far melts into the veil.",
 )
 
 # %% [markdown]
@@ -211,14 +211,15 @@ plots.show(plots.image_grid([[sheet]], width=9), "Sample sheet of the training, 
 # ## Retrain a toy
 #
 # `python -m zodi pretrain` trains the whole thing; it takes hours and can be stopped and resumed at any instant. Here
-# is the same code with a few scenes and steps.
+# is the same code with a few scenes and steps; its progress bars are kept out of the page.
 
 # %%
 config = pretrain.PretrainConfig(
     scene_count=scene_count, held_out=scene_count // 3, encoder_steps=steps, vae_steps=steps, steps=steps
 )
 toy_folder = Path(out) / "toy"
-pretrain.pretrain(config, toy_folder, toy_folder / "weights")
+with capture_output():
+    pretrain.pretrain(config, toy_folder, toy_folder / "weights")
 toy = diffusion.load(toy_folder / "weights" / "mini")
 
 # %% [markdown]

@@ -3,8 +3,8 @@
     python tests/prepare_notebooks.py results/test/notebooks
     pytest --nbval-lax results/test/notebooks
 
-The copies keep the committed outputs, so that nbval compares those of cells tagged `nbval-check-output`. What they write
-goes beside FOLDER. Everything there is deleted first.
+The copies keep the committed outputs, so that nbval compares those of cells tagged `nbval-check-output`. Their results
+go beside FOLDER. Everything there is deleted first.
 """
 
 import shutil

@@ -15,7 +15,7 @@ from zodi.diffusion import DiffusionModel, TransferDefaults
 MINI_DEFAULTS = TransferDefaults(guidance_scale=2.0, num_inference_steps=20, short_side=16, multiple=16)
 
 
-def tokenizer(length: int = 12) -> CLIPTokenizer:
+def tokenizer(length: int = 32) -> CLIPTokenizer:
     """A CLIP tokenizer that spells every word letter by letter."""
     symbols = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokens = [*symbols, *(symbol + "</w>" for symbol in symbols), "<|startoftext|>", "<|endoftext|>"]

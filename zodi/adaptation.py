@@ -147,7 +147,9 @@ def adaptation_loss(
     def one_pass(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
             logits, features = network(x)
-        return F.cross_entropy(logits.float(), y, ignore_index=IGNORE_INDEX), features.float()
+        if bf16:
+            logits, features = logits.float(), features.float()
+        return F.cross_entropy(logits, y, ignore_index=IGNORE_INDEX), features
 
     ce_source, features_source = one_pass(*source)
     if synth is None:

@@ -265,10 +265,10 @@ def decode(model: DiffusionModel, latents: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def embed(model: DiffusionModel, prompts: list[str]) -> Tensor:
-    """Text embeddings of B prompts, (B, L, D), padded to the tokenizer's length; longer ones are cut, with a warning."""
+    """Text embeddings of B prompts, (B, L, D), padded to the tokenizer's length; longer ones are cut with a warning."""
     length = model.tokenizer.model_max_length
     for prompt in prompts:
-        found = len(model.tokenizer(prompt).input_ids)
+        found = len(model.tokenizer.tokenize(prompt)) + 2  # start and end
         if found > length:
             warnings.warn(f"prompt {prompt!r} has {found} tokens; only the first {length} are used", stacklevel=2)
     tokens = model.tokenizer(prompts, padding="max_length", truncation=True, max_length=length, return_tensors="pt")

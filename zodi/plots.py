@@ -37,10 +37,12 @@ def use_theme() -> None:
 
 
 def png(figure: Figure) -> bytes:
-    """The figure as PNG, trimmed to its content."""
-    buffer = BytesIO()
-    figure.savefig(buffer, format="png", bbox_inches="tight", facecolor="white", pil_kwargs={"optimize": True})
-    return buffer.getvalue()
+    """The figure as PNG, trimmed to its content, in 256 colours chosen for it: a third of the size in a notebook."""
+    full, small = BytesIO(), BytesIO()
+    figure.savefig(full, format="png", bbox_inches="tight", facecolor="white")
+    with PIL.Image.open(full) as image:
+        image.convert("RGB").quantize(256).save(small, format="png", optimize=True)
+    return small.getvalue()
 
 
 def show(figure: Figure, caption: str, file: Path | str | None = None) -> None:
@@ -162,9 +164,10 @@ def training_curves(history: pd.DataFrame, window: int = 10) -> Figure:
 def curve(frame: pd.DataFrame, x: str, ys: Sequence[str], xlabel: str, ylabel: str) -> Figure:
     """One or more columns over another one; a column named after a domain gets the domain's colour."""
     figure, ax = plt.subplots(figsize=(6, 2.8), layout="constrained")
+    marker = "." if len(frame) < 100 else None
     for y in ys:
         name = y.rsplit("_", 1)[-1]
-        ax.plot(frame[x], frame[y], marker=".", color=DOMAIN_COLORS.get(name, "0.2"), label=name)
+        ax.plot(frame[x], frame[y], marker=marker, color=DOMAIN_COLORS.get(name), label=name)
     ax.set(xlabel=xlabel, ylabel=ylabel)
     if len(ys) > 1:
         ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
@@ -181,7 +184,8 @@ def domain_bars(miou: Mapping[str, float], ylabel: str = "mIoU (%)") -> Figure:
     figure, ax = plt.subplots(figsize=(0.9 * len(miou) + 1.2, 2.8), layout="constrained")
     bars = ax.bar(list(miou), list(miou.values()), color=[DOMAIN_COLORS.get(name, "0.5") for name in miou])
     ax.bar_label(bars, fmt="%.1f")
-    ax.set(xlabel="test domain", ylabel=ylabel)
+    ax.set(xlabel="domain", ylabel=ylabel)
+    ax.margins(y=0.12)
     ax.grid(False, axis="x")
     return figure
 

