@@ -40,8 +40,8 @@ def split_frames(root: Path) -> dict[str, list[tuple[Path, Path]]]:
     missing = [name for part in PARTS for name in (part, f"{part}annot") if not (root / name).is_dir()]
     if missing:
         raise ValueError(
-            f"{root}: not a CamVid folder, {', '.join(missing)} missing; expected train/, trainannot/, val/, valannot/, "
-            "test/, testannot/ (see `python data_scripts/camvid.py instructions`)"
+            f"{root}: not a CamVid folder, {', '.join(missing)} missing; expected train/, trainannot/, val/, "
+            "valannot/, test/, testannot/ (see `python data_scripts/camvid.py instructions`)"
         )
     frames: dict[str, list[tuple[Path, Path]]] = {}
     for part in PARTS:

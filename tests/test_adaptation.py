@@ -27,7 +27,14 @@ def target(data):
 
 
 def config(**changes):
-    settings = {"network": NETWORK, "steps": 4, "batch_size": 2, "crop": (32, 64), "encoder_weights": None, "bf16": False}
+    settings = {
+        "network": NETWORK,
+        "steps": 4,
+        "batch_size": 2,
+        "crop": (32, 64),
+        "encoder_weights": None,
+        "bf16": False,
+    }
     return AdaptationConfig(**settings | changes)
 
 
@@ -82,7 +89,9 @@ def test_two_passes_give_the_gradient_of_the_terms_and_one_mixed_batch_does_not(
     assert (ours - four).norm() / four.norm() < 1e-6
 
     logits, features = network(torch.cat([x_s, x_t]))
-    mixed_loss = F.cross_entropy(logits[:2], y) + F.cross_entropy(logits[2:], y) - 0.1 * similarity(features[:2], features[2:])
+    mixed_loss = (
+        F.cross_entropy(logits[:2], y) + F.cross_entropy(logits[2:], y) - 0.1 * similarity(features[:2], features[2:])
+    )
     mixed = gradient(network, mixed_loss)
     assert (mixed - four).norm() / four.norm() > 0.1
 
@@ -125,7 +134,9 @@ def test_a_state_of_other_settings_is_not_resumed(source, tmp_path):
     train(config(steps=1), source, None, tmp_path)
     fresh, _ = train(config(steps=1, seed=1), source, None, tmp_path)
     expected, _ = train(config(steps=1, seed=1), source, None, None)
-    assert all(torch.equal(a, b) for a, b in zip(fresh.state_dict().values(), expected.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(fresh.state_dict().values(), expected.state_dict().values(), strict=True)
+    )
 
 
 def test_unpaired_images_need_similarity_zero(source, data):

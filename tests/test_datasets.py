@@ -45,19 +45,19 @@ def test_labels_without_image_are_allowed_images_without_label_are_not(folders):
     (folders[0] / "a.png").unlink()
     assert len(FolderDataset(*folders, CAMVID)) == 1
     (folders[1] / "b/c.png").unlink()
-    with pytest.raises(FileNotFoundError, match="no label map for 1 of 1 images.*b/c.png"):
+    with pytest.raises(FileNotFoundError, match=r"no label map for 1 of 1 images.*b/c.png"):
         FolderDataset(*folders, CAMVID)
 
 
 def test_unreadable_image_is_named(folders):
     (folders[0] / "a.png").write_bytes((folders[0] / "a.png").read_bytes()[:100])
-    with pytest.raises(ValueError, match="a.png: cannot be read"):
+    with pytest.raises(ValueError, match=r"a.png: cannot be read"):
         FolderDataset(*folders, CAMVID)[0]
 
 
 def test_size_mismatch_is_named(folders):
     write(folders[1] / "a.png", np.zeros((20, 31), np.uint8))
-    with pytest.raises(ValueError, match="a.png: found size 31x20.*30x20"):
+    with pytest.raises(ValueError, match=r"a.png: found size 31x20.*30x20"):
         FolderDataset(*folders, CAMVID)[0]
 
 
@@ -109,7 +109,7 @@ def test_prepare_keeps_what_is_there(tmp_path):
 
 
 def test_a_folder_without_dataset_json_says_how_to_make_one(tmp_path):
-    with pytest.raises(FileNotFoundError, match="data_scripts/miniature.py"):
+    with pytest.raises(FileNotFoundError, match=r"data_scripts/miniature.py"):
         open_split(tmp_path, "train")
 
 

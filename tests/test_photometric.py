@@ -32,5 +32,5 @@ def test_operations_go_the_right_way(image):
 
 
 def test_unknown_domain_is_named(image):
-    with pytest.raises(ValueError, match="'desert'.*night"):
+    with pytest.raises(ValueError, match=r"'desert'.*night"):
         photometric(image, "desert", torch.Generator())

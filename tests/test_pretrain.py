@@ -10,8 +10,8 @@ from zodi.domains import DOMAINS, PROMPT_SUFFIX
 from zodi.pretrain import PRETRAIN_DOMAINS, PretrainConfig, build_tokenizer, check_settings, main, pretrain
 
 TOY = PretrainConfig(
-    scene_count=4, held_out=2, height=64, width=96, vae_steps=3, vae_batch_size=2, steps=4, batch_size=4, encoder_steps=2,
-    encoder_batch_size=2, bf16=False,
+    scene_count=4, held_out=2, height=64, width=96, vae_steps=3, vae_batch_size=2, steps=4, batch_size=4,
+    encoder_steps=2, encoder_batch_size=2, bf16=False,
 )  # fmt: skip
 
 
@@ -81,12 +81,13 @@ def test_unfinished_training_can_be_exported_and_missing_one_is_named(trained, t
     options = ["--export-only", "--scene-count", "4", "--held-out", "2", "--height", "64", "--width", "96"]
     main([*options, "--out", str(trained / "run"), "--weights", str(tmp_path / "weights")])
     assert diffusion.load(tmp_path / "weights" / "mini").name == "mini"
-    with pytest.raises(FileNotFoundError, match="vae_state.pt"):
+    with pytest.raises(FileNotFoundError, match=r"vae_state.pt"):
         main([*options, "--out", str(tmp_path / "nowhere"), "--weights", str(tmp_path / "weights")])
 
 
 @pytest.mark.parametrize(
-    ("wrong", "message"), [({"held_out": 4}, "held_out=4"), ({"height": 50}, "50x96"), ({"batch_size": 3}, "batch_size=3")]
+    ("wrong", "message"),
+    [({"held_out": 4}, "held_out=4"), ({"height": 50}, "50x96"), ({"batch_size": 3}, "batch_size=3")],
 )
 def test_wrong_settings_are_named(wrong, message):
     with pytest.raises(ValueError, match=message):

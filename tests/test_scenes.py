@@ -46,7 +46,9 @@ def test_every_domain_shows_the_same_layout(domain):
 
 def test_domains_look_as_they_are_called():
     layers = [scenes.build(seed) for seed in range(8)]
-    mean = {domain: np.mean([scenes.shade(l, domain, i).mean() for i, l in enumerate(layers)]) for domain in SHADERS}
+    mean = {
+        domain: np.mean([scenes.shade(each, domain, i).mean() for i, each in enumerate(layers)]) for domain in SHADERS
+    }
     assert mean["night"] < 0.35 * mean["clear"]
     assert mean["rain"] < 0.7 * mean["clear"]
     assert mean["snow"] > 1.1 * mean["clear"]

@@ -64,7 +64,7 @@ def test_shipped_encoder_fits_the_default_network():
 def test_weights_that_do_not_fit_are_an_error(tmp_path):
     file = tmp_path / "other.safetensors"
     save_file({"conv.weight": torch.zeros(3)}, file)
-    with pytest.raises(ValueError, match="other.safetensors.*do not fit"):
+    with pytest.raises(ValueError, match=r"other.safetensors.*do not fit"):
         build_network(DEFAULT_NETWORK, 3, file)
-    with pytest.raises(FileNotFoundError, match="missing.safetensors"):
+    with pytest.raises(FileNotFoundError, match=r"missing.safetensors"):
         build_network(DEFAULT_NETWORK, 3, tmp_path / "missing.safetensors")

@@ -220,7 +220,11 @@ def test_wrong_arguments_give_one_message(profile, data, message, tmp_path, monk
 
 def test_make_passes_the_message_on():
     result = subprocess.run(
-        ["make", "reproduce", "PROFILE=camvid"], cwd=ROOT, check=False, capture_output=True, text=True
+        ["make", "-o", ".venv/.done", "reproduce", "PROFILE=camvid"],
+        cwd=ROOT,
+        check=False,
+        capture_output=True,
+        text=True,
     )
     assert result.returncode == 2
     assert result.stderr.startswith("error: PROFILE=camvid needs your copy of the data set")

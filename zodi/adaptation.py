@@ -201,7 +201,11 @@ def _batch(
 
 
 def make_batches(
-    step: int, source: FolderDataset, synth: FolderDataset | None, pairs: dict[str, int] | None, config: AdaptationConfig
+    step: int,
+    source: FolderDataset,
+    synth: FolderDataset | None,
+    pairs: dict[str, int] | None,
+    config: AdaptationConfig,
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor] | None]:
     """The batches of a step; they depend on `config.seed` and `step` only, so that a resumed run sees the same.
 
@@ -289,7 +293,9 @@ def train(
 
     if callback is not None and start == 0:
         callback(0, network.eval())
-    for step in tqdm(range(start, config.steps), "train", config.steps, initial=start, unit="step", disable=not progress):
+    for step in tqdm(
+        range(start, config.steps), "train", config.steps, initial=start, unit="step", disable=not progress
+    ):
         # Dropout draws from the global generator; seeding by step makes a resumed run equal to one that ran through.
         torch.manual_seed(config.seed * 10**9 + step)
         network.train()

@@ -148,8 +148,8 @@ def dataset_info(root: str | Path) -> dict[str, Any]:
     file = Path(root) / INFO_FILE
     if not file.is_file():
         raise FileNotFoundError(
-            f"{file}: no such file; expected a data set folder, made by `python data_scripts/miniature.py --out {root}` "
-            "or another script of data_scripts/"
+            f"{file}: no such file; expected a data set folder, made by `python data_scripts/miniature.py --out {root}`"
+            " or another script of data_scripts/"
         )
     return read_json(file)
 
@@ -201,9 +201,15 @@ def write_miniature(
         found = read_json(root / INFO_FILE)
         differing = [f"{key}: {found.get(key)} instead of {info[key]}" for key in info if found.get(key) != info[key]]
         if differing:
-            raise ValueError(f"{root} holds another data set ({'; '.join(differing)}); delete it or choose another folder")
+            raise ValueError(
+                f"{root} holds another data set ({'; '.join(differing)}); delete it or choose another folder"
+            )
         return root
-    jobs = [(seed, f"train{'' if d == SOURCE else '_' + d}", d) for seed in scenes.TRAIN_SEEDS[:train] for d in info["domains"]]
+    jobs = [
+        (seed, f"train{'' if d == SOURCE else '_' + d}", d)
+        for seed in scenes.TRAIN_SEEDS[:train]
+        for d in info["domains"]
+    ]
     jobs += [(seed, f"test/{d}", d) for seed in scenes.TEST_SEEDS[:test] for d in info["domains"]]
     with atomic_path(root) as temporary:
         for split in sorted({split for _, split, _ in jobs}):

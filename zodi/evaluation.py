@@ -50,7 +50,7 @@ def confusion(
 
 
 def iou(confusion: np.ndarray) -> np.ndarray:
-    """IoU of every class, float64 (C,), 0 .. 1: TP / (TP + FN + FP); NaN for classes that the truth does not contain."""
+    """IoU of every class, float64 (C,), 0 .. 1: TP / (TP + FN + FP); NaN for classes absent from the truth."""
     correct = np.diag(confusion).astype(np.float64)
     truth = confusion.sum(1)
     union = truth + confusion.sum(0) - correct

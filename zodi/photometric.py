@@ -86,9 +86,9 @@ def _rain(x: Tensor, generator: torch.Generator) -> Tensor:
 
 def _snow(x: Tensor, generator: torch.Generator) -> Tensor:
     pale = kornia.enhance.adjust_saturation(x, 0.5) * 0.65 + 0.25
-    ground = (1 - _nearness_to_horizon(x)).clamp(max=0.6) + 0.35 * (torch.arange(x.shape[2]) > HORIZON * x.shape[2]).view(
-        1, 1, -1, 1
-    )
+    ground = (1 - _nearness_to_horizon(x)).clamp(max=0.6) + 0.35 * (
+        torch.arange(x.shape[2]) > HORIZON * x.shape[2]
+    ).view(1, 1, -1, 1)
     patches = F.interpolate(
         torch.rand(1, 1, 8, 16, generator=generator), x.shape[2:], mode="bicubic", align_corners=False
     ).clamp(0, 1)

@@ -90,7 +90,9 @@ class PretrainConfig:
 
     def __post_init__(self) -> None:
         if not 0 < self.held_out < self.scene_count:
-            raise ValueError(f"held_out={self.held_out}: expected between 1 and scene_count - 1 = {self.scene_count - 1}")
+            raise ValueError(
+                f"held_out={self.held_out}: expected between 1 and scene_count - 1 = {self.scene_count - 1}"
+            )
         if self.scene_count > len(scenes.PRETRAIN_SEEDS):
             raise ValueError(f"scene_count={self.scene_count}: expected at most {len(scenes.PRETRAIN_SEEDS)}")
         if self.height % 16 or self.width % 16:
@@ -162,7 +164,7 @@ def _train(
     out: Path,
     validate_every: int,
 ) -> None:
-    """Optimise `modules` for `steps` steps with AdamW, warm-up, cosine decay and EMA; leaves the averaged weights in them.
+    """Optimise `modules` for `steps` steps with AdamW, warm-up, cosine decay, EMA; they end with the averaged weights.
 
     The state goes to `out/NAME_state.pt` every `SAVE_EVERY` steps, the log to `out/NAME_log.csv`.
     """
@@ -474,7 +476,9 @@ def train_encoder(config: PretrainConfig, images: np.ndarray, labels: np.ndarray
         pixels = normalise(torch.from_numpy(np.stack(x))).contiguous(memory_format=torch.channels_last)
         with _autocast(config):
             logits, _ = network(pixels)
-        return {"loss": F.cross_entropy(logits.float(), torch.from_numpy(np.stack(y)).long(), ignore_index=IGNORE_INDEX)}
+        return {
+            "loss": F.cross_entropy(logits.float(), torch.from_numpy(np.stack(y)).long(), ignore_index=IGNORE_INDEX)
+        }
 
     @torch.inference_mode()
     def validate() -> dict[str, float]:
@@ -554,7 +558,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Command-line options: one a setting, and where to work."""
     parser.add_argument("--out", type=Path, default=Path("results/pretrain"), help="training states, logs and caches")
     parser.add_argument("--weights", type=Path, default=MINI_FOLDER.parent, help="where the checkpoint goes")
-    parser.add_argument("--export-only", action="store_true", help="write the checkpoint of a training that is not over")
+    parser.add_argument(
+        "--export-only", action="store_true", help="write the checkpoint of a training that is not over"
+    )
     for field in dataclasses.fields(PretrainConfig):
         name = "--" + field.name.replace("_", "-")
         if field.type is bool:
@@ -569,7 +575,9 @@ def main(arguments: argparse.Namespace | Sequence[str] | None = None) -> None:
         parser = argparse.ArgumentParser(description=__doc__)
         add_arguments(parser)
         arguments = parser.parse_args(arguments)
-    config = PretrainConfig(**{field.name: getattr(arguments, field.name) for field in dataclasses.fields(PretrainConfig)})
+    config = PretrainConfig(
+        **{field.name: getattr(arguments, field.name) for field in dataclasses.fields(PretrainConfig)}
+    )
     print_settings(config)
     if arguments.export_only:
         export(config, arguments.out, arguments.weights / MINI_FOLDER.name)

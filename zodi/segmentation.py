@@ -83,9 +83,7 @@ def build_network(
         arguments = _DEFAULT_ARGUMENTS | arguments
     smp_weights = "imagenet" if encoder_weights == "imagenet" else None
     try:
-        model = smp.create_model(
-            architecture, encoder, encoder_weights=smp_weights, classes=num_classes, **arguments
-        )
+        model = smp.create_model(architecture, encoder, encoder_weights=smp_weights, classes=num_classes, **arguments)
     except (KeyError, RuntimeError) as error:
         raise ValueError(f"network {name!r}: segmentation_models_pytorch cannot build it ({error})") from error
     network = SegmentationNetwork(model, NetworkConfig(name, num_classes, arguments))
@@ -98,7 +96,7 @@ def build_network(
 def _load_encoder(network: SegmentationNetwork, file: Path) -> None:
     if not file.is_file():
         raise FileNotFoundError(
-            f"{file}: no such encoder weights. Train them with `python -m zodi pretrain`, or choose encoder_weights=None."
+            f"{file}: no such encoder weights. Make them with `python -m zodi pretrain` or choose encoder_weights=None"
         )
     weights = load_file(file)
     expected = network.encoder.state_dict()

@@ -1,0 +1,279 @@
+"""Command line of the stages: `python -m zodi COMMAND --help`.
+
+Exit codes: 0 all done, 1 a part could not be done (each one is named), 2 nothing was done because of the input.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from zodi.domains import DOMAINS, TARGETS
+from zodi.labels import LABEL_SETS, get_label_set
+
+# Modules that load torch are imported by the commands that need them, so that --help answers at once.
+
+FREE_PROMPT_STRENGTH = 0.65
+SHOWN_ERRORS = 20
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        if arguments[:1] == ["pretrain"]:
+            # It makes its options from its settings, which would cost loading torch here.
+            from zodi import pretrain
+
+            pretrain.main(arguments[1:])
+            return 0
+        options = _parser().parse_args(arguments)
+        return options.run(options)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on where it stopped", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m zodi", description="ZoDi, stage by stage.", allow_abbrev=False)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def command(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        sub.set_defaults(run=run)
+        return sub
+
+    sub = command("render", _render, "render a miniature data set of street scenes")
+    sub.add_argument("--out", type=Path, required=True, help="folder to make")
+    sub.add_argument("--train", type=int, default=150, help="source scenes (default: 150)")
+    sub.add_argument("--test", type=int, default=100, help="test scenes a domain (default: 100)")
+    sub.add_argument("--domains", nargs="+", choices=TARGETS, default=list(TARGETS), help="target domains")
+    sub.add_argument("--height", type=int, default=96, help="pixels (default: 96)")
+    sub.add_argument("--width", type=int, default=192, help="pixels (default: 192)")
+
+    commands.add_parser("pretrain", help="train the miniature's diffusion model from nothing", add_help=False)
+
+    sub = command("transfer", _transfer, "transfer a folder of images to another domain")
+    _add_transfer_options(sub)
+
+    sub = command("adapt", _adapt, "train a segmentation network on source and transferred images")
+    sub.add_argument("--data", type=Path, required=True, help="data set folder (dataset.json, train/, test/)")
+    sub.add_argument("--variant", default="zodi", help="row of the tables (default: zodi)")
+    sub.add_argument("--domain", choices=DOMAINS, help="target domain; not for source-only")
+    sub.add_argument("--synth", type=Path, help="folder that `transfer` wrote for the data set's train/images")
+    sub.add_argument("--network", help="ARCHITECTURE/ENCODER of segmentation_models_pytorch (default: a small one)")
+    sub.add_argument("--encoder-weights", help="mini, imagenet or a safetensors file")
+    sub.add_argument("--steps", type=int, default=300, help="optimisation steps (default: 300)")
+    sub.add_argument("--seed", type=int, default=0, help="(default: 0)")
+    sub.add_argument("--out", type=Path, required=True, help="folder of the run")
+
+    sub = command("evaluate", _evaluate, "mIoU of a trained network on every test domain")
+    sub.add_argument("--network", type=Path, required=True, help="folder `network/` that `adapt` wrote")
+    sub.add_argument("--data", type=Path, required=True, help="data set folder")
+    sub.add_argument("--domains", nargs="+", help="test domains (default: all of the data set)")
+    sub.add_argument("--out", type=Path, help="folder for metrics.json")
+
+    sub = command("info", _info, "print domains, parts of the diffusion model and versions")
+    sub.add_argument("--model", default="mini", help="mini, folder or hub id (default: mini)")
+    return parser
+
+
+def _add_transfer_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--images", type=Path, required=True, help="folder of images, any sizes; subfolders are kept")
+    sub.add_argument("--labels", type=Path, help="folder of label maps (8-bit PNG) with the names of their images")
+    sub.add_argument("--label-set", choices=LABEL_SETS, default="cityscapes", help="what label values mean")
+    sub.add_argument("--out", type=Path, required=True, help="folder of the result; the same settings go on there")
+    sub.add_argument("--domain", choices=DOMAINS, help="take prompt and strength of a domain of the paper")
+    sub.add_argument("--prompt", help="description of the target; ', best quality' is added as in the paper")
+    sub.add_argument(
+        "--strength", type=float, help=f"0 .. 1 (default: the domain's; {FREE_PROMPT_STRENGTH} for a free prompt)"
+    )
+    sub.add_argument(
+        "--method",
+        default="stochastic_inversion",
+        help="stochastic_inversion (ZoDi, default), sdedit, ddim_inversion, controlnet_only, clear_prompt, "
+        "vae_round_trip, photometric",
+    )
+    sub.add_argument("--model", default="mini", help="mini (default), a folder in diffusers' format, or a hub id")
+    sub.add_argument("--controlnet", help="folder or hub id, when the model's folder has none")
+    sub.add_argument("--download", action="store_true", help="allow a hub model to be downloaded")
+    sub.add_argument("--device", default="cpu", help="for example cuda (default: cpu)")
+    sub.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of the networks")
+    sub.add_argument("--steps", type=int, help="num_inference_steps (default: the model's)")
+    sub.add_argument("--guidance", type=float, help="guidance_scale, 1 = none (default: the model's)")
+    sub.add_argument("--align", action="store_true", help="encode at the first visited timestep; the paper does not")
+    sub.add_argument("--noise", choices=("per_image", "paper"), default="per_image", help="paper: same for all images")
+    sub.add_argument("--palette", choices=("cityscapes", "ade20k"), help="layout colours (default: the model's)")
+    sub.add_argument("--seed", type=int, default=0, help="(default: 0)")
+    sub.add_argument("--batch-size", type=int, default=8, help="(default: 8)")
+    sub.add_argument("--limit", type=int, help="the first so many images only")
+    sub.add_argument("--shard", type=_shard, metavar="I/N", help="do every N-th image from the I-th on (0 .. N-1)")
+
+
+def _shard(text: str) -> tuple[int, int]:
+    index, _, count = text.partition("/")
+    if not (index.isdigit() and count.isdigit() and int(index) < int(count)):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected I/N with 0 <= I < N, for example 0/4")
+    return int(index), int(count)
+
+
+# ---------------------------------------------------------------- commands
+
+
+def _render(options: argparse.Namespace) -> int:
+    from zodi.datasets import write_miniature
+
+    write_miniature(options.out, options.train, options.test, options.domains, options.height, options.width)
+    print(f"data set: {options.out}")
+    return 0
+
+
+def _transfer(options: argparse.Namespace) -> int:
+    from zodi import diffusion, runs, transfer
+    from zodi.transfer_folder import transfer_folder
+
+    if options.domain is None and options.prompt is None:
+        raise ValueError("give --domain or --prompt")
+    model = None
+    if options.method not in transfer.WITHOUT_MODEL:
+        import torch
+
+        model = diffusion.load(
+            options.model,
+            controlnet=options.controlnet,
+            device=options.device,
+            dtype=getattr(torch, options.dtype),
+            local_files_only=not options.download,
+        )
+    given = {
+        "prompt": options.prompt,
+        "strength": options.strength,
+        "num_inference_steps": options.steps,
+        "guidance_scale": options.guidance,
+        "palette": options.palette,
+        "seed": options.seed,
+        "noise": options.noise,
+        "align": options.align,
+    }
+    config = transfer.make_config(
+        options.domain,
+        options.method,
+        model.defaults if model is not None else None,
+        **{"strength": FREE_PROMPT_STRENGTH} if options.domain is None else {},
+        **{name: value for name, value in given.items() if value is not None},
+    )
+    runs.print_settings(config)
+    report = transfer_folder(
+        model,
+        options.images,
+        options.labels,
+        options.out,
+        config,
+        get_label_set(options.label_set),
+        options.batch_size,
+        options.shard,
+        options.limit,
+    )
+    print(f"{report.done} done, {report.skipped} were there, {len(report.errors)} failed; {report.seconds} s")
+    print(f"images: {options.out / 'images'}")
+    for message in list(report.errors.values())[:SHOWN_ERRORS]:
+        print(f"error: {message}", file=sys.stderr)
+    if len(report.errors) > SHOWN_ERRORS:
+        print(f"error: {len(report.errors) - SHOWN_ERRORS} more in {options.out / 'report.json'}", file=sys.stderr)
+    return 0 if report.ok else 1
+
+
+def _adapt(options: argparse.Namespace) -> int:
+    from zodi import adaptation, datasets, runs, segmentation
+
+    start = time.monotonic()
+    if options.variant not in adaptation.VARIANTS:
+        raise ValueError(f"variant {options.variant!r}: expected one of {list(adaptation.VARIANTS)}")
+    row = adaptation.VARIANTS[options.variant]
+    source = datasets.open_split(options.data, "train")
+    if row.method is not None:
+        if options.synth is None:
+            raise ValueError(f"variant {row.name!r} needs --synth, the folder that `python -m zodi transfer` wrote")
+        labels = options.data / "train" / "labels"
+        second = datasets.FolderDataset(options.synth / "images", labels, source.label_set)
+    elif row.name == "oracle":
+        if options.domain is None:
+            raise ValueError("variant 'oracle' needs --domain")
+        second = datasets.open_split(options.data, f"train_{options.domain}")
+    else:
+        second = None
+    given = {"network": options.network, "encoder_weights": options.encoder_weights}
+    config = adaptation.AdaptationConfig(
+        steps=options.steps * row.length,
+        similarity_weight=row.similarity_weight,
+        seed=options.seed,
+        **{name: value for name, value in given.items() if value is not None},
+    )
+    network, history = adaptation.train(config, source, second, options.out, progress=True)
+    segmentation.save_network(network, options.out / "network")
+    history.to_csv(options.out / "history.csv", index=False)
+    scores = _scores(network, options.data, None)
+    metrics = {
+        "variant": row.name,
+        "domain": options.domain or "",
+        "network": config.network,
+        "seed": config.seed,
+        "images_seen": config.steps * config.batch_size * (1 if second is None else 2),
+        "loss": history["loss"].tail(10).mean(),
+        "miou": {name: score["miou"] for name, score in scores.items()},
+        "iou": {name: score["iou"] for name, score in scores.items()},
+    }
+    settings = {"data": options.data, "synth": options.synth, "config": config}
+    print(f"metrics: {runs.save_metrics(options.out, 'adapt', settings, metrics, time.monotonic() - start)}")
+    return 0
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from zodi import runs, segmentation
+
+    start = time.monotonic()
+    scores = _scores(segmentation.load_network(options.network), options.data, options.domains)
+    if options.out is not None:
+        settings = {"network": options.network, "data": options.data}
+        metrics = {key: {name: score[key] for name, score in scores.items()} for key in ("miou", "iou")}
+        print(f"metrics: {runs.save_metrics(options.out, 'evaluate', settings, metrics, time.monotonic() - start)}")
+    return 0
+
+
+def _scores(network: object, data: Path, domains: list[str] | None) -> dict[str, dict]:
+    """Evaluate on test domains and print one line each."""
+    from zodi import datasets, evaluation
+
+    known = datasets.dataset_info(data)["domains"]
+    unknown = [domain for domain in domains or [] if domain not in known]
+    if unknown:
+        raise ValueError(f"{data}: no test images of {unknown}; expected some of {known}")
+    scores = {}
+    for domain in domains or known:
+        test = datasets.open_split(data, f"test/{domain}")
+        scores[domain] = evaluation.evaluate(network, test, test.label_set, progress=True)
+        print(f"{domain:<10} mIoU {scores[domain]['miou']:5.1f} %  ({len(test)} images)")
+    return scores
+
+
+def _info(options: argparse.Namespace) -> int:
+    from zodi import diffusion, runs
+
+    print("domains")
+    for domain in DOMAINS.values():
+        print(f"  {domain.name:<8} strength {domain.strength:.2f}  {domain.prompt!r}")
+    model = diffusion.load(options.model)
+    print(f"\nmodel {model.name}, weights {diffusion.fingerprint(model)}")
+    print(diffusion.describe(model).to_string(index=False))
+    runs.print_settings(model.defaults)
+    print("\nenvironment")
+    runs.print_settings(runs.environment())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
