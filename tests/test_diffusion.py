@@ -105,7 +105,7 @@ def test_fingerprint_tells_weights_and_schedules_apart(model):
 
 
 def test_missing_models_are_explained(tmp_path, monkeypatch):
-    with pytest.raises(FileNotFoundError, match="no such folder. Expected 'mini'"):
+    with pytest.raises(FileNotFoundError, match=r"no such folder\. Expected 'mini'"):
         diffusion.load(tmp_path / "nothing")
     with pytest.raises(FileNotFoundError, match=r"is not on this machine.*4.3 GB.*--download.*HF_HOME"):
         diffusion.load("nobody/no-such-model")

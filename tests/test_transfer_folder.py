@@ -36,6 +36,11 @@ def run(model, root: Path, config=None, **options):
     return transfer_folder(model, *arguments, progress=False, **options)
 
 
+def size_of(path: Path) -> tuple[int, int]:
+    with Image.open(path) as image:
+        return image.size
+
+
 def contents(root: Path) -> dict[str, bytes]:
     return {p.name: p.read_bytes() for p in sorted((root / "out" / "images").rglob("*.png"))}
 
@@ -51,13 +56,12 @@ def test_whole_folder(model, tmp_path):
     assert record["bytes"] == saved.stat().st_size and len(record["sha256"]) == 64
     settings = json.loads((tmp_path / "out" / "settings.json").read_text())
     assert settings["settings"]["prompt"] == "driving at night" and record["settings_hash"] == settings["settings_hash"]
-    preview = Image.open(tmp_path / "out" / "preview.png")
-    assert preview.size == (3 * 320, 3 * 160)
+    assert size_of(tmp_path / "out" / "preview.png") == (3 * 320, 3 * 160)
     assert json.loads((tmp_path / "out" / "report.json").read_text())["done"] == 3
 
 
 def test_nothing_is_done_twice_and_what_changed_is_done_again(model, tmp_path):
-    images, labels = tiny.write_dataset(tmp_path)
+    _, labels = tiny.write_dataset(tmp_path)
     run(model, tmp_path)
     before = contents(tmp_path)
     assert run(model, tmp_path).skipped == 3
@@ -160,7 +164,7 @@ def test_sizes_may_differ_and_subfolders_are_kept(model, tmp_path):
         suffix = ".jpg" if folder == images else ".png"
         Image.fromarray(np.zeros(shape, np.uint8), mode).save(folder / "city" / f"a{suffix}")
     assert run(model, tmp_path).done == 2
-    assert Image.open(tmp_path / "out" / "images" / "city" / "a.png").size == (26, 20)
+    assert size_of(tmp_path / "out" / "images" / "city" / "a.png") == (26, 20)
 
 
 def test_a_full_disk_stops_before_the_start(model, tmp_path, monkeypatch):
@@ -177,7 +181,7 @@ def test_without_diffusion_no_labels_and_no_model_are_needed(tmp_path):
     config = domain_config("night", "photometric")
     report = transfer_folder(None, images, None, tmp_path / "out", config, CITYSCAPES, progress=False)
     assert report.ok and report.done == 3
-    assert Image.open(tmp_path / "out" / "preview.png").size == (2 * 320, 3 * 160)
+    assert size_of(tmp_path / "out" / "preview.png") == (2 * 320, 3 * 160)
 
 
 def test_missing_folders_and_wrong_arguments(model, tmp_path):

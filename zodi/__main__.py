@@ -4,6 +4,7 @@ Exit codes: 0 all done, 1 a part could not be done (each one is named), 2 nothin
 """
 
 import argparse
+import dataclasses
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -159,13 +160,13 @@ def _transfer(options: argparse.Namespace) -> int:
         "noise": options.noise,
         "align": options.align,
     }
-    config = transfer.make_config(
-        options.domain,
-        options.method,
-        model.defaults if model is not None else None,
-        **{"strength": FREE_PROMPT_STRENGTH} if options.domain is None else {},
-        **{name: value for name, value in given.items() if value is not None},
-    )
+    changes = {name: value for name, value in given.items() if value is not None}
+    defaults = model.defaults if model is not None else diffusion.TransferDefaults()
+    if options.domain is not None:
+        config = transfer.domain_config(options.domain, options.method, defaults, **changes)
+    else:
+        free = {"strength": FREE_PROMPT_STRENGTH, "method": options.method}
+        config = transfer.TransferConfig(**dataclasses.asdict(defaults) | free | changes)
     runs.print_settings(config)
     report = transfer_folder(
         model,

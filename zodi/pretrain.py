@@ -138,7 +138,7 @@ def render_cache(config: PretrainConfig, out: Path) -> tuple[np.ndarray, np.ndar
 
 def _to_float(images: np.ndarray) -> Tensor:
     """uint8 (B, H, W, 3) -> float32 (B, 3, H, W) in -1 .. 1."""
-    return torch.from_numpy(images).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+    return torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
 
 
 def _layout(labels: np.ndarray) -> Tensor:
@@ -259,7 +259,7 @@ def train_vae(config: PretrainConfig, images: np.ndarray, out: Path) -> Autoenco
     torch.manual_seed(config.seed)
     vae = build_vae().to(memory_format=torch.channels_last)
     train_count = config.scene_count - config.held_out
-    held_out = _to_float(np.ascontiguousarray(images[train_count : train_count + 8].reshape(-1, *images.shape[2:])))
+    held_out = _to_float(images[train_count : train_count + 8].reshape(-1, *images.shape[2:]))
 
     def reconstruction_loss(x: Tensor, y: Tensor) -> Tensor:
         return F.l1_loss(y, x) + F.mse_loss(y, x) + F.l1_loss(_dark_adapted(y), _dark_adapted(x))
@@ -302,7 +302,7 @@ def cache_latents(vae: AutoencoderTiny, images: np.ndarray, out: Path) -> Tensor
     if not file.exists():
         latents = []
         for part in tqdm(images, "latents", unit="scene"):
-            x = _to_float(np.ascontiguousarray(part)).contiguous(memory_format=torch.channels_last)
+            x = _to_float(part).contiguous(memory_format=torch.channels_last)
             latents.append((vae.encode(x).latents * vae.config.scaling_factor).bfloat16().contiguous())
         with atomic_path(file) as temporary:
             save_file({"latents": torch.stack(latents)}, temporary)
