@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -75,7 +76,7 @@ class PretrainConfig:
     vae_batch_size: int = 16
     vae_crop: int = 64
     vae_learning_rate: float = 2e-3
-    steps: int = 8500
+    steps: int = 6000
     batch_size: int = 32
     full_frame_share: float = 0.5
     learning_rate: float = 6e-4
@@ -312,21 +313,30 @@ def cache_latents(vae: AutoencoderTiny, images: np.ndarray, out: Path) -> Tensor
 # ---------------------------------------------------------------- UNet, ControlNet, text encoder
 
 
+def _bpe(pieces: list[str], merges: list[tuple[str, str]]) -> list[str]:
+    """Join neighbouring pieces as byte pair encoding does: always the pair whose merge comes first in `merges`."""
+    rank = {pair: index for index, pair in enumerate(merges)}
+    while any(pair in rank for pair in pairwise(pieces)):
+        best = min(pairwise(pieces), key=lambda pair: rank.get(pair, math.inf))
+        at = list(pairwise(pieces)).index(best)
+        pieces = [*pieces[:at], "".join(best), *pieces[at + 2 :]]
+    return pieces
+
+
 def build_tokenizer() -> CLIPTokenizer:
-    """A CLIP tokenizer that knows the words of our prompts and spells all others byte by byte."""
+    """A CLIP tokenizer with one token for each word of our prompts; it spells all other words by their bytes."""
     texts = [NEGATIVE_PROMPT, PROMPT_SUFFIX] + [domain.prompt for domain in DOMAINS.values()]
     words = sorted({word for text in texts for word in text.replace(",", " ").split()})
     symbols = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokens = symbols + [symbol + "</w>" for symbol in symbols]
     merges: list[tuple[str, str]] = []
     for word in words:
-        pieces = [*word[:-1], word[-1] + "</w>"]
-        left = pieces[0]
-        for right in pieces[1:]:
-            if (left, right) not in merges:
-                merges.append((left, right))
-                tokens.append(left + right)
-            left += right
+        # A merge of an earlier word may apply inside this one, so only what it leaves apart needs merges of its own.
+        pieces = _bpe([*word[:-1], word[-1] + "</w>"], merges)
+        while len(pieces) > 1:
+            merges.append((pieces[0], pieces[1]))
+            tokens.append("".join(merges[-1]))
+            pieces = _bpe(pieces, merges)
     tokens += ["<|startoftext|>", "<|endoftext|>"]
     vocab = {token: index for index, token in enumerate(tokens)}
     return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=MAX_TOKENS)
