@@ -72,13 +72,13 @@ class PretrainConfig:
     height: int = 96
     width: int = 192
     held_out: int = 60
-    vae_steps: int = 3000
+    vae_steps: int = 2500
     vae_batch_size: int = 16
     vae_crop: int = 64
     vae_learning_rate: float = 2e-3
-    steps: int = 6000
+    steps: int = 4500
     batch_size: int = 32
-    full_frame_share: float = 0.5
+    full_frame_share: float = 0.4
     learning_rate: float = 6e-4
     prompt_dropout: float = 0.1
     layout_dropout: float = 0.05
@@ -297,14 +297,16 @@ def train_vae(config: PretrainConfig, images: np.ndarray, out: Path) -> Autoenco
 
 
 @torch.inference_mode()
-def cache_latents(vae: AutoencoderTiny, images: np.ndarray, out: Path) -> Tensor:
+def cache_latents(config: PretrainConfig, vae: AutoencoderTiny, images: np.ndarray, out: Path) -> Tensor:
     """Scaled latents of all images, bfloat16 (N, 6, 4, H/4, W/4), computed once."""
     file = out / "latents.safetensors"
     if not file.exists():
         latents = []
         for part in tqdm(images, "latents", unit="scene"):
             x = _to_float(part).contiguous(memory_format=torch.channels_last)
-            latents.append((vae.encode(x).latents * vae.config.scaling_factor).bfloat16().contiguous())
+            with _autocast(config):
+                z = vae.encode(x).latents
+            latents.append((z * vae.config.scaling_factor).bfloat16().contiguous())
         with atomic_path(file) as temporary:
             save_file({"latents": torch.stack(latents)}, temporary)
     return load_file(file)["latents"]
@@ -552,15 +554,15 @@ def check_settings(config: PretrainConfig, out: Path) -> None:
 
 
 def pretrain(config: PretrainConfig, out: Path, weights: Path) -> None:
-    """All stages: scenes, segmentation encoder, VAE, latents, diffusion, checkpoint in `weights`/mini."""
+    """All stages: scenes, VAE, latents, diffusion, segmentation encoder, checkpoint in `weights`/mini."""
     out.mkdir(parents=True, exist_ok=True)
     check_settings(config, out)
     images, labels = render_cache(config, out)
-    export_encoder(train_encoder(config, images, labels, out), weights / MINI_ENCODER_FILE.name)
     vae = train_vae(config, images, out)
     write_json(out / "scaling_factor.json", vae.config.scaling_factor)
-    latents = cache_latents(vae, images, out)
+    latents = cache_latents(config, vae, images, out)
     train_diffusion(config, latents, labels, out)
+    export_encoder(train_encoder(config, images, labels, out), weights / MINI_ENCODER_FILE.name)
     export(config, out, weights / MINI_FOLDER.name)
 
 
