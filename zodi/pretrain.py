@@ -72,13 +72,13 @@ class PretrainConfig:
     height: int = 96
     width: int = 192
     held_out: int = 60
-    vae_steps: int = 2500
+    vae_steps: int = 3000
     vae_batch_size: int = 16
     vae_crop: int = 64
     vae_learning_rate: float = 2e-3
-    steps: int = 4500
+    steps: int = 3300
     batch_size: int = 32
-    full_frame_share: float = 0.4
+    full_frame_share: float = 0.5
     learning_rate: float = 6e-4
     prompt_dropout: float = 0.1
     layout_dropout: float = 0.05
