@@ -53,7 +53,7 @@ sync: .venv/.done ## bring each notebook and its text twin in step, outputs kept
 
 .PHONY: notebooks
 notebooks: sync ## execute the notebooks again and keep the outputs
-	$(BIN)/jupyter nbconvert --execute --inplace --KernelManager.transport=ipc \
+	$(BIN)/jupyter nbconvert --execute --inplace \
 		--ExecutePreprocessor.record_timing=False --ExecutePreprocessor.store_widget_state=False \
 		$(NOTEBOOKS:.py=.ipynb)
 

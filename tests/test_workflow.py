@@ -156,7 +156,7 @@ class TestRun:
         run = "runs/zodi_no_similarity/night/Unet-tu-resnet10t/seed7"
         assert json.loads((project / "results/tiny" / run / "metrics.json").read_text()) == {
             "data": "../results/tiny/data",
-            "synth": "../results/tiny/transfer/night/stochastic_inversion/images",
+            "synth": "../results/tiny/transfer/night/stochastic_inversion",
             "domain": "night",
             "variant": "zodi_no_similarity",
             "network": "Unet/tu-resnet10t",
@@ -197,6 +197,21 @@ class TestRun:
             result = make(project)
         assert result.returncode == 2
         assert "another run is writing there" in result.stderr
+
+
+def test_notebooks_that_run_side_by_side_keep_apart(tmp_path):
+    twin = tmp_path / "echo.py"
+    twin.write_text(NOTEBOOK.format(parameters="out = ''\nseed = 0", names=["seed"]))
+    outs = [tmp_path / str(seed) for seed in range(3)]
+    command = [sys.executable, "workflow/run_notebook.py", twin]
+    jobs = []
+    for seed, out in enumerate(outs):
+        options = [out / "log.ipynb", "--parameters", json.dumps({"seed": seed, "out": str(out)})]
+        jobs.append(subprocess.Popen([*command, *options], cwd=ROOT, stderr=subprocess.PIPE, text=True))
+    messages = [job.communicate(timeout=120)[1] for job in jobs]
+    assert [job.returncode for job in jobs] == [0, 0, 0], messages
+    assert [json.loads((out / "metrics.json").read_text()) for out in outs] == [{"seed": seed} for seed in range(3)]
+    assert not [message for message in messages if "Invalid" in message]
 
 
 @pytest.mark.parametrize(

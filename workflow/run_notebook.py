@@ -13,6 +13,7 @@ import hashlib
 import json
 import shutil
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -41,9 +42,11 @@ def run(notebook: Path, log: Path, parameters: dict[str, Any]) -> None:
     unknown = sorted(set(parameters) - set(known))
     if unknown:
         raise ValueError(f"{notebook}: unknown parameters {unknown}; its parameters cell has {sorted(known)}")
-    # Sockets in the file system: TCP ports could be listened to by other users of the machine.
-    transport = Config(KernelManager={"transport": "ipc"})
-    papermill.execute_notebook(log, log, parameters, cwd=notebook.parent, progress_bar=False, config=transport)
+    # Sockets in a folder of their own: TCP ports could be listened to by other users of the machine, and kernels that
+    # start side by side in one folder would take each other's sockets.
+    with tempfile.TemporaryDirectory() as sockets:
+        transport = Config(KernelManager={"transport": "ipc", "ip": f"{sockets}/kernel"})
+        papermill.execute_notebook(log, log, parameters, cwd=notebook.parent, progress_bar=False, config=transport)
 
 
 def empty_when_changed(out: Path, inputs: list[Path], parameters: dict[str, Any]) -> None:

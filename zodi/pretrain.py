@@ -30,10 +30,12 @@ from tqdm.auto import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from zodi import scenes
-from zodi.diffusion import MINI_FOLDER, DiffusionModel, TransferDefaults, save
+from zodi.diffusion import MINI_FOLDER, DiffusionModel, TransferDefaults, load, save
 from zodi.domains import DOMAINS, NEGATIVE_PROMPT, PROMPT_SUFFIX, SOURCE
 from zodi.evaluation import miou
 from zodi.labels import CITYSCAPES, IGNORE_INDEX
+from zodi.plots import png
+from zodi.quality import sample_sheet
 from zodi.runs import atomic_path, print_settings, read_json, to_plain, write_json
 from zodi.segmentation import DEFAULT_NETWORK, MINI_ENCODER_FILE, build_network, normalise
 from zodi.weather import SHADERS
@@ -42,6 +44,9 @@ PRETRAIN_DOMAINS = tuple(SHADERS)
 FACTOR = 4
 MAX_TOKENS = 24
 SAVE_EVERY = 200
+SETTINGS_FILE = "pretrain_settings.json"
+START = "start"
+SHEET_FILE = "samples.png"
 # A longer training may go on from a shorter one; any other setting would make it another training.
 MAY_CHANGE = ("vae_steps", "steps", "encoder_steps")
 # Chosen on pretraining scenes; the paper's 9 is for Stable Diffusion and burns the miniature's colours.
@@ -66,6 +71,8 @@ class PretrainConfig:
         ema_decay: decay of the exponential moving average of the weights.
         bf16: bfloat16 autocast.
         seed: rules weights, batches and noise.
+        start_from: checkpoint folder to go on from: its VAE and encoder are kept, its UNet, ControlNet and text encoder
+            are trained on (their optimizer starts anew). "" = all from nothing.
     """
 
     scene_count: int = 3000
@@ -88,6 +95,7 @@ class PretrainConfig:
     ema_decay: float = 0.999
     bf16: bool = True
     seed: int = 0
+    start_from: str = ""
 
     def __post_init__(self) -> None:
         if not 0 < self.held_out < self.scene_count:
@@ -164,16 +172,19 @@ def _train(
     learning_rate: float,
     out: Path,
     validate_every: int,
+    earlier: Sequence[dict[str, float]] = (),
 ) -> None:
     """Optimise `modules` for `steps` steps with AdamW, warm-up, cosine decay, EMA; they end with the averaged weights.
 
-    The state goes to `out/NAME_state.pt` every `SAVE_EVERY` steps, the log to `out/NAME_log.csv`.
+    The state goes to `out/NAME_state.pt` every `SAVE_EVERY` steps, the log to `out/NAME_log.csv`. `earlier` is the log
+    of the training that this one goes on from; its steps and seconds are counted on.
     """
     state_file, log_file = out / f"{name}_state.pt", out / f"{name}_log.csv"
     parameters = [p for p in modules.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
     ema = EMAModel(parameters, decay=config.ema_decay, foreach=True)
-    log: list[dict[str, float]] = []
+    log: list[dict[str, float]] = list(earlier)
+    steps_before = log[-1]["step"] if log else 0
     start = 0
     if state_file.exists():
         state = torch.load(state_file, weights_only=True)
@@ -209,7 +220,7 @@ def _train(
             ema.restore(parameters)
             elapsed = bar.format_dict["elapsed"]
             means = pd.DataFrame(running).mean().to_dict()
-            log.append({"step": done, "seconds": round(seconds + elapsed, 1), **means, **measured})
+            log.append({"step": steps_before + done, "seconds": round(seconds + elapsed, 1), **means, **measured})
             running.clear()
             bar.set_postfix({key: f"{value:.4f}" for key, value in measured.items() if key.endswith("mean")})
             with atomic_path(log_file) as temporary:
@@ -409,7 +420,12 @@ def train_diffusion(
 ) -> tuple[nn.ModuleDict, CLIPTokenizer, DDIMScheduler]:
     """Train UNet, ControlNet and text encoder together by v-prediction; crops first, full frames at the end."""
     tokenizer, scheduler = build_tokenizer(), build_scheduler()
-    modules = build_diffusion(config.seed, tokenizer)
+    modules, earlier = build_diffusion(config.seed, tokenizer), []
+    if config.start_from:
+        start = load(out / START)
+        for name, module in modules.items():
+            module.load_state_dict(getattr(start, name).state_dict())
+        earlier = pd.read_csv(out / START / "diffusion_log.csv").to_dict("records")
     unet, controlnet, text_encoder = modules["unet"], modules["controlnet"], modules["text_encoder"]
     train_count = config.scene_count - config.held_out
     rows, columns = latents.shape[-2:]
@@ -458,7 +474,7 @@ def train_diffusion(
             scores[f"val_{domain}"] = v_loss(z, layout, prompts, t, noise).mean().item()
         return scores | {"val_mean": float(np.mean(list(scores.values())))}
 
-    _train("diffusion", config, modules, loss_of, validate, config.steps, config.learning_rate, out, 250)
+    _train("diffusion", config, modules, loss_of, validate, config.steps, config.learning_rate, out, 250, earlier)
     return modules, tokenizer, scheduler
 
 
@@ -518,9 +534,13 @@ def export_encoder(network: nn.Module, file: Path) -> None:
 
 def assemble(config: PretrainConfig, out: Path) -> DiffusionModel:
     """The model with the averaged weights of the trainings in `out`, finished or not."""
-    vae, tokenizer = build_vae(), build_tokenizer()
-    _restore_averaged("vae", nn.ModuleDict({"vae": vae}), out)
-    vae.register_to_config(scaling_factor=read_json(out / "scaling_factor.json"))
+    tokenizer = build_tokenizer()
+    if config.start_from:
+        vae = load(out / START).vae
+    else:
+        vae = build_vae()
+        _restore_averaged("vae", nn.ModuleDict({"vae": vae}), out)
+        vae.register_to_config(scaling_factor=read_json(out / "scaling_factor.json"))
     modules = build_diffusion(config.seed, tokenizer)
     _restore_averaged("diffusion", modules, out)
     parts = {name: modules[name] for name in ("unet", "controlnet", "text_encoder")}
@@ -528,13 +548,21 @@ def assemble(config: PretrainConfig, out: Path) -> DiffusionModel:
 
 
 def export(config: PretrainConfig, out: Path, folder: Path) -> None:
-    """Write the checkpoint in float16 with its settings and training logs."""
+    """Write the checkpoint in float16 with its settings, training logs and sample sheet."""
+    settings = to_plain(config)
+    if config.start_from:
+        settings["started_from"] = read_json(out / START / SETTINGS_FILE)
+    model = assemble(config, out)
     with atomic_path(folder) as temporary:
-        save(assemble(config, out), temporary, torch.float16)
-        write_json(temporary / "pretrain_settings.json", config)
-        for name in ("vae", "diffusion", "encoder"):
-            if (out / f"{name}_log.csv").exists():
-                shutil.copyfile(out / f"{name}_log.csv", temporary / f"{name}_log.csv")
+        save(model, temporary, torch.float16)
+        write_json(temporary / SETTINGS_FILE, settings)
+        for name in ("vae_log.csv", "diffusion_log.csv", "encoder_log.csv"):
+            logs = [file for file in (out / name, out / START / name) if file.exists()]
+            if logs:
+                shutil.copyfile(logs[0], temporary / name)
+        # From the stored weights, as users get them, and from a scene that no training of this size has seen.
+        sheet = sample_sheet(load(temporary), scenes.PRETRAIN_SEEDS[-1], config.height, config.width)
+        (temporary / SHEET_FILE).write_bytes(png(sheet))
 
 
 def check_settings(config: PretrainConfig, out: Path) -> None:
@@ -543,7 +571,7 @@ def check_settings(config: PretrainConfig, out: Path) -> None:
     Raises:
         ValueError: if `out` holds a training with other settings; names them.
     """
-    file = out / "pretrain_settings.json"
+    file = out / SETTINGS_FILE
     if file.exists():
         new, old = to_plain(config), read_json(file)
         differing = [f"{key}: {old.get(key)} -> {new[key]}" for key in new if new[key] != old.get(key)]
@@ -557,12 +585,20 @@ def pretrain(config: PretrainConfig, out: Path, weights: Path) -> None:
     """All stages: scenes, VAE, latents, diffusion, segmentation encoder, checkpoint in `weights`/mini."""
     out.mkdir(parents=True, exist_ok=True)
     check_settings(config, out)
+    if config.start_from and not (out / START).exists():
+        # A copy, because the result may be written over it.
+        with atomic_path(out / START) as temporary:
+            shutil.copytree(config.start_from, temporary)
     images, labels = render_cache(config, out)
-    vae = train_vae(config, images, out)
-    write_json(out / "scaling_factor.json", vae.config.scaling_factor)
+    if config.start_from:
+        vae = load(out / START).vae
+    else:
+        vae = train_vae(config, images, out)
+        write_json(out / "scaling_factor.json", vae.config.scaling_factor)
     latents = cache_latents(config, vae, images, out)
     train_diffusion(config, latents, labels, out)
-    export_encoder(train_encoder(config, images, labels, out), weights / MINI_ENCODER_FILE.name)
+    if not config.start_from:
+        export_encoder(train_encoder(config, images, labels, out), weights / MINI_ENCODER_FILE.name)
     export(config, out, weights / MINI_FOLDER.name)
 
 
