@@ -30,12 +30,16 @@ setup: .venv/.done ## make the environment in .venv
 
 .PHONY: lab
 lab: .venv/.done ## open the course in JupyterLab
-	cd notebooks && ../$(BIN)/jupyter lab
+	cd notebooks && ../$(BIN)/jupyter lab 00_start_here.ipynb
 
 .PHONY: reproduce
 reproduce: .venv/.done ## run the notebooks of a PROFILE, then print its table; what is done is not run again
 	@$(BIN)/python workflow/reproduce.py "$(PROFILE)" --cores "$(CORES)" --data "$(DATA)" --cluster "$(CLUSTER)" \
 		$(if $(filter-out 0,$(DRY_RUN)),--dry-run)
+
+.PHONY: record
+record: .venv/.done ## show the results of PROFILE=mini in the README and to notebook 04
+	$(BIN)/python workflow/record.py
 
 .PHONY: test
 test: lint ## lint, unit tests, and every notebook with toy parameters

@@ -277,6 +277,8 @@ metrics = {
     "convergence": progress.to_dict("records"),
 }  # fmt: skip
 segmentation.save_network(model, f"{out}/network")
+for name, split in test.items():
+    evaluation.write_predictions(model, split, f"{out}/predictions/{name}")
 _ = runs.save_metrics(out, "source_only", {"data": data, "config": config}, metrics, time.perf_counter() - start)
 
 # %% [markdown]

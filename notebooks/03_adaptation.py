@@ -291,6 +291,8 @@ plots.show(figure, f"Test scenes in {domain}: image, truth, before and after ada
 # each domain keeps its own statistics. No target image was used, unless the row is the oracle.
 
 # %%
+for name, split in test.items():
+    evaluation.write_predictions(model, split, f"{out}/predictions/{name}")
 metrics = {
     "variant": variant, "domain": domain, "network": network, "seed": seed,
     "images_seen": config.steps * config.batch_size * 2, "loss": history["loss"].tail(10).mean(),

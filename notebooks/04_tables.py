@@ -50,7 +50,8 @@ from pathlib import Path
 import pandas as pd
 from IPython.display import Markdown, display
 
-from zodi import plots, runs, tables
+from zodi import datasets, plots, runs, tables
+from zodi.labels import get_label_set
 
 plots.use_theme()
 start = time.perf_counter()
@@ -185,6 +186,24 @@ if len(zodi):
         plots.class_bars(zodi.sort_values(zodi.columns[0], ascending=False), "gain of ZoDi in IoU (points)"),
         "Gain of ZoDi over source only, class by class, mean over seeds.",
         Path(out) / "figures" / "classes.png",
+    )
+
+# %% [markdown]
+# ## In pictures
+#
+# Numbers say how much, pictures say what. The first test images of every domain, and what networks of one seed see in
+# them. Look for things that appear from left to right, and for what even the oracle misses.
+
+# %%
+shown = ["source_only", "photometric", "zodi", "oracle"]
+for name in dict.fromkeys(tested["domain"] if origin.startswith("the runs") else []):
+    samples, predictions = tables.read_predictions(results, name, shown)
+    label_set = get_label_set(datasets.dataset_info(f"{results}/data")["label_set"])
+    images, truths = [s.image for s in samples], [s.label for s in samples]
+    plots.show(
+        plots.prediction_grid(images, truths, predictions, label_set),
+        f"Test images in {name}: truth, and what networks of one seed predict.",
+        Path(out) / "figures" / f"predictions_{name}.png",
     )
 
 # %% [markdown]

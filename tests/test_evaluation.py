@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from zodi import evaluation
-from zodi.datasets import open_split, write_miniature
+from zodi.datasets import open_split, read_label, write_miniature
 from zodi.labels import CITYSCAPES, IGNORE_INDEX
 
 
@@ -66,3 +66,10 @@ def test_predict_handles_sizes_that_are_no_multiple_of_32():
     image = np.zeros((50, 70, 3), np.uint8)
     predicted = evaluation.predict(Constant(3), image)
     assert predicted.shape == (50, 70) and predicted.dtype == np.uint8 and (predicted == 3).all()
+
+
+def test_predictions_are_written_as_label_maps(dataset, tmp_path):
+    evaluation.write_predictions(Constant(4), dataset, tmp_path, limit=2)
+    files = sorted(tmp_path.iterdir())
+    assert [file.stem for file in files] == dataset.keys[:2]
+    assert (read_label(files[0], CITYSCAPES) == 4).all()

@@ -6,6 +6,7 @@ import tomllib
 from pathlib import Path
 
 import conda_environment
+import record
 import yaml
 
 ROOT = Path(__file__).parent.parent
@@ -42,7 +43,7 @@ def test_environment_yml_says_the_versions_of_the_lock():
 def test_make_help_lists_every_target():
     text = (ROOT / "Makefile").read_text(encoding="utf-8")
     targets = set(re.findall(r"^\.PHONY: (\w+)$", text, flags=re.MULTILINE)) - {"python"}
-    assert {"setup", "lab", "reproduce", "test", "lint", "lock", "sync", "notebooks", "clean"} <= targets
+    assert {"setup", "lab", "reproduce", "record", "test", "lint", "lock", "sync", "notebooks", "clean"} <= targets
     result = subprocess.run(["make", "help"], cwd=ROOT, check=True, capture_output=True, text=True)
     assert targets == set(re.findall(r"^  (\w+) ", result.stdout, flags=re.MULTILINE))
 
@@ -51,6 +52,24 @@ def test_ci_calls_make_test():
     script = ROOT / ".ci" / "run"
     assert script.stat().st_mode & 0o111
     assert script.read_text(encoding="utf-8").splitlines()[-1] == "make test"
+
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_table_of_the_readme_is_the_record():
+    assert record.readme_with_table(README, record.RECORD) == README, "run `make record`"
+
+
+def test_links_and_commands_of_the_readme_exist():
+    links = re.findall(r"\]\((?!https?://)([^)#]+)", README)
+    assert len(links) > 6 and not [link for link in links if not (ROOT / link).exists()]
+    badges = re.findall(r"blob/main/([\w/]+\.ipynb)", README)
+    assert sorted(badges) == sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("notebooks/*.ipynb"))
+    targets = set(re.findall(r"^make (\w+)", README, flags=re.MULTILINE))
+    assert targets <= set(re.findall(r"^\.PHONY: (\w+)$", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    profiles = set(re.findall(r"PROFILE=(\w+)", README)) - {"PROFILE"}
+    assert not [name for name in profiles if not (ROOT / "workflow" / "profiles" / f"{name}.yaml").exists()]
 
 
 def test_weights_are_package_data():

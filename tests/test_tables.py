@@ -5,8 +5,10 @@ import shutil
 
 import pandas as pd
 import pytest
+from PIL import Image
 
 from zodi import tables
+from zodi.datasets import open_split, write_miniature
 
 NETWORK = "DeepLabV3Plus/tu-resnet10t"
 
@@ -155,3 +157,21 @@ def test_write_table_leaves_csv_and_markdown(results, tmp_path):
     csv, markdown = tables.write_table(tables.main_table(tables.collect(results)), tmp_path / "tables" / "main")
     assert pd.read_csv(csv)["night"].tolist() == ["21.0 ± 1.0", "27.0 ± 2.0"]
     assert "| 21.0 ± 1.0" in markdown.read_text(encoding="utf-8")
+
+
+def test_predictions_of_a_domain_come_from_its_runs_and_from_source_only(tmp_path):
+    data = write_miniature(tmp_path / "data", 1, 2, ["night", "snow"], 32, 64, progress=False)
+    keys = open_split(data, "test/night").keys
+    places = {"source_only/N/seed0/predictions/night": 0, "zodi/night/N/seed0/predictions/night": 1}
+    places |= {"zodi/night/N/seed1/predictions/night": 2, "zodi/snow/N/seed0/predictions/snow": 3}
+    for place, value in places.items():
+        folder = tmp_path / "runs" / place
+        folder.mkdir(parents=True)
+        for key in keys:
+            Image.new("L", (64, 32), value).save(folder / f"{key}.png")
+    samples, predictions = tables.read_predictions(tmp_path, "night", ["zodi", "oracle", "source_only"])
+    assert [sample.key for sample in samples] == keys
+    assert {name: {int(part.max()) for part in parts} for name, parts in predictions.items()} == {
+        "ZoDi": {1},
+        "source only": {0},
+    }

@@ -3,16 +3,19 @@
 C[i, j] counts pixels of class i that were called j; void pixels are not counted.
 """
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 from tqdm.auto import tqdm
 
 from zodi.datasets import FolderDataset
 from zodi.labels import IGNORE_INDEX, LabelSet
+from zodi.runs import atomic_path
 from zodi.segmentation import normalise
 
 
@@ -75,6 +78,13 @@ def evaluate(
     matrix = confusion(network, dataset, label_set.num_classes, batch_size, progress)
     by_class = dict(zip(label_set.names, (100 * iou(matrix)).tolist(), strict=True))
     return {"miou": 100 * miou(matrix), "iou": by_class, "confusion": matrix, "images": len(dataset)}
+
+
+def write_predictions(network: nn.Module, dataset: FolderDataset, folder: str | Path, limit: int = 3) -> None:
+    """Write what a network predicts for the first `limit` images as label maps `folder`/KEY.png, 8-bit class ids."""
+    for sample in (dataset[i] for i in range(min(limit, len(dataset)))):
+        with atomic_path(Path(folder) / f"{sample.key}.png") as temporary:
+            Image.fromarray(predict(network, sample.image)).save(temporary)
 
 
 def _predict(network: nn.Module, images: Tensor) -> Tensor:

@@ -43,7 +43,7 @@ from zodi.weather import SHADERS
 PRETRAIN_DOMAINS = tuple(SHADERS)
 FACTOR = 4
 MAX_TOKENS = 24
-SAVE_EVERY = 200
+SAVE_EVERY = 50
 SETTINGS_FILE = "pretrain_settings.json"
 START = "start"
 SHEET_FILE = "samples.png"
@@ -185,17 +185,17 @@ def _train(
     ema = EMAModel(parameters, decay=config.ema_decay, foreach=True)
     log: list[dict[str, float]] = list(earlier)
     steps_before = log[-1]["step"] if log else 0
+    seconds = log[-1]["seconds"] if log else 0.0
     start = 0
     if state_file.exists():
         state = torch.load(state_file, weights_only=True)
         modules.load_state_dict(state["modules"])
         optimizer.load_state_dict(state["optimizer"])
         ema.load_state_dict(state["ema"])
-        start, log = state["step"], state["log"]
+        start, log, seconds = state["step"], state["log"], state["seconds"]
 
     modules.train()
     running: list[dict[str, float]] = []
-    seconds = log[-1]["seconds"] if log else 0.0
     bar = tqdm(range(start, steps), name, steps, initial=start, unit="step")
     for step in bar:
         lr = learning_rate * min(1, (step + 1) / 200) * (0.02 + 0.49 * (1 + math.cos(math.pi * step / steps)))
@@ -218,9 +218,15 @@ def _train(
             measured = validate()
             modules.train()
             ema.restore(parameters)
-            elapsed = bar.format_dict["elapsed"]
             means = pd.DataFrame(running).mean().to_dict()
-            log.append({"step": steps_before + done, "seconds": round(seconds + elapsed, 1), **means, **measured})
+            log.append(
+                {
+                    "step": steps_before + done,
+                    "seconds": round(seconds + bar.format_dict["elapsed"], 1),
+                    **means,
+                    **measured,
+                }
+            )
             running.clear()
             bar.set_postfix({key: f"{value:.4f}" for key, value in measured.items() if key.endswith("mean")})
             with atomic_path(log_file) as temporary:
@@ -228,7 +234,8 @@ def _train(
         if done % SAVE_EVERY == 0 or done == steps:
             state = {"modules": modules.state_dict(), "optimizer": optimizer.state_dict(), "ema": ema.state_dict()}
             with atomic_path(state_file) as temporary:
-                torch.save(state | {"step": done, "log": log}, temporary)
+                elapsed = seconds + bar.format_dict["elapsed"]
+                torch.save(state | {"step": done, "log": log, "seconds": elapsed}, temporary)
     ema.copy_to(parameters)
     modules.eval()
 

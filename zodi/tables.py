@@ -4,11 +4,14 @@ A run is one `metrics.json` below `RESULTS/runs`. All tables are made from one t
 written to a CSV file and read back (`write_record`, `read_record`), so that a reader without runs sees ours.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from zodi.adaptation import VARIANTS
+from zodi.datasets import Sample, open_split, read_label
 from zodi.domains import DOMAINS
 from zodi.runs import atomic_path, read_json
 
@@ -232,6 +235,32 @@ def gap_closed(runs: pd.DataFrame) -> pd.DataFrame:
     gap = means.loc["oracle"] - means.loc["source_only"]
     closed = 100 * (means - means.loc["source_only"]) / gap.where(gap > 0)
     return closed.drop(index=["source_only", "oracle"]).rename(index=label).rename_axis(index="row", columns=None)
+
+
+def read_predictions(
+    results: Path | str, domain: str, variants: Sequence[str], limit: int = 3
+) -> tuple[list[Sample], dict[str, list[np.ndarray]]]:
+    """The first test images of a domain with what the networks of some rows saw in them, of the first seed each.
+
+    Args:
+        results: results folder of a profile, with `data/` and the runs' `predictions/DOMAIN/KEY.png`.
+        domain: test domain; runs adapted to it and source-only runs count.
+        variants: rows wanted, in this order.
+        limit: number of images.
+
+    Returns:
+        The samples, and for every row that has predictions its label and their uint8 (H, W) class ids.
+    """
+    test = open_split(Path(results) / "data", f"test/{domain}")
+    samples = [test[i] for i in range(min(limit, len(test)))]
+    predictions = {}
+    for variant in variants:
+        for folder in sorted(Path(results).glob(f"runs/{variant}/**/predictions/{domain}")):
+            files = [folder / f"{sample.key}.png" for sample in samples]
+            if all(file.exists() for file in files):
+                predictions[label(variant)] = [read_label(file, test.label_set) for file in files]
+                break
+    return samples, predictions
 
 
 def published(file: Path | str) -> pd.DataFrame:
