@@ -215,7 +215,7 @@ plots.show(plots.image_grid([[sheet]], width=9), "Sample sheet of the training, 
 
 # %%
 config = pretrain.PretrainConfig(
-    scene_count=scene_count, held_out=scene_count // 3, encoder_steps=steps, vae_steps=steps, steps=steps
+    scene_count=scene_count, held_out=scene_count // 3, segmenter_steps=steps, vae_steps=steps, steps=steps
 )
 toy_folder = Path(out) / "toy"
 with capture_output():

@@ -32,7 +32,7 @@ def config(**changes):
         "steps": 4,
         "batch_size": 2,
         "crop": (32, 64),
-        "encoder_weights": None,
+        "weights": None,
         "bf16": False,
     }
     return AdaptationConfig(**settings | changes)

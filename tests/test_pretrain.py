@@ -3,15 +3,17 @@ import dataclasses
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 from zodi import diffusion
 from zodi import pretrain as pretrain_module
 from zodi.domains import DOMAINS, PROMPT_SUFFIX
 from zodi.pretrain import PRETRAIN_DOMAINS, PretrainConfig, build_tokenizer, check_settings, main, pretrain
+from zodi.runs import read_json
 
 TOY = PretrainConfig(
     scene_count=4, held_out=2, height=64, width=96, vae_steps=3, vae_batch_size=2, steps=4, batch_size=4,
-    encoder_steps=2, encoder_batch_size=2, bf16=False,
+    segmenter_steps=2, segmenter_batch_size=2, bf16=False,
 )  # fmt: skip
 
 
@@ -30,7 +32,28 @@ def test_checkpoint_from_nothing_loads_like_any_other(trained):
     latents = diffusion.encode(model, images)
     assert latents.shape == (1, 4, 16, 24)
     assert diffusion.decode(model, latents).shape == images.shape
-    assert (trained / "weights" / "encoder_mini.safetensors").exists()
+    assert (trained / "weights" / "segmenter_mini.safetensors").exists()
+
+
+def test_training_goes_on_from_a_checkpoint_and_counts_its_steps_on(trained, tmp_path):
+    start = trained / "weights" / "mini"
+    config = dataclasses.replace(TOY, start_from=str(start), seed=1)
+    pretrain(config, tmp_path / "run", tmp_path / "weights", ["diffusion"])
+    before, after = diffusion.load(start), diffusion.load(tmp_path / "weights" / "mini")
+    weights, changed = before.vae.state_dict(), after.vae.state_dict()
+    assert all(torch.equal(weights[name], changed[name]) for name in weights)
+    assert after.vae.config.scaling_factor == before.vae.config.scaling_factor
+    assert not torch.equal(before.unet.conv_in.weight, after.unet.conv_in.weight)
+    log = pd.read_csv(tmp_path / "weights" / "mini" / "diffusion_log.csv")
+    assert log["step"].tolist() == [TOY.steps, 2 * TOY.steps] and log["seconds"].is_monotonic_increasing
+    settings = read_json(tmp_path / "weights" / "mini" / "pretrain_settings.json")
+    assert (settings["seed"], settings["started_from"]["seed"]) == (1, 0)
+    assert not (tmp_path / "weights" / "segmenter_mini.safetensors").exists()
+
+
+def test_sample_sheet_shows_every_domain_and_method(trained):
+    with Image.open(trained / "weights" / "mini" / "samples.png") as sheet:
+        assert sheet.width > 1000 and len(sheet.convert("RGB").getcolors(2**16)) > 50
 
 
 def test_logs_hold_every_domain(trained):

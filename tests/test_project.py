@@ -74,7 +74,7 @@ def test_links_and_commands_of_the_readme_exist():
 
 def test_weights_are_package_data():
     weights = sorted((ROOT / "zodi" / "weights").glob("**/*.safetensors"))
-    assert {"encoder_mini.safetensors", "diffusion_pytorch_model.safetensors"} <= {path.name for path in weights}
+    assert {"segmenter_mini.safetensors", "diffusion_pytorch_model.safetensors"} <= {path.name for path in weights}
     patterns = PROJECT["tool"]["setuptools"]["package-data"]["zodi"]
     packaged = {path for pattern in patterns for path in (ROOT / "zodi").glob(pattern)}
     assert set(weights) <= packaged

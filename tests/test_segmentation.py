@@ -6,7 +6,8 @@ from safetensors.torch import save_file
 from zodi.labels import CITYSCAPES
 from zodi.segmentation import (
     DEFAULT_NETWORK,
-    MINI_ENCODER_FILE,
+    MINI_SEGMENTER_FILE,
+    body_state,
     build_network,
     load_network,
     normalise,
@@ -49,16 +50,24 @@ def test_normalise_takes_bytes_and_floats():
     assert from_bytes[0, 0, 0, 0].item() == pytest.approx((images[0, 0, 0, 0] / 255 - 0.485) / 0.229, rel=1e-5)
 
 
-def test_shipped_encoder_fits_the_default_network():
-    assert MINI_ENCODER_FILE.stat().st_size < 12e6
+def test_shipped_segmenter_fits_the_default_network():
+    assert MINI_SEGMENTER_FILE.stat().st_size < 5e6
     torch.manual_seed(0)
     random = build_network(DEFAULT_NETWORK, CITYSCAPES.num_classes)
     torch.manual_seed(0)
     trained = build_network(DEFAULT_NETWORK, CITYSCAPES.num_classes, "mini")
-    name = next(name for name, value in random.encoder.state_dict().items() if value.ndim == 4)
-    assert not torch.equal(random.encoder.state_dict()[name], trained.encoder.state_dict()[name])
-    head = "model.segmentation_head.0.weight"
-    assert torch.equal(random.state_dict()[head], trained.state_dict()[head])
+    new, old = trained.state_dict(), random.state_dict()
+    same = [name for name, value in old.items() if value.ndim == 4 and torch.equal(value, new[name])]
+    assert same == ["model.segmentation_head.0.weight"], "encoder and decoder are pretrained, the head is new"
+
+
+def test_weights_of_the_encoder_alone_leave_the_decoder_new(tmp_path):
+    donor = build_network(DEFAULT_NETWORK, 3)
+    save_file({name: value for name, value in body_state(donor).items() if name.startswith("encoder.")}, tmp_path / "e")
+    network = build_network(DEFAULT_NETWORK, 5, tmp_path / "e")
+    ours, theirs = body_state(network), body_state(donor)
+    same = {name.split(".")[0] for name in ours if ours[name].ndim == 4 and torch.equal(ours[name], theirs[name])}
+    assert same == {"encoder"}
 
 
 def test_weights_that_do_not_fit_are_an_error(tmp_path):

@@ -67,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--domain", choices=DOMAINS, help="target domain; not for source-only")
     sub.add_argument("--synth", type=Path, help="folder that `transfer` wrote for the data set's train/images")
     sub.add_argument("--network", help="ARCHITECTURE/ENCODER of segmentation_models_pytorch (default: a small one)")
-    sub.add_argument("--encoder-weights", help="mini, imagenet or a safetensors file")
+    sub.add_argument("--weights", help="mini, imagenet or a safetensors file (default: mini for the small network)")
     sub.add_argument("--steps", type=int, default=300, help="optimisation steps (default: 300)")
     sub.add_argument("--seed", type=int, default=0, help="(default: 0)")
     sub.add_argument("--out", type=Path, required=True, help="folder of the run")
@@ -207,7 +207,7 @@ def _adapt(options: argparse.Namespace) -> int:
         second = datasets.open_split(options.data, f"train_{options.domain}")
     else:
         second = None
-    given = {"network": options.network, "encoder_weights": options.encoder_weights}
+    given = {"network": options.network, "weights": options.weights}
     config = adaptation.AdaptationConfig(
         steps=options.steps * row.length,
         similarity_weight=row.similarity_weight,

@@ -73,7 +73,7 @@ class AdaptationConfig:
 
     Attributes:
         network: "Architecture/encoder", see `zodi.segmentation.build_network`.
-        encoder_weights: "auto" = "mini" for the default network and random weights for others; else as there.
+        weights: "auto" = "mini" for the default network and random weights for others; else as there.
         steps: optimisation steps.
         batch_size: images a step and domain.
         crop: (height, width) in pixels, multiples of 32, at most the images' size.
@@ -83,12 +83,12 @@ class AdaptationConfig:
         similarity_weight: w of the loss, >= 0.
         jitter: half-width of the random factors on brightness, contrast and saturation, 0 .. 1.
         hue: half-width of the random hue shift, 0 .. 0.5, turns.
-        bf16: bfloat16 autocast; None = where the processor computes with it.
+        bf16: bfloat16 autocast; worth it on a GPU, slower than float32 on a CPU with networks this small.
         seed: rules initial weights, batches, crops, flips and jitter.
     """
 
     network: str = DEFAULT_NETWORK
-    encoder_weights: str | None = "auto"
+    weights: str | None = "auto"
     steps: int = 300
     batch_size: int = 4
     crop: tuple[int, int] = (64, 128)
@@ -98,7 +98,7 @@ class AdaptationConfig:
     similarity_weight: float = 0.1
     jitter: float = 0.4
     hue: float = 0.1
-    bf16: bool | None = None
+    bf16: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -196,8 +196,7 @@ def _batch(
         pixels = torch.from_numpy(np.ascontiguousarray(cut.cut(sample.image, config.crop))).permute(2, 0, 1)
         images.append(_jitter(pixels.float() / 255, config, rng))
         labels.append(torch.from_numpy(np.ascontiguousarray(cut.cut(sample.label, config.crop))).long())
-    x = normalise(torch.stack(images)).contiguous(memory_format=torch.channels_last)
-    return x, torch.stack(labels)
+    return normalise(torch.stack(images)), torch.stack(labels)
 
 
 def make_batches(
@@ -272,12 +271,11 @@ def train(
         raise ValueError(f"crop={config.crop}: larger than the images, {smallest}; choose a smaller crop")
 
     torch.manual_seed(config.seed)
-    weights = config.encoder_weights
+    weights = config.weights
     if weights == "auto":
         weights = "mini" if config.network == DEFAULT_NETWORK else None
-    network = build_network(config.network, source.label_set.num_classes, weights).to(memory_format=torch.channels_last)
+    network = build_network(config.network, source.label_set.num_classes, weights)
     optimizer = _optimizer(network, config)
-    bf16 = torch.cpu.get_capabilities().get("avx512_bf16", False) if config.bf16 is None else config.bf16
 
     state_file = Path(out) / "training.pt" if out is not None else None
     fingerprint = settings_hash(asdict(config) | {"source": source.keys, "synth": synth.keys if synth else None})
@@ -303,7 +301,7 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = learning_rate
         batches = make_batches(step, source, synth, pairs, config)
-        terms = adaptation_loss(network, *batches, config.similarity_weight, bf16)
+        terms = adaptation_loss(network, *batches, config.similarity_weight, config.bf16)
         optimizer.zero_grad(set_to_none=True)
         terms["loss"].backward()
         optimizer.step()
@@ -336,4 +334,4 @@ def _optimizer(network: nn.Module, config: AdaptationConfig) -> torch.optim.Opti
     settings = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
     if config.optimizer == "sgd":
         return torch.optim.SGD(network.parameters(), momentum=0.9, **settings)
-    return torch.optim.AdamW(network.parameters(), **settings)
+    return torch.optim.AdamW(network.parameters(), fused=True, **settings)

@@ -96,5 +96,5 @@ def _predict(network: nn.Module, images: Tensor) -> Tensor:
     pad = (0, -width % 32, 0, -height % 32)
     if any(pad):
         x = nn.functional.pad(x, pad, mode="replicate")
-    logits, _ = network(x.contiguous(memory_format=torch.channels_last))
+    logits, _ = network(x)
     return logits[:, :, :height, :width].argmax(1)

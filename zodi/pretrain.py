@@ -7,10 +7,11 @@ the result is a diffusers folder, so that `zodi.diffusion.load` reads it like St
 
 import argparse
 import dataclasses
+import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -37,7 +38,7 @@ from zodi.labels import CITYSCAPES, IGNORE_INDEX
 from zodi.plots import png
 from zodi.quality import sample_sheet
 from zodi.runs import atomic_path, print_settings, read_json, to_plain, write_json
-from zodi.segmentation import DEFAULT_NETWORK, MINI_ENCODER_FILE, build_network, normalise
+from zodi.segmentation import DEFAULT_NETWORK, MINI_SEGMENTER_FILE, body_state, build_network, normalise
 from zodi.weather import SHADERS
 
 PRETRAIN_DOMAINS = tuple(SHADERS)
@@ -46,9 +47,10 @@ MAX_TOKENS = 24
 SAVE_EVERY = 50
 SETTINGS_FILE = "pretrain_settings.json"
 START = "start"
+STAGES = ("diffusion", "segmenter")
 SHEET_FILE = "samples.png"
 # A longer training may go on from a shorter one; any other setting would make it another training.
-MAY_CHANGE = ("vae_steps", "steps", "encoder_steps")
+MAY_CHANGE = ("vae_steps", "steps", "segmenter_steps")
 # Chosen on pretraining scenes; the paper's 9 is for Stable Diffusion and burns the miniature's colours.
 DEFAULTS = TransferDefaults(guidance_scale=2.0, num_inference_steps=20, short_side=96, multiple=16)
 
@@ -67,12 +69,13 @@ class PretrainConfig:
         batch_size: latents a step while crops are used; full frames use half of it.
         full_frame_share: share of the steps, at the end, that see whole frames, 0 .. 1.
         prompt_dropout, layout_dropout: share of samples that see the negative prompt, or no layout, 0 .. 1.
-        encoder_steps, encoder_batch_size, encoder_learning_rate: training of the segmentation encoder.
+        segmenter_steps, segmenter_batch_size, segmenter_learning_rate: training of the segmentation network that all
+            rows of the tables start from.
         ema_decay: decay of the exponential moving average of the weights.
         bf16: bfloat16 autocast.
         seed: rules weights, batches and noise.
-        start_from: checkpoint folder to go on from: its VAE and encoder are kept, its UNet, ControlNet and text encoder
-            are trained on (their optimizer starts anew). "" = all from nothing.
+        start_from: checkpoint folder to go on from: its VAE is kept, its UNet, ControlNet and text encoder are trained
+            on, with a new optimizer. "" = all from nothing.
     """
 
     scene_count: int = 3000
@@ -89,9 +92,9 @@ class PretrainConfig:
     learning_rate: float = 6e-4
     prompt_dropout: float = 0.1
     layout_dropout: float = 0.05
-    encoder_steps: int = 1500
-    encoder_batch_size: int = 8
-    encoder_learning_rate: float = 1e-3
+    segmenter_steps: int = 4000
+    segmenter_batch_size: int = 8
+    segmenter_learning_rate: float = 2e-3
     ema_decay: float = 0.999
     bf16: bool = True
     seed: int = 0
@@ -485,35 +488,30 @@ def train_diffusion(
     return modules, tokenizer, scheduler
 
 
-# ---------------------------------------------------------------- segmentation encoder
+# ---------------------------------------------------------------- segmentation network
 
 
-def train_encoder(config: PretrainConfig, images: np.ndarray, labels: np.ndarray, out: Path) -> nn.Module:
-    """Train a segmenter on the pretraining scenes in clear weather; its encoder stands in for ImageNet weights.
+def train_segmenter(config: PretrainConfig, images: np.ndarray, labels: np.ndarray, out: Path) -> nn.Module:
+    """Train a segmenter on the pretraining scenes in clear weather; it stands in for ImageNet weights.
 
-    The paper starts from ImageNet; every row of the miniature's tables starts from these weights instead, which have
-    seen clear weather only.
+    The paper starts from ImageNet, where one can learn to see in general. Every row of the miniature's tables starts
+    from this encoder and decoder instead, with a new head; they have seen clear weather only.
     """
     torch.manual_seed(config.seed)
-    network = build_network(DEFAULT_NETWORK, CITYSCAPES.num_classes, encoder_weights=None)
-    network.to(memory_format=torch.channels_last)
+    network = build_network(DEFAULT_NETWORK, CITYSCAPES.num_classes, weights=None)
     train_count = config.scene_count - config.held_out
     clear = PRETRAIN_DOMAINS.index(SOURCE)
     h, w = config.height * 2 // 3 // 32 * 32, config.width * 2 // 3 // 32 * 32
 
     def loss_of(step: int, rng: np.random.Generator, generator: torch.Generator) -> dict[str, Tensor]:
         x, y = [], []
-        for _ in range(config.encoder_batch_size):
+        for _ in range(config.segmenter_batch_size):
             scene, flip = rng.integers(train_count), -1 if rng.random() < 0.5 else 1
             top, left = rng.integers(config.height - h + 1), rng.integers(config.width - w + 1)
             x.append(images[scene, clear, top : top + h, left : left + w][:, ::flip])
             y.append(labels[scene, top : top + h, left : left + w][:, ::flip])
-        pixels = normalise(torch.from_numpy(np.stack(x))).contiguous(memory_format=torch.channels_last)
-        with _autocast(config):
-            logits, _ = network(pixels)
-        return {
-            "loss": F.cross_entropy(logits.float(), torch.from_numpy(np.stack(y)).long(), ignore_index=IGNORE_INDEX)
-        }
+        logits, _ = network(normalise(torch.from_numpy(np.stack(x))))
+        return {"loss": F.cross_entropy(logits, torch.from_numpy(np.stack(y)).long(), ignore_index=IGNORE_INDEX)}
 
     @torch.inference_mode()
     def validate() -> dict[str, float]:
@@ -525,15 +523,26 @@ def train_encoder(config: PretrainConfig, images: np.ndarray, labels: np.ndarray
         return {"miou_mean": 100 * miou(total)}
 
     modules = nn.ModuleDict({"network": network})
-    _train("encoder", config, modules, loss_of, validate, config.encoder_steps, config.encoder_learning_rate, out, 250)
+    _train(
+        "segmenter",
+        config,
+        modules,
+        loss_of,
+        validate,
+        config.segmenter_steps,
+        config.segmenter_learning_rate,
+        out,
+        250,
+    )
     return network
 
 
-def export_encoder(network: nn.Module, file: Path) -> None:
-    """Write the encoder's weights as float16 safetensors."""
-    weights = {name: value.half().contiguous() for name, value in network.encoder.state_dict().items()}
+def export_segmenter(network: nn.Module, config: PretrainConfig, out: Path, file: Path) -> None:
+    """Write encoder and decoder as float16 safetensors, the settings in its header, and the training log beside it."""
+    weights = {name: value.half().contiguous() for name, value in body_state(network).items()}
     with atomic_path(file) as temporary:
-        save_file(weights, temporary)
+        save_file(weights, temporary, metadata={"settings": json.dumps(to_plain(config))})
+    shutil.copyfile(out / "segmenter_log.csv", file.with_suffix(".csv"))
 
 
 # ---------------------------------------------------------------- checkpoint
@@ -563,7 +572,7 @@ def export(config: PretrainConfig, out: Path, folder: Path) -> None:
     with atomic_path(folder) as temporary:
         save(model, temporary, torch.float16)
         write_json(temporary / SETTINGS_FILE, settings)
-        for name in ("vae_log.csv", "diffusion_log.csv", "encoder_log.csv"):
+        for name in ("vae_log.csv", "diffusion_log.csv"):
             logs = [file for file in (out / name, out / START / name) if file.exists()]
             if logs:
                 shutil.copyfile(logs[0], temporary / name)
@@ -588,31 +597,41 @@ def check_settings(config: PretrainConfig, out: Path) -> None:
     write_json(file, config)
 
 
-def pretrain(config: PretrainConfig, out: Path, weights: Path) -> None:
-    """All stages: scenes, VAE, latents, diffusion, segmentation encoder, checkpoint in `weights`/mini."""
+def pretrain(config: PretrainConfig, out: Path, weights: Path, stages: Collection[str] = STAGES) -> None:
+    """The scenes, then the stages asked for.
+
+    Args:
+        config: the settings.
+        out: folder of caches, states and logs; a run that was stopped goes on from them.
+        weights: where the results go.
+        stages: "diffusion" = VAE, latents, UNet + ControlNet + text encoder, checkpoint `weights`/mini; "segmenter" =
+            the segmentation network that all rows of the tables start from.
+    """
     out.mkdir(parents=True, exist_ok=True)
     check_settings(config, out)
-    if config.start_from and not (out / START).exists():
-        # A copy, because the result may be written over it.
-        with atomic_path(out / START) as temporary:
-            shutil.copytree(config.start_from, temporary)
     images, labels = render_cache(config, out)
-    if config.start_from:
-        vae = load(out / START).vae
-    else:
-        vae = train_vae(config, images, out)
-        write_json(out / "scaling_factor.json", vae.config.scaling_factor)
-    latents = cache_latents(config, vae, images, out)
-    train_diffusion(config, latents, labels, out)
-    if not config.start_from:
-        export_encoder(train_encoder(config, images, labels, out), weights / MINI_ENCODER_FILE.name)
-    export(config, out, weights / MINI_FOLDER.name)
+    if "diffusion" in stages:
+        if config.start_from and not (out / START).exists():
+            # A copy, because the result may be written over it.
+            with atomic_path(out / START) as temporary:
+                shutil.copytree(config.start_from, temporary)
+        if config.start_from:
+            vae = load(out / START).vae
+        else:
+            vae = train_vae(config, images, out)
+            write_json(out / "scaling_factor.json", vae.config.scaling_factor)
+        train_diffusion(config, cache_latents(config, vae, images, out), labels, out)
+        export(config, out, weights / MINI_FOLDER.name)
+    if "segmenter" in stages:
+        network = train_segmenter(config, images, labels, out)
+        export_segmenter(network, config, out, weights / MINI_SEGMENTER_FILE.name)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Command-line options: one a setting, and where to work."""
     parser.add_argument("--out", type=Path, default=Path("results/pretrain"), help="training states, logs and caches")
     parser.add_argument("--weights", type=Path, default=MINI_FOLDER.parent, help="where the checkpoint goes")
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES, help="what to train (default: all)")
     parser.add_argument(
         "--export-only", action="store_true", help="write the checkpoint of a training that is not over"
     )
@@ -637,4 +656,4 @@ def main(arguments: argparse.Namespace | Sequence[str] | None = None) -> None:
     if arguments.export_only:
         export(config, arguments.out, arguments.weights / MINI_FOLDER.name)
     else:
-        pretrain(config, arguments.out, arguments.weights)
+        pretrain(config, arguments.out, arguments.weights, arguments.stages)
