@@ -61,7 +61,7 @@ data: str = "../results/course/data"  # folder of the data set; rendered there w
 variant: str = "source_only"  # row of the table: "source_only" or "source_only_long"
 network: str = "DeepLabV3Plus/tu-resnet10t"  # architecture/encoder of segmentation_models_pytorch
 seed: int = 0  # rules initial weights, batches and augmentation
-steps: int = 300  # optimisation steps
+steps: int = 200  # optimisation steps
 out: str = "../results/course/runs/source_only/DeepLabV3Plus-tu-resnet10t/seed0"  # folder of this run
 
 # %% [markdown]
@@ -139,8 +139,8 @@ f"IoU of the classes: {iou[0]:.3f} and {iou[1]:.3f}, mIoU: {iou.mean():.3f}, pix
 #
 # $$ \text{CE} = -\frac{1}{N} \sum_n \log \operatorname{softmax}(\text{logits}_n)_{y_n} . $$
 #
-# The encoder starts from weights pretrained on other clear scenes, as the paper's starts from ImageNet. One number must
-# be watched: the mIoU on clear *test* scenes. When it no longer rises, the network has converged, and what it cannot do
+# Encoder and decoder start from weights pretrained on other clear scenes, as the paper's encoder starts from ImageNet;
+# the last layer is new. One number must be watched: the mIoU on clear *test* scenes. When it no longer rises, the network has converged, and what it cannot do
 # at night is not for lack of training.
 
 # %%

@@ -68,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--synth", type=Path, help="folder that `transfer` wrote for the data set's train/images")
     sub.add_argument("--network", help="ARCHITECTURE/ENCODER of segmentation_models_pytorch (default: a small one)")
     sub.add_argument("--weights", help="mini, imagenet or a safetensors file (default: mini for the small network)")
-    sub.add_argument("--steps", type=int, default=300, help="optimisation steps (default: 300)")
+    sub.add_argument("--steps", type=int, default=200, help="optimisation steps (default: 200)")
     sub.add_argument("--seed", type=int, default=0, help="(default: 0)")
     sub.add_argument("--out", type=Path, required=True, help="folder of the run")
 

@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 from zodi.datasets import FolderDataset, Sample
 from zodi.labels import IGNORE_INDEX
-from zodi.runs import atomic_path, print_settings, settings_hash, write_json
+from zodi.runs import atomic_path, generator_for, print_settings, settings_hash, write_json
 from zodi.segmentation import DEFAULT_NETWORK, SegmentationNetwork, build_network, normalise
 
 OPTIMIZERS = ("adamw", "sgd")
@@ -77,8 +77,12 @@ class AdaptationConfig:
         steps: optimisation steps.
         batch_size: images a step and domain.
         crop: (height, width) in pixels, multiples of 32, at most the images' size.
+        freeze_norm: keep the statistics of batch normalisation as pretrained. Training sees each domain with its own
+            statistics but testing uses one set for both, which costs more the further the domains are apart and the
+            fewer the steps. None = where encoder and decoder are pretrained ("mini").
         optimizer: "adamw", or "sgd" with momentum 0.9 as in the paper.
-        learning_rate: at the start; it falls as (1 - step / steps) ** 0.9.
+        learning_rate: of the head at the start; it falls as (1 - step / steps) ** 0.9.
+        body_factor: learning rate of the pretrained encoder and decoder, as a multiple of the head's.
         weight_decay: of the optimizer.
         similarity_weight: w of the loss, >= 0.
         jitter: half-width of the random factors on brightness, contrast and saturation, 0 .. 1.
@@ -89,11 +93,13 @@ class AdaptationConfig:
 
     network: str = DEFAULT_NETWORK
     weights: str | None = "auto"
-    steps: int = 300
+    steps: int = 200
     batch_size: int = 4
     crop: tuple[int, int] = (64, 128)
+    freeze_norm: bool | None = None
     optimizer: str = "adamw"
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-2
+    body_factor: float = 0.03
     weight_decay: float = 1e-4
     similarity_weight: float = 0.1
     jitter: float = 0.4
@@ -110,8 +116,8 @@ class AdaptationConfig:
             raise ValueError(f"crop={self.crop}: expected multiples of 32")
         if self.optimizer not in OPTIMIZERS:
             raise ValueError(f"optimizer {self.optimizer!r}: expected one of {OPTIMIZERS}")
-        if self.learning_rate <= 0 or self.weight_decay < 0 or self.similarity_weight < 0:
-            raise ValueError("learning_rate: expected > 0; weight_decay and similarity_weight: expected >= 0")
+        if self.learning_rate <= 0 or min(self.body_factor, self.weight_decay, self.similarity_weight) < 0:
+            raise ValueError("learning_rate: expected > 0; body_factor, weight_decay, similarity_weight: expected >= 0")
         if not 0 <= self.jitter <= 1 or not 0 <= self.hue <= 0.5:
             raise ValueError(f"jitter={self.jitter}, hue={self.hue}: expected 0 .. 1 and 0 .. 0.5")
 
@@ -270,11 +276,13 @@ def train(
     if smallest[0] < config.crop[0] or smallest[1] < config.crop[1]:
         raise ValueError(f"crop={config.crop}: larger than the images, {smallest}; choose a smaller crop")
 
-    torch.manual_seed(config.seed)
+    # Not the bare seed, with which the pretrained weights began: their own head would come back as the "new" one.
+    torch.manual_seed(generator_for("initial weights", config.seed).initial_seed())
     weights = config.weights
     if weights == "auto":
         weights = "mini" if config.network == DEFAULT_NETWORK else None
     network = build_network(config.network, source.label_set.num_classes, weights)
+    freeze_norm = weights == "mini" if config.freeze_norm is None else config.freeze_norm
     optimizer = _optimizer(network, config)
 
     state_file = Path(out) / "training.pt" if out is not None else None
@@ -297,9 +305,13 @@ def train(
         # Dropout draws from the global generator; seeding by step makes a resumed run equal to one that ran through.
         torch.manual_seed(config.seed * 10**9 + step)
         network.train()
+        if freeze_norm:
+            for module in network.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.eval()
         learning_rate = config.learning_rate * (1 - step / config.steps) ** 0.9
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group["factor"]
         batches = make_batches(step, source, synth, pairs, config)
         terms = adaptation_loss(network, *batches, config.similarity_weight, config.bf16)
         optimizer.zero_grad(set_to_none=True)
@@ -331,7 +343,10 @@ def _pairs(source: FolderDataset, synth: FolderDataset | None, config: Adaptatio
 
 
 def _optimizer(network: nn.Module, config: AdaptationConfig) -> torch.optim.Optimizer:
+    head = list(network.head.parameters())
+    body = [parameter for parameter in network.parameters() if all(parameter is not own for own in head)]
+    groups = [{"params": head, "factor": 1.0}, {"params": body, "factor": config.body_factor}]
     settings = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
     if config.optimizer == "sgd":
-        return torch.optim.SGD(network.parameters(), momentum=0.9, **settings)
-    return torch.optim.AdamW(network.parameters(), fused=True, **settings)
+        return torch.optim.SGD(groups, momentum=0.9, **settings)
+    return torch.optim.AdamW(groups, fused=True, **settings)

@@ -46,6 +46,11 @@ class SegmentationNetwork(nn.Module):
         """The encoder (backbone)."""
         return self.model.encoder
 
+    @property
+    def head(self) -> nn.Module:
+        """The last layer, from decoder features to one logit a class."""
+        return self.model.segmentation_head
+
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Logits and features.
 
