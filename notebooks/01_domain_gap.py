@@ -2,6 +2,7 @@
 # jupyter:
 #   jupytext:
 #     cell_metadata_filter: tags,-all
+#     notebook_metadata_filter: kernelspec,jupytext,-jupytext.text_representation.jupytext_version
 #     text_representation:
 #       extension: .py
 #       format_name: percent
@@ -140,8 +141,8 @@ f"IoU of the classes: {iou[0]:.3f} and {iou[1]:.3f}, mIoU: {iou.mean():.3f}, pix
 # $$ \text{CE} = -\frac{1}{N} \sum_n \log \operatorname{softmax}(\text{logits}_n)_{y_n} . $$
 #
 # Encoder and decoder start from weights pretrained on other clear scenes, as the paper's encoder starts from ImageNet;
-# the last layer is new. One number must be watched: the mIoU on clear *test* scenes. When it no longer rises, the network has converged, and what it cannot do
-# at night is not for lack of training.
+# the last layer is new. One number must be watched: the mIoU on clear *test* scenes. When it no longer rises, the
+# network has converged, and what it cannot do at night is not for lack of training.
 
 # %%
 config = adaptation.AdaptationConfig(network=network, steps=steps * adaptation.VARIANTS[variant].length, seed=seed)
@@ -151,7 +152,7 @@ progress = []
 def watch(step, model):
     """Measure on clear every tenth of the training; the result decides nothing."""
     if step % max(1, config.steps // 10) == 0 or step == config.steps:
-        miou = evaluation.evaluate(model, test["clear"], label_set)["miou"]
+        miou = evaluation.evaluate(model, test["clear"], label_set, batch_size=10)["miou"]
         progress.append({"step": step, "miou_clear": miou})
 
 
@@ -185,7 +186,7 @@ plots.show(
 # Now the same network, unchanged, on all test domains.
 
 # %%
-scores = {name: evaluation.evaluate(model, split, label_set) for name, split in test.items()}
+scores = {name: evaluation.evaluate(model, split, label_set, batch_size=10) for name, split in test.items()}
 miou = {name: score["miou"] for name, score in scores.items()}
 lost = {name: miou["clear"] - value for name, value in miou.items() if name != "clear"}
 worst = max(lost, key=lost.get)

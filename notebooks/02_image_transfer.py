@@ -2,6 +2,7 @@
 # jupyter:
 #   jupytext:
 #     cell_metadata_filter: tags,-all
+#     notebook_metadata_filter: kernelspec,jupytext,-jupytext.text_representation.jupytext_version
 #     text_representation:
 #       extension: .py
 #       format_name: percent
@@ -114,7 +115,7 @@ eps = torch.randn(z0.shape, generator=generator)
 times = [0, 200, 400, 600, 800, 950]
 noised = [diffusion.decode(mini, ac[t].sqrt() * z0 + (1 - ac[t]).sqrt() * eps)[0].numpy() for t in times]
 plots.show(
-    plots.image_grid([noised[:3], noised[3:]], titles=[f"t = {t}" for t in times]),
+    plots.image_grid([noised[:3], noised[3:]], titles=[f"t = {t}" for t in times], width=7),
     "Decoded latents at six times. Detail goes first, the coarse arrangement of light and dark last.",
 )
 
@@ -285,7 +286,7 @@ strengths = [0.2, 0.4, 0.6, 0.8, 0.95]
 frames = {(name, s): redraw(name, strength=s) for name in TARGETS for s in strengths}
 rows = [[frames[name, s] for s in strengths] for name in TARGETS]
 plots.show(
-    plots.image_grid(rows, [f"strength {s}" for s in strengths], TARGETS),
+    plots.image_grid(rows, [f"strength {s}" for s in strengths], TARGETS, width=7),
     "One scene, five prompts, five strengths. The paper's strengths: "
     + ", ".join(f"{name} {DOMAINS[name].strength}" for name in TARGETS) + ".",
 )  # fmt: skip

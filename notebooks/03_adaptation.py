@@ -2,6 +2,7 @@
 # jupyter:
 #   jupytext:
 #     cell_metadata_filter: tags,-all
+#     notebook_metadata_filter: kernelspec,jupytext,-jupytext.text_representation.jupytext_version
 #     text_representation:
 #       extension: .py
 #       format_name: percent
@@ -93,7 +94,8 @@ if row.method and not synth:
     mini = diffusion.load("mini")
     config = transfer.domain_config(domain, row.method, mini.defaults)
     synth = f"{out}/synth"
-    transfer_folder.transfer_folder(mini, root / "train/images", root / "train/labels", synth, config, label_set)
+    images, labels = root / "train" / "images", root / "train" / "labels"
+    transfer_folder.transfer_folder(mini, images, labels, synth, config, label_set, progress=False)
 
 # %% [markdown]
 # A synthetic image is found by the name of its source, and shares its label map. Void and all other labels apply to
@@ -211,8 +213,8 @@ else:
 # On the target's true images, and at home:
 
 # %%
-scores = {name: evaluation.evaluate(model, split, label_set) for name, split in test.items()}
-before = {name: evaluation.evaluate(partner, split, label_set) for name, split in test.items()}
+scores = {name: evaluation.evaluate(model, split, label_set, batch_size=10) for name, split in test.items()}
+before = {name: evaluation.evaluate(partner, split, label_set, batch_size=10) for name, split in test.items()}
 comparison = pd.DataFrame({
     "source only": {name: score["miou"] for name, score in before.items()},
     row.label: {name: score["miou"] for name, score in scores.items()},

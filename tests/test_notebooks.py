@@ -67,7 +67,7 @@ def test_outputs_have_no_errors_and_no_stderr(notebook):
 @each_notebook
 def test_no_machine_paths(notebook):
     def without_pictures(output: dict) -> dict:
-        return {kind: data for kind, data in output.get("data", {}).items() if kind != "image/png"} | {
+        return {kind: data for kind, data in output.get("data", {}).items() if not kind.startswith("image/")} | {
             "text": output.get("text", "")
         }
 

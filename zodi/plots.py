@@ -58,7 +58,12 @@ def show(figure: Figure, caption: str, file: Path | str | None = None) -> None:
     if file is not None:
         with atomic_path(file) as temporary:
             temporary.write_bytes(data)
-    display(Image(data, format="png", alt=caption))
+    # Pictures of streets are smaller as JPEG, lines and bars as PNG; a notebook should open quickly.
+    jpeg = BytesIO()
+    with PIL.Image.open(BytesIO(data)) as image:
+        image.convert("RGB").save(jpeg, format="jpeg", quality=65, optimize=True)
+    smaller = min((data, "png"), (jpeg.getvalue(), "jpeg"), key=lambda choice: len(choice[0]))
+    display(Image(smaller[0], format=smaller[1], alt=caption))
     display(Markdown(f"*Figure.* {caption}"))
 
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
@@ -579,6 +580,7 @@ def export(config: PretrainConfig, out: Path, folder: Path) -> None:
         # From the stored weights, as users get them, and from a scene that no training of this size has seen.
         sheet = sample_sheet(load(temporary), scenes.PRETRAIN_SEEDS[-1], config.height, config.width)
         (temporary / SHEET_FILE).write_bytes(png(sheet))
+        plt.close(sheet)
 
 
 def check_settings(config: PretrainConfig, out: Path) -> None:
