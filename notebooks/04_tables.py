@@ -37,8 +37,8 @@ import sys
 
 if "google.colab" in sys.modules:
     # %pip install -q "zodi[course] @ git+https://github.com/zodi-companion/zodi@main"
-    # !git clone -q --depth 1 https://github.com/zodi-companion/zodi /content/zodi
-    # %cd -q /content/zodi/notebooks
+    # !git clone -q --depth 1 https://github.com/zodi-companion/zodi
+    # %cd -q zodi/notebooks
     print("Installed. If Colab asks for it, restart the runtime before you go on.")
 
 # %% [markdown]
@@ -239,7 +239,7 @@ plots.show(
 # Others publish numbers on the same target data. Read the column *protocol* before any number.
 
 # %%
-peers = pd.read_csv(Path(published) / "peers.csv").fillna("")
+peers = pd.read_csv(Path(published) / "peers.csv", dtype=str, keep_default_na=False)
 peers.drop(columns=["target_dataset", "game"]).set_index("method").add_suffix(" (published)").head(5)
 
 # %% [markdown]

@@ -96,4 +96,4 @@ def test_parameters_cell_is_typed_commented_and_understood_by_papermill(twin, tm
 
 
 def test_headers_do_not_change_with_every_release_of_jupytext():
-    assert not [twin.name for twin in TWINS if "jupytext_version" in twin.read_text(encoding="utf-8")]
+    assert not [twin.name for twin in TWINS if "jupytext_version:" in twin.read_text(encoding="utf-8")]
