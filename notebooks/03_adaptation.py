@@ -238,7 +238,7 @@ plots.show(
 # And in pictures. Look for objects that appear in the last column and not in the one before.
 
 # %%
-samples = [test[domain][i] for i in range(3)]
+samples = [test[domain][i] for i in range(min(3, len(test[domain])))]
 predictions = {
     name: [evaluation.predict(network_, sample.image) for sample in samples]
     for name, network_ in (("source only", partner), (row.label, model))
