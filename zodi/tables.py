@@ -63,9 +63,9 @@ def collect(results: Path | str) -> pd.DataFrame:
 
 
 def write_record(runs: pd.DataFrame, file: Path | str) -> None:
-    """Write the tidy frame to a CSV file, IoU with two decimals."""
+    """Write the tidy frame to a CSV file, IoU with four decimals."""
     with atomic_path(file) as temporary:
-        runs.to_csv(temporary, index=False, float_format="%.2f")
+        runs.to_csv(temporary, index=False, float_format="%.4f")
 
 
 def read_record(file: Path | str) -> pd.DataFrame:
