@@ -37,6 +37,10 @@ reproduce: .venv/.done ## run the notebooks of a PROFILE, then print its table; 
 	@$(BIN)/python workflow/reproduce.py "$(PROFILE)" --cores "$(CORES)" --data "$(DATA)" --cluster "$(CLUSTER)" \
 		$(if $(filter-out 0,$(DRY_RUN)),--dry-run)
 
+.PHONY: quality
+quality: .venv/.done ## measure the miniature's transfer: domain, layout, use, speed; resumes where it was stopped
+	$(BIN)/python -m zodi quality
+
 .PHONY: record
 record: .venv/.done ## show the results of PROFILE=mini in the README and to notebook 04
 	$(BIN)/python workflow/record.py

@@ -274,8 +274,7 @@ plots.show(
 metrics = {
     "variant": variant, "domain": "", "network": network, "seed": seed,
     "images_seen": config.steps * config.batch_size, "loss": history["loss"].tail(10).mean(),
-    "miou": miou, "iou": {name: score["iou"] for name, score in scores.items()},
-    "convergence": progress.to_dict("records"),
+    "convergence": progress.to_dict("records"), **evaluation.by_domain(scores),
 }  # fmt: skip
 segmentation.save_network(model, f"{out}/network")
 for name, split in test.items():

@@ -314,8 +314,7 @@ for name, split in test.items():
 metrics = {
     "variant": variant, "domain": domain, "network": network, "seed": seed,
     "images_seen": config.steps * config.batch_size * 2, "loss": history["loss"].tail(10).mean(),
-    "miou": {name: score["miou"] for name, score in scores.items()},
-    "iou": {name: score["iou"] for name, score in scores.items()},
+    **evaluation.by_domain(scores),
 }  # fmt: skip
 settings = {"data": data, "synth": synth, "config": config}
 _ = runs.save_metrics(out, "adapt", settings, metrics, time.perf_counter() - start)

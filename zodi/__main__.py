@@ -5,6 +5,7 @@ Exit codes: 0 all done, 1 a part could not be done (each one is named), 2 nothin
 
 import argparse
 import dataclasses
+import json
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -78,6 +79,23 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--domains", nargs="+", help="test domains (default: all of the data set)")
     sub.add_argument("--out", type=Path, help="folder for metrics.json")
 
+    sub = command(
+        "quality", _quality, "measure the transfer of a checkpoint on the miniature: domain, layout, use, speed"
+    )
+    sub.add_argument("--model", default="mini", help="mini (default) or a folder in diffusers' format")
+    sub.add_argument("--out", type=Path, default=Path("results/quality"), help="(default: results/quality)")
+    sub.add_argument("--domains", nargs="+", choices=TARGETS, default=list(TARGETS), help="(default: all five)")
+    sub.add_argument("--seeds", type=int, default=3, help="seeds a row (default: 3)")
+    sub.add_argument("--images-only", action="store_true", help="grade images only, train nothing but the graders")
+    sub.add_argument(
+        "--try",
+        dest="grid",
+        nargs="+",
+        type=_values,
+        metavar="NAME=V1,V2",
+        help="try transfer settings on pretraining scenes instead, for example strength=0.6,0.8 guidance_scale=1,2",
+    )
+
     sub = command("info", _info, "print domains, parts of the diffusion model and versions")
     sub.add_argument("--model", default="mini", help="mini, folder or hub id (default: mini)")
     return parser
@@ -120,6 +138,14 @@ def _shard(text: str) -> tuple[int, int]:
     if not (index.isdigit() and count.isdigit() and int(index) < int(count)):
         raise argparse.ArgumentTypeError(f"{text!r}: expected I/N with 0 <= I < N, for example 0/4")
     return int(index), int(count)
+
+
+def _values(text: str) -> tuple[str, list]:
+    name, _, values = text.partition("=")
+    try:
+        return name, [json.loads(value) for value in values.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected NAME=V1,V2 with numbers, true or false") from None
 
 
 # ---------------------------------------------------------------- commands
@@ -189,7 +215,7 @@ def _transfer(options: argparse.Namespace) -> int:
 
 
 def _adapt(options: argparse.Namespace) -> int:
-    from zodi import adaptation, datasets, runs, segmentation
+    from zodi import adaptation, datasets, evaluation, runs, segmentation
 
     start = time.monotonic()
     if options.variant not in adaptation.VARIANTS:
@@ -225,8 +251,7 @@ def _adapt(options: argparse.Namespace) -> int:
         "seed": config.seed,
         "images_seen": config.steps * config.batch_size * (1 if second is None else 2),
         "loss": history["loss"].tail(10).mean(),
-        "miou": {name: score["miou"] for name, score in scores.items()},
-        "iou": {name: score["iou"] for name, score in scores.items()},
+        **evaluation.by_domain(scores),
     }
     settings = {"data": options.data, "synth": options.synth, "config": config}
     print(f"metrics: {runs.save_metrics(options.out, 'adapt', settings, metrics, time.monotonic() - start)}")
@@ -234,13 +259,13 @@ def _adapt(options: argparse.Namespace) -> int:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from zodi import runs, segmentation
+    from zodi import evaluation, runs, segmentation
 
     start = time.monotonic()
     scores = _scores(segmentation.load_network(options.network), options.data, options.domains)
     if options.out is not None:
         settings = {"network": options.network, "data": options.data}
-        metrics = {key: {name: score[key] for name, score in scores.items()} for key in ("miou", "iou")}
+        metrics = evaluation.by_domain(scores)
         print(f"metrics: {runs.save_metrics(options.out, 'evaluate', settings, metrics, time.monotonic() - start)}")
     return 0
 
@@ -259,6 +284,20 @@ def _scores(network: object, data: Path, domains: list[str] | None) -> dict[str,
         scores[domain] = evaluation.evaluate(network, test, test.label_set, progress=True)
         print(f"{domain:<10} mIoU {scores[domain]['miou']:5.1f} %  ({len(test)} images)")
     return scores
+
+
+def _quality(options: argparse.Namespace) -> int:
+    from zodi import quality, runs
+
+    config = quality.QualityConfig(model=options.model, domains=tuple(options.domains), seeds=options.seeds)
+    runs.print_settings(config)
+    if options.grid:
+        print(quality.try_settings(config, options.out, dict(options.grid)).round(3).to_string(index=False))
+        return 0
+    for name, table in quality.measure(config, options.out, options.images_only).items():
+        print(f"\n{name}\n{table.to_markdown(index=name not in ('images', 'verdicts'))}")
+    print(f"\ntables: {options.out}")
+    return 0
 
 
 def _info(options: argparse.Namespace) -> int:

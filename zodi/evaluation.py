@@ -3,6 +3,7 @@
 C[i, j] counts pixels of class i that were called j; void pixels are not counted.
 """
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 from tqdm.auto import tqdm
 
-from zodi.datasets import FolderDataset
+from zodi.datasets import FolderDataset, Sample
 from zodi.labels import IGNORE_INDEX, LabelSet
 from zodi.runs import atomic_path
 from zodi.segmentation import normalise
@@ -28,7 +29,11 @@ def predict(network: nn.Module, image: np.ndarray) -> np.ndarray:
 
 @torch.inference_mode()
 def confusion(
-    network: nn.Module, dataset: FolderDataset, num_classes: int, batch_size: int = 1, progress: bool = False
+    network: nn.Module,
+    dataset: FolderDataset | Sequence[Sample],
+    num_classes: int,
+    batch_size: int = 1,
+    progress: bool = False,
 ) -> np.ndarray:
     """Confusion matrix of a network over a data set.
 
@@ -78,6 +83,11 @@ def evaluate(
     matrix = confusion(network, dataset, label_set.num_classes, batch_size, progress)
     by_class = dict(zip(label_set.names, (100 * iou(matrix)).tolist(), strict=True))
     return {"miou": 100 * miou(matrix), "iou": by_class, "confusion": matrix, "images": len(dataset)}
+
+
+def by_domain(scores: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Results of `evaluate` by domain -> `miou` and `iou` by domain, as a run's metrics.json has them."""
+    return {key: {domain: score[key] for domain, score in scores.items()} for key in ("miou", "iou")}
 
 
 def write_predictions(network: nn.Module, dataset: FolderDataset, folder: str | Path, limit: int = 3) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -37,8 +38,8 @@ from zodi.domains import DOMAINS, NEGATIVE_PROMPT, PROMPT_SUFFIX, SOURCE
 from zodi.evaluation import miou
 from zodi.labels import CITYSCAPES, IGNORE_INDEX
 from zodi.plots import png
-from zodi.quality import sample_sheet
 from zodi.runs import atomic_path, print_settings, read_json, to_plain, write_json
+from zodi.samples import sample_sheet
 from zodi.segmentation import DEFAULT_NETWORK, MINI_SEGMENTER_FILE, body_state, build_network, normalise
 from zodi.weather import SHADERS
 
@@ -117,13 +118,6 @@ class PretrainConfig:
 # ---------------------------------------------------------------- data
 
 
-def _render_all_domains(arguments: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
-    seed, height, width = arguments
-    layers = scenes.build(seed, height, width)
-    images = np.stack([scenes.shade(layers, domain, seed) for domain in PRETRAIN_DOMAINS])
-    return images, layers.label
-
-
 def render_cache(config: PretrainConfig, out: Path) -> tuple[np.ndarray, np.ndarray]:
     """Render the pretraining scenes once.
 
@@ -138,9 +132,9 @@ def render_cache(config: PretrainConfig, out: Path) -> tuple[np.ndarray, np.ndar
             shape = (count, len(PRETRAIN_DOMAINS), height, width, 3)
             images = np.lib.format.open_memmap(temporary, "w+", np.uint8, shape)
             labels = np.empty((count, height, width), np.uint8)
-            jobs = [(seed, height, width) for seed in scenes.PRETRAIN_SEEDS[:count]]
+            render = partial(scenes.render_domains, height=height, width=width)
             with ProcessPoolExecutor(os.cpu_count()) as pool:
-                results = pool.map(_render_all_domains, jobs, chunksize=16)
+                results = pool.map(render, scenes.PRETRAIN_SEEDS[:count], chunksize=16)
                 for index, (image, label) in enumerate(tqdm(results, "render", count, unit="scene")):
                     images[index], labels[index] = image, label
             images.flush()
@@ -185,7 +179,7 @@ def _train(
     """
     state_file, log_file = out / f"{name}_state.pt", out / f"{name}_log.csv"
     parameters = [p for p in modules.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
     ema = EMAModel(parameters, decay=config.ema_decay, foreach=True)
     log: list[dict[str, float]] = list(earlier)
     steps_before = log[-1]["step"] if log else 0

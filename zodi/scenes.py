@@ -493,3 +493,9 @@ def render(seed: int, domain: str = "clear", height: int = 96, width: int = 192)
     """Scene number `seed` in `domain`: the same street and the same label map in every domain."""
     layers = build(seed, height, width)
     return Scene(shade(layers, domain, seed), layers.label, layers.depth)
+
+
+def render_domains(seed: int, height: int = 96, width: int = 192) -> tuple[np.ndarray, np.ndarray]:
+    """Scene number `seed` in all domains: images uint8 (6, H, W, 3) in the order of `SHADERS`, labels uint8 (H, W)."""
+    layers = build(seed, height, width)
+    return np.stack([shade(layers, domain, seed) for domain in SHADERS]), layers.label
