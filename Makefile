@@ -42,7 +42,7 @@ quality: .venv/.done ## measure the miniature's transfer: domain, layout, use, s
 	$(BIN)/python -m zodi quality
 
 .PHONY: record
-record: .venv/.done ## show the results of PROFILE=mini in the README and to notebook 04
+record: .venv/.done ## show the results of PROFILE=mini and of quality in the README and the notebooks
 	$(BIN)/python workflow/record.py
 
 .PHONY: test

@@ -1,19 +1,25 @@
-"""Put the results of PROFILE=mini where readers see them: the record that notebook 04 reads, and the README's table.
+"""Put results where readers see them: the records that the notebooks read, and the README's table.
 
-    make reproduce && make record
+    make reproduce && make record      results/mini -> notebook 04 and the README
+    make quality && make record        results/quality -> notebook A1
 
 The README's table is what stands between its two `record` comments; nobody types it.
 """
 
 import re
+import shutil
 import sys
 from pathlib import Path
 
 from zodi import tables
+from zodi.quality import RESULT_TABLES
+from zodi.runs import METRICS_FILE
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "results" / "mini"
 RECORD = ROOT / "notebooks" / "records" / "mini.csv"
+QUALITY = ROOT / "results" / "quality"
+QUALITY_RECORD = ROOT / "notebooks" / "records" / "quality"
 README = ROOT / "README.md"
 BETWEEN_MARKS = re.compile(r"(?<=<!-- record: made by `make record` -->\n).*?(?=<!-- end of record -->)", re.DOTALL)
 
@@ -31,18 +37,36 @@ def readme_with_table(readme: str, record: Path) -> str:
     return text
 
 
+def record_runs() -> None:
+    """The runs of PROFILE=mini, if there are any."""
+    runs = tables.collect(RESULTS)
+    if runs.empty:
+        print(f"{RESULTS.relative_to(ROOT)}: no runs, its record stays; `make reproduce` makes them")
+        return
+    tables.write_record(runs, RECORD)
+    README.write_text(readme_with_table(README.read_text(encoding="utf-8"), RECORD), encoding="utf-8")
+    print(f"written: {RECORD.relative_to(ROOT)}, the table of {README.name}")
+
+
+def record_quality() -> None:
+    """The tables of a whole measurement, if there is one."""
+    if not (QUALITY / METRICS_FILE).exists() or not (QUALITY / "verdicts.csv").exists():
+        print(f"{QUALITY.relative_to(ROOT)}: no measurement, its record stays; `make quality` makes it")
+        return
+    QUALITY_RECORD.mkdir(parents=True, exist_ok=True)
+    for name in (*(f"{table}.csv" for table in RESULT_TABLES), METRICS_FILE):
+        shutil.copyfile(QUALITY / name, QUALITY_RECORD / name)
+    print(f"written: {QUALITY_RECORD.relative_to(ROOT)}")
+
+
 def main() -> int:
     """Command line; returns the exit code."""
     try:
-        runs = tables.collect(RESULTS)
-        if runs.empty:
-            raise ValueError(f"{RESULTS}: no runs; `make reproduce` makes them")
-        tables.write_record(runs, RECORD)
-        README.write_text(readme_with_table(README.read_text(encoding="utf-8"), RECORD), encoding="utf-8")
+        record_runs()
+        record_quality()
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"written: {RECORD.relative_to(ROOT)}, the table of {README.name}")
     return 0
 
 

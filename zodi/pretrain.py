@@ -51,8 +51,10 @@ SETTINGS_FILE = "pretrain_settings.json"
 START = "start"
 STAGES = ("diffusion", "segmenter")
 SHEET_FILE = "samples.png"
+# Log of the checkpoint -> logs of the trainings that may have written it, the latest first.
+LOGS = {"vae_log.csv": ("decoder_log.csv", "vae_log.csv"), "diffusion_log.csv": ("diffusion_log.csv",)}
 # A longer training may go on from a shorter one; any other setting would make it another training.
-MAY_CHANGE = ("vae_steps", "steps", "segmenter_steps")
+MAY_CHANGE = ("vae_steps", "decoder_steps", "steps", "segmenter_steps")
 # Chosen on pretraining scenes; the paper's 9 is for Stable Diffusion and burns the miniature's colours.
 DEFAULTS = TransferDefaults(guidance_scale=2.0, num_inference_steps=20, short_side=96, multiple=16)
 
@@ -67,6 +69,7 @@ class PretrainConfig:
         held_out: the last scenes, kept for the validation loss and the sample sheet.
         vae_steps, vae_batch_size, vae_crop: VAE training; crop in pixels.
         vae_learning_rate, learning_rate: peak values of AdamW.
+        decoder_steps: further steps of the decoder alone; only with `start_from`.
         steps: optimisation steps of UNet, ControlNet and text encoder together.
         batch_size: latents a step while crops are used; full frames use half of it.
         full_frame_share: share of the steps, at the end, that see whole frames, 0 .. 1.
@@ -74,7 +77,7 @@ class PretrainConfig:
         segmenter_steps, segmenter_batch_size, segmenter_learning_rate: training of the segmentation network that all
             rows of the tables start from.
         ema_decay: decay of the exponential moving average of the weights.
-        bf16: bfloat16 autocast.
+        bf16: bfloat16 autocast; None = where the processor computes in it. Elsewhere it is emulated, and far slower.
         seed: rules weights, batches and noise.
         start_from: checkpoint folder to go on from: its VAE is kept, its UNet, ControlNet and text encoder are trained
             on, with a new optimizer. "" = all from nothing.
@@ -88,6 +91,7 @@ class PretrainConfig:
     vae_batch_size: int = 16
     vae_crop: int = 64
     vae_learning_rate: float = 2e-3
+    decoder_steps: int = 0
     steps: int = 3300
     batch_size: int = 32
     full_frame_share: float = 0.5
@@ -98,7 +102,7 @@ class PretrainConfig:
     segmenter_batch_size: int = 8
     segmenter_learning_rate: float = 2e-3
     ema_decay: float = 0.999
-    bf16: bool = True
+    bf16: bool | None = None
     seed: int = 0
     start_from: str = ""
 
@@ -111,6 +115,8 @@ class PretrainConfig:
             raise ValueError(f"scene_count={self.scene_count}: expected at most {len(scenes.PRETRAIN_SEEDS)}")
         if self.height % 16 or self.width % 16:
             raise ValueError(f"size {self.height}x{self.width}: expected multiples of 16")
+        if self.decoder_steps and not self.start_from:
+            raise ValueError("decoder_steps: expected only with start_from; from nothing, vae_steps trains both halves")
         if self.batch_size % 2:
             raise ValueError(f"batch_size={self.batch_size}: expected a multiple of 2")
 
@@ -157,7 +163,8 @@ def _layout(labels: np.ndarray) -> Tensor:
 
 
 def _autocast(config: PretrainConfig) -> AbstractContextManager:
-    return torch.autocast("cpu", torch.bfloat16, enabled=config.bf16)
+    native = any(torch.cpu.get_capabilities().get(name, False) for name in ("avx512_bf16", "amx_bf16"))
+    return torch.autocast("cpu", torch.bfloat16, enabled=native if config.bf16 is None else config.bf16)
 
 
 def _train(
@@ -271,44 +278,83 @@ def _dark_adapted(x: Tensor) -> Tensor:
     return (x.clamp(-1, 1) / 2 + 0.52).sqrt()
 
 
+def _reconstruction_loss(x: Tensor, y: Tensor) -> Tensor:
+    return F.l1_loss(y, x) + F.mse_loss(y, x) + F.l1_loss(_dark_adapted(y), _dark_adapted(x))
+
+
+def _crops(config: PretrainConfig, rng: np.random.Generator) -> list[tuple[int, int, int, int]]:
+    """(scene, domain, top, left) of a batch of the VAE's crops; pixels, multiples of `FACTOR`."""
+    rows, columns = ((side - config.vae_crop) // FACTOR + 1 for side in (config.height, config.width))
+    train_count, domains = config.scene_count - config.held_out, len(PRETRAIN_DOMAINS)
+    limits = np.tile([train_count, domains, rows, columns], (config.vae_batch_size, 1))
+    return [(s, d, FACTOR * top, FACTOR * left) for s, d, top, left in rng.integers(limits)]
+
+
+def _cut(images: np.ndarray, crops: list[tuple[int, int, int, int]], size: int) -> Tensor:
+    """float32 (B, 3, size, size) in -1 .. 1."""
+    parts = [images[scene, domain, top : top + size, left : left + size] for scene, domain, top, left in crops]
+    return _to_float(np.stack(parts)).contiguous(memory_format=torch.channels_last)
+
+
+def _held_out_images(config: PretrainConfig, images: np.ndarray) -> Tensor:
+    """Eight held-out scenes in all domains, float32 (48, 3, H, W)."""
+    first = config.scene_count - config.held_out
+    return _to_float(images[first : first + 8].reshape(-1, *images.shape[2:]))
+
+
+@torch.inference_mode()
+def _psnr(vae: AutoencoderTiny, held_out: Tensor) -> dict[str, float]:
+    """Mean PSNR of the round trip, dB, by domain."""
+    y = torch.cat([vae.decode(vae.encode(part).latents).sample for part in held_out.split(12)])
+    mse = (y - held_out).div(2).square().mean((1, 2, 3)).view(-1, len(PRETRAIN_DOMAINS))
+    psnr = -10 * mse.log10().mean(0)
+    scores = {f"psnr_{name}": value.item() for name, value in zip(PRETRAIN_DOMAINS, psnr, strict=True)}
+    return scores | {"psnr_mean": psnr.mean().item()}
+
+
 def train_vae(config: PretrainConfig, images: np.ndarray, out: Path) -> AutoencoderTiny:
     """Train the VAE on random crops of all domains; sets `scaling_factor` so that latents have unit variance."""
     torch.manual_seed(config.seed)
     vae = build_vae().to(memory_format=torch.channels_last)
-    train_count = config.scene_count - config.held_out
-    held_out = _to_float(images[train_count : train_count + 8].reshape(-1, *images.shape[2:]))
-
-    def reconstruction_loss(x: Tensor, y: Tensor) -> Tensor:
-        return F.l1_loss(y, x) + F.mse_loss(y, x) + F.l1_loss(_dark_adapted(y), _dark_adapted(x))
+    held_out = _held_out_images(config, images)
 
     def loss_of(step: int, rng: np.random.Generator, generator: torch.Generator) -> dict[str, Tensor]:
-        crop = config.vae_crop
-        batch = []
-        for _ in range(config.vae_batch_size):
-            scene, domain = rng.integers(train_count), rng.integers(len(PRETRAIN_DOMAINS))
-            top, left = rng.integers(config.height - crop + 1), rng.integers(config.width - crop + 1)
-            batch.append(images[scene, domain, top : top + crop, left : left + crop])
-        x = _to_float(np.stack(batch)).contiguous(memory_format=torch.channels_last)
+        x = _cut(images, _crops(config, rng), config.vae_crop)
         with _autocast(config):
             z = vae.encode(x).latents
             noise = torch.randn(z.shape, generator=generator)
             y = vae.decode(z + 0.03 * noise).sample
-        reconstruction, pull = reconstruction_loss(x, y.float()), z.float().square().mean()
+        reconstruction, pull = _reconstruction_loss(x, y.float()), z.float().square().mean()
         return {"loss": reconstruction + 1e-3 * pull, "reconstruction": reconstruction.detach(), "z2": pull.detach()}
 
-    @torch.inference_mode()
-    def validate() -> dict[str, float]:
-        y = torch.cat([vae.decode(vae.encode(part).latents).sample for part in held_out.split(12)])
-        mse = (y - held_out).div(2).square().mean((1, 2, 3)).view(-1, len(PRETRAIN_DOMAINS))
-        psnr = -10 * mse.log10().mean(0)
-        scores = {f"psnr_{name}": value.item() for name, value in zip(PRETRAIN_DOMAINS, psnr, strict=True)}
-        return scores | {"psnr_mean": psnr.mean().item()}
-
-    modules = nn.ModuleDict({"vae": vae})
+    modules, validate = nn.ModuleDict({"vae": vae}), partial(_psnr, vae, held_out)
     _train("vae", config, modules, loss_of, validate, config.vae_steps, config.vae_learning_rate, out, 500)
     with torch.inference_mode():
         std = torch.cat([vae.encode(part).latents for part in held_out.split(12)]).std().item()
     vae.register_to_config(scaling_factor=1 / std)
+    return vae.requires_grad_(False)
+
+
+def train_decoder(
+    config: PretrainConfig, vae: AutoencoderTiny, latents: Tensor, images: np.ndarray, out: Path
+) -> AutoencoderTiny:
+    """Train the decoder alone; the latents stay as they are, so that the diffusion model goes on fitting them."""
+    held_out = _held_out_images(config, images)
+    vae.requires_grad_(False).decoder.requires_grad_(True)
+
+    def loss_of(step: int, rng: np.random.Generator, generator: torch.Generator) -> dict[str, Tensor]:
+        crops, size = _crops(config, rng), config.vae_crop // FACTOR
+        parts = [latents[s, d, :, y // FACTOR :, x // FACTOR :][:, :size, :size] for s, d, y, x in crops]
+        z = torch.stack(parts).float() / vae.config.scaling_factor
+        noise = torch.randn(z.shape, generator=generator)
+        with _autocast(config):
+            y = vae.decode((z + 0.03 * noise).contiguous(memory_format=torch.channels_last)).sample
+        return {"loss": _reconstruction_loss(_cut(images, crops, config.vae_crop), y.float())}
+
+    modules, validate = nn.ModuleDict({"vae": vae}), partial(_psnr, vae, held_out)
+    earlier = pd.read_csv(out / START / "vae_log.csv").to_dict("records")
+    steps, learning_rate = config.decoder_steps, config.vae_learning_rate
+    _train("decoder", config, modules, loss_of, validate, steps, learning_rate, out, 250, earlier)
     return vae.requires_grad_(False)
 
 
@@ -548,6 +594,9 @@ def assemble(config: PretrainConfig, out: Path) -> DiffusionModel:
     tokenizer = build_tokenizer()
     if config.start_from:
         vae = load(out / START).vae
+        if config.decoder_steps:
+            vae.decoder.requires_grad_(True)
+            _restore_averaged("decoder", nn.ModuleDict({"vae": vae}), out)
     else:
         vae = build_vae()
         _restore_averaged("vae", nn.ModuleDict({"vae": vae}), out)
@@ -567,8 +616,8 @@ def export(config: PretrainConfig, out: Path, folder: Path) -> None:
     with atomic_path(folder) as temporary:
         save(model, temporary, torch.float16)
         write_json(temporary / SETTINGS_FILE, settings)
-        for name in ("vae_log.csv", "diffusion_log.csv"):
-            logs = [file for file in (out / name, out / START / name) if file.exists()]
+        for name, candidates in LOGS.items():
+            logs = [file for file in (*(out / log for log in candidates), out / START / name) if file.exists()]
             if logs:
                 shutil.copyfile(logs[0], temporary / name)
         # From the stored weights, as users get them, and from a scene that no training of this size has seen.
@@ -616,7 +665,10 @@ def pretrain(config: PretrainConfig, out: Path, weights: Path, stages: Collectio
         else:
             vae = train_vae(config, images, out)
             write_json(out / "scaling_factor.json", vae.config.scaling_factor)
-        train_diffusion(config, cache_latents(config, vae, images, out), labels, out)
+        latents = cache_latents(config, vae, images, out)
+        if config.decoder_steps:
+            train_decoder(config, vae, latents, images, out)
+        train_diffusion(config, latents, labels, out)
         export(config, out, weights / MINI_FOLDER.name)
     if "segmenter" in stages:
         network = train_segmenter(config, images, labels, out)
@@ -633,7 +685,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     for field in dataclasses.fields(PretrainConfig):
         name = "--" + field.name.replace("_", "-")
-        if field.type is bool:
+        if field.type in (bool, bool | None):
             parser.add_argument(name, action=argparse.BooleanOptionalAction, default=field.default)
         else:
             parser.add_argument(name, type=field.type, default=field.default, help=f"(default: {field.default})")

@@ -39,6 +39,7 @@ SEED_ROWS = ("source_only", "oracle", *PLAIN_BASELINES, "sdedit", "controlnet_on
 SIMILARITY_ROWS = ("zodi", "zodi_no_similarity")
 # One set of images serves all domains.
 SHARED_METHODS = ("vae_round_trip",)
+RESULT_TABLES = ("images", "mIoU", "gap_closed", "similarity", "verdicts")
 LUMINANCE_WEIGHTS = (0.299, 0.587, 0.114)
 
 
@@ -443,6 +444,19 @@ def verdicts(images: pd.DataFrame, runs: pd.DataFrame, speed: float, megabytes: 
 # ---------------------------------------------------------------- all of it
 
 
+def read_results(folder: Path | str) -> dict[str, pd.DataFrame]:
+    """The tables that `measure` wrote to `folder`, those that are there.
+
+    Raises:
+        FileNotFoundError: if there is none.
+    """
+    files = {name: Path(folder) / f"{name}.csv" for name in RESULT_TABLES}
+    results = {name: pd.read_csv(file) for name, file in files.items() if file.exists()}
+    if not results:
+        raise FileNotFoundError(f"{folder}: found none of the tables {list(RESULT_TABLES)}; run `make quality` first")
+    return results
+
+
 def jobs_of_rows(config: QualityConfig) -> list[tuple[str, str, int]]:
     """(variant, domain, seed) of every training."""
     jobs = []
@@ -462,7 +476,7 @@ def measure(config: QualityConfig, out: Path, images_only: bool = False) -> dict
         images_only: leave out the trainings, which take most of the time, and the verdicts.
 
     Returns:
-        `images`, `mIoU`, `gap_closed`, `similarity` and `verdicts`, also written to `out` as CSV and Markdown.
+        `RESULT_TABLES`, also written to `out` as CSV and Markdown.
     """
     start = time.monotonic()
     write_miniature(out / "data", config.train, config.test, config.domains)
