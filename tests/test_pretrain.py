@@ -30,7 +30,7 @@ def test_checkpoint_from_nothing_loads_like_any_other(trained):
     assert model.scheduler.alphas_cumprod[-1] < 1e-4
     images = torch.zeros(1, 64, 96, 3, dtype=torch.uint8)
     latents = diffusion.encode(model, images)
-    assert latents.shape == (1, 4, 16, 24)
+    assert latents.shape == (1, 8, 16, 24)
     assert diffusion.decode(model, latents).shape == images.shape
     assert (trained / "weights" / "segmenter_mini.safetensors").exists()
 
@@ -49,6 +49,18 @@ def test_training_goes_on_from_a_checkpoint_and_counts_its_steps_on(trained, tmp
     settings = read_json(tmp_path / "weights" / "mini" / "pretrain_settings.json")
     assert (settings["seed"], settings["started_from"]["seed"]) == (1, 0)
     assert not (tmp_path / "weights" / "segmenter_mini.safetensors").exists()
+
+
+def test_more_latent_channels_take_over_what_fits_and_train_the_vae_on(trained, tmp_path):
+    start = trained / "weights" / "mini"
+    config = dataclasses.replace(TOY, start_from=str(start), latent_channels=10, vae_learning_rate=1e-9, seed=1)
+    pretrain(config, tmp_path / "run", tmp_path / "weights", ["diffusion"])
+    before, after = diffusion.load(start), diffusion.load(tmp_path / "weights" / "mini")
+    old, new = before.vae.encoder.layers[-1].weight, after.vae.encoder.layers[-1].weight
+    assert new.shape[0] == 10 and torch.allclose(new[:8], old, atol=1e-3)
+    assert after.unet.config.in_channels == after.unet.config.out_channels == 10
+    log = pd.read_csv(tmp_path / "weights" / "mini" / "vae_log.csv")
+    assert log["step"].tolist() == [TOY.vae_steps, 2 * TOY.vae_steps]
 
 
 def test_sample_sheet_shows_every_domain_and_method(trained):

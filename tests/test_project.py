@@ -43,7 +43,19 @@ def test_environment_yml_says_the_versions_of_the_lock():
 def test_make_help_lists_every_target():
     text = (ROOT / "Makefile").read_text(encoding="utf-8")
     targets = set(re.findall(r"^\.PHONY: (\w+)$", text, flags=re.MULTILINE)) - {"python"}
-    assert {"setup", "lab", "reproduce", "record", "test", "lint", "lock", "sync", "notebooks", "clean"} <= targets
+    assert {
+        "setup",
+        "lab",
+        "reproduce",
+        "quality",
+        "record",
+        "test",
+        "lint",
+        "lock",
+        "sync",
+        "notebooks",
+        "clean",
+    } <= targets
     result = subprocess.run(["make", "help"], cwd=ROOT, check=True, capture_output=True, text=True)
     assert targets == set(re.findall(r"^  (\w+) ", result.stdout, flags=re.MULTILINE))
 

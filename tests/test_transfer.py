@@ -421,6 +421,10 @@ def test_what_is_missing_is_said(model):
 def test_domain_config_takes_the_paper_and_the_checkpoint():
     config = domain_config("night", defaults=tiny.MINI_DEFAULTS, seed=3)
     assert (config.prompt, config.strength, config.guidance_scale, config.seed) == ("driving at night", 0.9, 2.0, 3)
+    own = dataclasses.replace(tiny.MINI_DEFAULTS, strengths={"night": 0.7})
+    assert domain_config("night", defaults=own).strength == domain_config("night", "sdedit", own).strength == 0.7
+    assert domain_config("snow", defaults=own).strength == 0.65
+    assert domain_config("night", defaults=own, strength=0.3).strength == 0.3
     clear = domain_config("night", "clear_prompt")
     assert (clear.prompt, clear.strength, clear.method) == ("driving in clear weather", 0.9, "stochastic_inversion")
     assert (clear.guidance_scale, clear.num_inference_steps, clear.short_side, clear.multiple) == (9.0, 20, 512, 64)

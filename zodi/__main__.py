@@ -4,7 +4,6 @@ Exit codes: 0 all done, 1 a part could not be done (each one is named), 2 nothin
 """
 
 import argparse
-import dataclasses
 import json
 import sys
 import time
@@ -192,7 +191,7 @@ def _transfer(options: argparse.Namespace) -> int:
         config = transfer.domain_config(options.domain, options.method, defaults, **changes)
     else:
         free = {"strength": FREE_PROMPT_STRENGTH, "method": options.method}
-        config = transfer.TransferConfig(**dataclasses.asdict(defaults) | free | changes)
+        config = transfer.TransferConfig(**defaults.settings() | free | changes)
     runs.print_settings(config)
     report = transfer_folder(
         model,
@@ -303,10 +302,11 @@ def _quality(options: argparse.Namespace) -> int:
 def _info(options: argparse.Namespace) -> int:
     from zodi import diffusion, runs
 
-    print("domains")
-    for domain in DOMAINS.values():
-        print(f"  {domain.name:<8} strength {domain.strength:.2f}  {domain.prompt!r}")
     model = diffusion.load(options.model)
+    print("domains, with the strengths of the paper or, where it brings its own, of the model")
+    for domain in DOMAINS.values():
+        strength = model.defaults.strengths.get(domain.name, domain.strength)
+        print(f"  {domain.name:<8} strength {strength:.2f}  {domain.prompt!r}")
     print(f"\nmodel {model.name}, weights {diffusion.fingerprint(model)}")
     print(diffusion.describe(model).to_string(index=False))
     runs.print_settings(model.defaults)

@@ -10,8 +10,9 @@ import json
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -53,6 +54,7 @@ class TransferDefaults:
         short_side: pixels that the shorter image side is resized to.
         multiple: pixels; both sides are rounded to multiples of it (VAE times UNet downsampling).
         palette: colours that layouts are drawn with, "cityscapes" or "ade20k".
+        strengths: strengths of domains in place of the paper's, 0 .. 1.
     """
 
     guidance_scale: float = 9.0
@@ -60,6 +62,11 @@ class TransferDefaults:
     short_side: int = 512
     multiple: int = 64
     palette: str = "cityscapes"
+    strengths: dict[str, float] = field(default_factory=dict)
+
+    def settings(self) -> dict[str, Any]:
+        """What every transfer with the checkpoint shares: all but the strengths."""
+        return {name: value for name, value in asdict(self).items() if name != "strengths"}
 
 
 @dataclass(frozen=True)

@@ -51,10 +51,8 @@ SETTINGS_FILE = "pretrain_settings.json"
 START = "start"
 STAGES = ("diffusion", "segmenter")
 SHEET_FILE = "samples.png"
-# Log of the checkpoint -> logs of the trainings that may have written it, the latest first.
-LOGS = {"vae_log.csv": ("decoder_log.csv", "vae_log.csv"), "diffusion_log.csv": ("diffusion_log.csv",)}
 # A longer training may go on from a shorter one; any other setting would make it another training.
-MAY_CHANGE = ("vae_steps", "decoder_steps", "steps", "segmenter_steps")
+MAY_CHANGE = ("vae_steps", "steps", "segmenter_steps")
 # Chosen on pretraining scenes; the paper's 9 is for Stable Diffusion and burns the miniature's colours.
 DEFAULTS = TransferDefaults(guidance_scale=2.0, num_inference_steps=20, short_side=96, multiple=16)
 
@@ -69,7 +67,7 @@ class PretrainConfig:
         held_out: the last scenes, kept for the validation loss and the sample sheet.
         vae_steps, vae_batch_size, vae_crop: VAE training; crop in pixels.
         vae_learning_rate, learning_rate: peak values of AdamW.
-        decoder_steps: further steps of the decoder alone; only with `start_from`.
+        latent_channels: channels of the latents.
         steps: optimisation steps of UNet, ControlNet and text encoder together.
         batch_size: latents a step while crops are used; full frames use half of it.
         full_frame_share: share of the steps, at the end, that see whole frames, 0 .. 1.
@@ -79,8 +77,9 @@ class PretrainConfig:
         ema_decay: decay of the exponential moving average of the weights.
         bf16: bfloat16 autocast; None = where the processor computes in it. Elsewhere it is emulated, and far slower.
         seed: rules weights, batches and noise.
-        start_from: checkpoint folder to go on from: its VAE is kept, its UNet, ControlNet and text encoder are trained
-            on, with a new optimizer. "" = all from nothing.
+        start_from: checkpoint folder to go on from: its UNet, ControlNet and text encoder are trained on, with a new
+            optimizer. Its VAE is kept, unless `latent_channels` is another number: then all of its weights that fit
+            are taken over, and it is trained on too. "" = all from nothing.
     """
 
     scene_count: int = 3000
@@ -91,7 +90,7 @@ class PretrainConfig:
     vae_batch_size: int = 16
     vae_crop: int = 64
     vae_learning_rate: float = 2e-3
-    decoder_steps: int = 0
+    latent_channels: int = 8
     steps: int = 3300
     batch_size: int = 32
     full_frame_share: float = 0.5
@@ -115,8 +114,6 @@ class PretrainConfig:
             raise ValueError(f"scene_count={self.scene_count}: expected at most {len(scenes.PRETRAIN_SEEDS)}")
         if self.height % 16 or self.width % 16:
             raise ValueError(f"size {self.height}x{self.width}: expected multiples of 16")
-        if self.decoder_steps and not self.start_from:
-            raise ValueError("decoder_steps: expected only with start_from; from nothing, vae_steps trains both halves")
         if self.batch_size % 2:
             raise ValueError(f"batch_size={self.batch_size}: expected a multiple of 2")
 
@@ -259,17 +256,25 @@ def _restore_averaged(name: str, modules: nn.ModuleDict, out: Path) -> None:
     modules.eval()
 
 
+def _take_over(module: nn.Module, trained: nn.Module) -> None:
+    """Copy the weights of a trained module; a tensor with more channels keeps its own values in those that are new."""
+    state = module.state_dict()
+    for name, value in trained.state_dict().items():
+        state[name][tuple(slice(size) for size in value.shape)] = value
+    module.load_state_dict(state)
+
+
 # ---------------------------------------------------------------- VAE
 
 
-def build_vae() -> AutoencoderTiny:
-    """`AutoencoderTiny` with 4 latent channels at a quarter of the size."""
+def build_vae(latent_channels: int) -> AutoencoderTiny:
+    """`AutoencoderTiny` with latents at a quarter of the size."""
     return AutoencoderTiny(
         encoder_block_out_channels=(32, 32, 32),
         decoder_block_out_channels=(32, 32, 32),
         num_encoder_blocks=(1, 2, 3),
         num_decoder_blocks=(3, 2, 1),
-        latent_channels=4,
+        latent_channels=latent_channels,
     )
 
 
@@ -315,7 +320,11 @@ def _psnr(vae: AutoencoderTiny, held_out: Tensor) -> dict[str, float]:
 def train_vae(config: PretrainConfig, images: np.ndarray, out: Path) -> AutoencoderTiny:
     """Train the VAE on random crops of all domains; sets `scaling_factor` so that latents have unit variance."""
     torch.manual_seed(config.seed)
-    vae = build_vae().to(memory_format=torch.channels_last)
+    vae, earlier = build_vae(config.latent_channels), []
+    if config.start_from:
+        _take_over(vae, load(out / START).vae)
+        earlier = pd.read_csv(out / START / "vae_log.csv").to_dict("records")
+    vae.to(memory_format=torch.channels_last)
     held_out = _held_out_images(config, images)
 
     def loss_of(step: int, rng: np.random.Generator, generator: torch.Generator) -> dict[str, Tensor]:
@@ -328,39 +337,16 @@ def train_vae(config: PretrainConfig, images: np.ndarray, out: Path) -> Autoenco
         return {"loss": reconstruction + 1e-3 * pull, "reconstruction": reconstruction.detach(), "z2": pull.detach()}
 
     modules, validate = nn.ModuleDict({"vae": vae}), partial(_psnr, vae, held_out)
-    _train("vae", config, modules, loss_of, validate, config.vae_steps, config.vae_learning_rate, out, 500)
+    _train("vae", config, modules, loss_of, validate, config.vae_steps, config.vae_learning_rate, out, 500, earlier)
     with torch.inference_mode():
         std = torch.cat([vae.encode(part).latents for part in held_out.split(12)]).std().item()
     vae.register_to_config(scaling_factor=1 / std)
     return vae.requires_grad_(False)
 
 
-def train_decoder(
-    config: PretrainConfig, vae: AutoencoderTiny, latents: Tensor, images: np.ndarray, out: Path
-) -> AutoencoderTiny:
-    """Train the decoder alone; the latents stay as they are, so that the diffusion model goes on fitting them."""
-    held_out = _held_out_images(config, images)
-    vae.requires_grad_(False).decoder.requires_grad_(True)
-
-    def loss_of(step: int, rng: np.random.Generator, generator: torch.Generator) -> dict[str, Tensor]:
-        crops, size = _crops(config, rng), config.vae_crop // FACTOR
-        parts = [latents[s, d, :, y // FACTOR :, x // FACTOR :][:, :size, :size] for s, d, y, x in crops]
-        z = torch.stack(parts).float() / vae.config.scaling_factor
-        noise = torch.randn(z.shape, generator=generator)
-        with _autocast(config):
-            y = vae.decode((z + 0.03 * noise).contiguous(memory_format=torch.channels_last)).sample
-        return {"loss": _reconstruction_loss(_cut(images, crops, config.vae_crop), y.float())}
-
-    modules, validate = nn.ModuleDict({"vae": vae}), partial(_psnr, vae, held_out)
-    earlier = pd.read_csv(out / START / "vae_log.csv").to_dict("records")
-    steps, learning_rate = config.decoder_steps, config.vae_learning_rate
-    _train("decoder", config, modules, loss_of, validate, steps, learning_rate, out, 250, earlier)
-    return vae.requires_grad_(False)
-
-
 @torch.inference_mode()
 def cache_latents(config: PretrainConfig, vae: AutoencoderTiny, images: np.ndarray, out: Path) -> Tensor:
-    """Scaled latents of all images, bfloat16 (N, 6, 4, H/4, W/4), computed once."""
+    """Scaled latents of all images, bfloat16 (N, 6, C, H/4, W/4), computed once."""
     file = out / "latents.safetensors"
     if not file.exists():
         latents = []
@@ -406,13 +392,13 @@ def build_tokenizer() -> CLIPTokenizer:
     return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=MAX_TOKENS)
 
 
-def build_diffusion(seed: int, tokenizer: CLIPTokenizer) -> nn.ModuleDict:
+def build_diffusion(seed: int, tokenizer: CLIPTokenizer, latent_channels: int) -> nn.ModuleDict:
     """UNet, ControlNet and text encoder with random weights."""
     torch.manual_seed(seed)
     unet = UNet2DConditionModel(
         sample_size=(24, 48),
-        in_channels=4,
-        out_channels=4,
+        in_channels=latent_channels,
+        out_channels=latent_channels,
         down_block_types=("DownBlock2D", "DownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
         block_out_channels=(48, 96, 160),
@@ -471,11 +457,11 @@ def train_diffusion(
 ) -> tuple[nn.ModuleDict, CLIPTokenizer, DDIMScheduler]:
     """Train UNet, ControlNet and text encoder together by v-prediction; crops first, full frames at the end."""
     tokenizer, scheduler = build_tokenizer(), build_scheduler()
-    modules, earlier = build_diffusion(config.seed, tokenizer), []
+    modules, earlier = build_diffusion(config.seed, tokenizer, config.latent_channels), []
     if config.start_from:
         start = load(out / START)
         for name, module in modules.items():
-            module.load_state_dict(getattr(start, name).state_dict())
+            _take_over(module, getattr(start, name))
         earlier = pd.read_csv(out / START / "diffusion_log.csv").to_dict("records")
     unet, controlnet, text_encoder = modules["unet"], modules["controlnet"], modules["text_encoder"]
     train_count = config.scene_count - config.held_out
@@ -589,19 +575,23 @@ def export_segmenter(network: nn.Module, config: PretrainConfig, out: Path, file
 # ---------------------------------------------------------------- checkpoint
 
 
+def keeps_vae(config: PretrainConfig, out: Path) -> bool:
+    """Whether the VAE of the checkpoint that the training goes on from is kept as it is."""
+    if not config.start_from:
+        return False
+    return read_json(out / START / "vae" / "config.json")["latent_channels"] == config.latent_channels
+
+
 def assemble(config: PretrainConfig, out: Path) -> DiffusionModel:
     """The model with the averaged weights of the trainings in `out`, finished or not."""
     tokenizer = build_tokenizer()
-    if config.start_from:
+    if keeps_vae(config, out):
         vae = load(out / START).vae
-        if config.decoder_steps:
-            vae.decoder.requires_grad_(True)
-            _restore_averaged("decoder", nn.ModuleDict({"vae": vae}), out)
     else:
-        vae = build_vae()
+        vae = build_vae(config.latent_channels)
         _restore_averaged("vae", nn.ModuleDict({"vae": vae}), out)
         vae.register_to_config(scaling_factor=read_json(out / "scaling_factor.json"))
-    modules = build_diffusion(config.seed, tokenizer)
+    modules = build_diffusion(config.seed, tokenizer, config.latent_channels)
     _restore_averaged("diffusion", modules, out)
     parts = {name: modules[name] for name in ("unet", "controlnet", "text_encoder")}
     return DiffusionModel("mini", vae, **parts, tokenizer=tokenizer, scheduler=build_scheduler(), defaults=DEFAULTS)
@@ -616,8 +606,8 @@ def export(config: PretrainConfig, out: Path, folder: Path) -> None:
     with atomic_path(folder) as temporary:
         save(model, temporary, torch.float16)
         write_json(temporary / SETTINGS_FILE, settings)
-        for name, candidates in LOGS.items():
-            logs = [file for file in (*(out / log for log in candidates), out / START / name) if file.exists()]
+        for name in ("vae_log.csv", "diffusion_log.csv"):
+            logs = [file for file in (out / name, out / START / name) if file.exists()]
             if logs:
                 shutil.copyfile(logs[0], temporary / name)
         # From the stored weights, as users get them, and from a scene that no training of this size has seen.
@@ -660,15 +650,12 @@ def pretrain(config: PretrainConfig, out: Path, weights: Path, stages: Collectio
             # A copy, because the result may be written over it.
             with atomic_path(out / START) as temporary:
                 shutil.copytree(config.start_from, temporary)
-        if config.start_from:
+        if keeps_vae(config, out):
             vae = load(out / START).vae
         else:
             vae = train_vae(config, images, out)
             write_json(out / "scaling_factor.json", vae.config.scaling_factor)
-        latents = cache_latents(config, vae, images, out)
-        if config.decoder_steps:
-            train_decoder(config, vae, latents, images, out)
-        train_diffusion(config, latents, labels, out)
+        train_diffusion(config, cache_latents(config, vae, images, out), labels, out)
         export(config, out, weights / MINI_FOLDER.name)
     if "segmenter" in stages:
         network = train_segmenter(config, images, labels, out)

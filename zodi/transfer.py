@@ -6,7 +6,6 @@ steps of the DDIM grid 1, 51, ..., 951. The numbers follow the authors' publishe
 s = 0.65 encodes at t = 650 but denoises as if from t = 601. That is kept; `align=True` encodes at 601.
 """
 
-import dataclasses
 import functools
 import math
 from collections import defaultdict
@@ -398,7 +397,7 @@ def domain_config(
     defaults: TransferDefaults | None = None,
     **changes: object,
 ) -> TransferConfig:
-    """The settings for a domain of the paper: its prompt and strength, and the checkpoint's defaults.
+    """The settings for a domain of the paper: its prompt and strength, and the checkpoint's defaults, which come first.
 
     Args:
         domain: a key of `zodi.domains.DOMAINS`.
@@ -409,9 +408,10 @@ def domain_config(
     """
     target = get_domain(domain)
     prompt = get_domain(SOURCE).prompt if method == CLEAR_PROMPT else target.prompt
-    settings = dataclasses.asdict(defaults or TransferDefaults()) | {
+    defaults = defaults or TransferDefaults()
+    settings = defaults.settings() | {
         "prompt": prompt,
-        "strength": target.strength,
+        "strength": defaults.strengths.get(domain, target.strength),
         "method": "stochastic_inversion" if method == CLEAR_PROMPT else method,
         "domain": domain,
     }
