@@ -28,13 +28,15 @@
 # or two to run on two CPU cores, with a toy training of a few steps.
 
 # %% [markdown]
-# On Google Colab this cell installs the package; anywhere else it does nothing.
+# On Google Colab this cell fetches the course with its records; anywhere else it does nothing.
 
 # %%
 import sys
 
 if "google.colab" in sys.modules:
     # %pip install -q "zodi[course] @ git+https://github.com/zodi-companion/zodi@main"
+    # !git clone -q --depth 1 https://github.com/zodi-companion/zodi
+    # %cd -q zodi/notebooks
     print("Installed. If Colab asks for it, restart the runtime before you go on.")
 
 # %% [markdown]
@@ -65,6 +67,7 @@ model: str = "mini"  # checkpoint to look at: "mini" or a folder with a diffusio
 scene_seed: int = 200_003  # number of the scene that is taken apart
 scene_count: int = 24  # scenes of the toy training
 steps: int = 40  # steps of the toy training, for the VAE and for the diffusion model
+tries: str = "records/tries.csv"  # what was tried, and what it changed
 out: str = "../results/course/miniature"  # folder of this notebook's results
 
 # %% [markdown]
@@ -121,7 +124,7 @@ plots.show(
 # %% [markdown]
 # ## The VAE: what fits into a latent
 #
-# Diffusion works on latents $z_0 = E(x)$, a quarter of the image's width and height with four channels. What the
+# Diffusion works on latents $z_0 = E(x)$, a quarter of the image's width and height with a few channels. What the
 # decoder cannot bring back, no transfer can: $D(E(x))$ is the best image one can get.
 
 # %%
@@ -149,7 +152,7 @@ channel = [(255 * (z - z.min()) / (z.max() - z.min())).byte().numpy() for z in z
 difference = np.abs(images[0].astype(int) - round_trip[0]).clip(0, 63).astype(np.uint8) * 4
 plots.show(
     plots.image_grid([[images[0], round_trip[0], difference], channel[:3]], ["x", "D(E(x))", "difference, 4 times"]),
-    "Above: image, round trip and their difference. Below: three of the four latent channels, a small picture each.",
+    "Above: image, round trip and their difference. Below: three of the latent channels, a small picture each.",
 )
 
 # %% [markdown]
@@ -189,7 +192,8 @@ assert torch.allclose(v, mini.scheduler.get_velocity(z0, eps, torch.tensor([700]
 # ## The training that was run
 #
 # UNet, ControlNet and text encoder were trained together, with AdamW and an exponential moving average of the weights;
-# prompt and layout were dropped at random, so that guidance works. The log came with the weights.
+# prompt and layout were dropped at random, so that guidance works. The log came with the weights. Where the curves jump,
+# the training went on from an earlier checkpoint, the last time with latents of more channels.
 
 # %%
 folder = diffusion.MINI_FOLDER if model == "mini" else Path(model)
@@ -207,6 +211,14 @@ plots.show(
 # %%
 sheet = np.asarray(Image.open(folder / "samples.png").convert("RGB"))
 plots.show(plots.image_grid([[sheet]], width=9), "Sample sheet of the training, held-out scenes.")
+
+# %% [markdown]
+# ## What was tried
+#
+# Every try that mattered, with its reason and what it changed. The numbers come from the logs of these runs.
+
+# %%
+pd.read_csv(tries).style.hide(axis="index").set_properties(**{"text-align": "left", "white-space": "normal"})
 
 # %% [markdown]
 # ## Retrain a toy
