@@ -6,8 +6,11 @@ import tomllib
 from pathlib import Path
 
 import conda_environment
+import pytest
 import record
 import yaml
+
+from zodi.quality import read_results
 
 ROOT = Path(__file__).parent.parent
 LOCK = (ROOT / "requirements.lock").read_text(encoding="utf-8")
@@ -71,6 +74,28 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 def test_table_of_the_readme_is_the_record():
     assert record.readme_with_table(README, record.RECORD) == README, "run `make record`"
+
+
+def test_record_without_results_leaves_what_is_there(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(record, "ROOT", tmp_path)
+    for name in ("RESULTS", "QUALITY", "QUALITY_RECORD", "RECORD", "README"):
+        monkeypatch.setattr(record, name, tmp_path / name.lower())
+    assert record.main() == 0
+    assert capsys.readouterr().out.count("its record stays") == 2 and not list(tmp_path.iterdir())
+
+
+def test_record_of_a_measurement_is_a_copy_of_its_tables(tmp_path, monkeypatch):
+    monkeypatch.setattr(record, "ROOT", tmp_path)
+    monkeypatch.setattr(record, "QUALITY", tmp_path / "quality")
+    monkeypatch.setattr(record, "QUALITY_RECORD", tmp_path / "records" / "quality")
+    (tmp_path / "quality").mkdir()
+    for name in ("images.csv", "mIoU.csv", "gap_closed.csv", "similarity.csv", "verdicts.csv", "metrics.json"):
+        (tmp_path / "quality" / name).write_text(f"a\n{name}\n")
+    record.record_quality()
+    assert (tmp_path / "records" / "quality" / "verdicts.csv").read_text() == "a\nverdicts.csv\n"
+    assert list(read_results(tmp_path / "records" / "quality")) == list(record.RESULT_TABLES)
+    with pytest.raises(FileNotFoundError, match="make quality"):
+        read_results(tmp_path / "empty")
 
 
 def test_links_and_commands_of_the_readme_exist():
