@@ -192,8 +192,8 @@ assert torch.allclose(v, mini.scheduler.get_velocity(z0, eps, torch.tensor([700]
 # ## The training that was run
 #
 # UNet, ControlNet and text encoder were trained together, with AdamW and an exponential moving average of the weights;
-# prompt and layout were dropped at random, so that guidance works. The log came with the weights. Where the curves jump,
-# the training went on from an earlier checkpoint, the last time with latents of more channels.
+# prompt and layout were dropped at random, so that guidance works. The log came with the weights.
+# Where the curves bend, the training went on from an earlier checkpoint.
 
 # %%
 folder = diffusion.MINI_FOLDER if model == "mini" else Path(model)
@@ -215,7 +215,8 @@ plots.show(plots.image_grid([[sheet]], width=9), "Sample sheet of the training, 
 # %% [markdown]
 # ## What was tried
 #
-# Every try that mattered, with its reason and what it changed. The numbers come from the logs of these runs.
+# Every try that mattered, with its reason and what it changed; the numbers were measured on held-out pretraining scenes
+# (`python -m zodi quality --try ...` and the training logs). *In training* is what the next checkpoint will have.
 
 # %%
 pd.read_csv(tries).style.hide(axis="index").set_properties(**{"text-align": "left", "white-space": "normal"})
