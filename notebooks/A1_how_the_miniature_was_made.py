@@ -216,7 +216,8 @@ plots.show(plots.image_grid([[sheet]], width=9), "Sample sheet of the training, 
 # ## What was tried
 #
 # Every try that mattered, with its reason and what it changed; the numbers were measured on held-out pretraining scenes
-# (`python -m zodi quality --try ...` and the training logs). *In training* is what the next checkpoint will have.
+# (training logs; `python -m zodi quality --try ...`; for the round trips a throw-away script that graded $D(E(x))$ of true
+# images as `make quality` does in its row *truth_round_trip*). *In training* is what the next checkpoint will have.
 
 # %%
 pd.read_csv(tries).style.hide(axis="index").set_properties(**{"text-align": "left", "white-space": "normal"})

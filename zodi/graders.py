@@ -6,9 +6,7 @@ nor a scene on which transfers are graded.
 """
 
 import math
-import os
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -88,8 +86,10 @@ def load_or_train(config: GraderConfig, folder: Path) -> Graders:
     settings_file = folder / SETTINGS_FILE
     if not settings_file.exists() or read_json(settings_file)["hash"] != settings_hash(config):
         images, labels = _render(config)
-        _fit("judge", graders.judge, partial(_judge_loss, graders.judge, images, labels, config), config)
-        _fit("classifier", graders.classifier, partial(_classifier_loss, graders.classifier, images, config), config)
+        judge_loss = partial(_judge_loss, graders.judge, images, labels, config)
+        classifier_loss = partial(_classifier_loss, graders.classifier, images, config)
+        _fit("judge", graders.judge, judge_loss, config.judge_steps, config)
+        _fit("classifier", graders.classifier, classifier_loss, config.classifier_steps, config)
         with atomic_path(folder) as temporary:
             temporary.mkdir()
             for name, network in networks.items():
@@ -123,10 +123,7 @@ def judge_miou(graders: Graders, images: list[np.ndarray], labels: list[np.ndarr
 
 def _render(config: GraderConfig) -> tuple[np.ndarray, np.ndarray]:
     """Images uint8 (N, 6, H, W, 3) and labels uint8 (N, H, W)."""
-    render = partial(scenes.render_domains, height=config.height, width=config.width)
-    with ProcessPoolExecutor(os.cpu_count()) as pool:
-        results = pool.map(render, scenes.PRETRAIN_SEEDS[: config.scene_count], chunksize=8)
-        pairs = list(tqdm(results, "render for the graders", config.scene_count, unit="scene"))
+    pairs = list(scenes.render_many(scenes.PRETRAIN_SEEDS[: config.scene_count], config.height, config.width))
     return np.stack([images for images, _ in pairs]), np.stack([label for _, label in pairs])
 
 
@@ -162,8 +159,13 @@ def _half_blurred(images: np.ndarray, rng: np.random.Generator) -> Tensor:
     return torch.where(torch.from_numpy(rng.random(len(x)) < 0.5)[:, None, None, None], blurred, x)
 
 
-def _fit(name: str, network: nn.Module, loss_of: Callable[[np.random.Generator], Tensor], config: GraderConfig) -> None:
-    steps = config.judge_steps if name == "judge" else config.classifier_steps
+def _fit(
+    name: str,
+    network: nn.Module,
+    loss_of: Callable[[np.random.Generator], Tensor],
+    steps: int,
+    config: GraderConfig,
+) -> None:
     optimizer = torch.optim.AdamW(network.parameters(), lr=config.learning_rate, weight_decay=1e-2, fused=True)
     network.train()
     for step in tqdm(range(steps), f"train the {name}", unit="step"):

@@ -9,10 +9,8 @@ import argparse
 import dataclasses
 import json
 import math
-import os
 import shutil
 from collections.abc import Callable, Collection, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -135,11 +133,9 @@ def render_cache(config: PretrainConfig, out: Path) -> tuple[np.ndarray, np.ndar
             shape = (count, len(PRETRAIN_DOMAINS), height, width, 3)
             images = np.lib.format.open_memmap(temporary, "w+", np.uint8, shape)
             labels = np.empty((count, height, width), np.uint8)
-            render = partial(scenes.render_domains, height=height, width=width)
-            with ProcessPoolExecutor(os.cpu_count()) as pool:
-                results = pool.map(render, scenes.PRETRAIN_SEEDS[:count], chunksize=16)
-                for index, (image, label) in enumerate(tqdm(results, "render", count, unit="scene")):
-                    images[index], labels[index] = image, label
+            rendered = scenes.render_many(scenes.PRETRAIN_SEEDS[:count], height, width)
+            for index, (image, label) in enumerate(rendered):
+                images[index], labels[index] = image, label
             images.flush()
         with atomic_path(labels_file) as temporary, temporary.open("wb") as file:
             np.save(file, labels)

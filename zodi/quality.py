@@ -145,7 +145,8 @@ def with_share(frame: pd.DataFrame) -> pd.DataFrame:
 def image_table(config: QualityConfig, out: Path, graders: Graders) -> pd.DataFrame:
     """`grade` for every domain and row: source, the methods, the truth's VAE round trip, the truth."""
     model = diffusion.load(config.model)
-    source = [open_split(out / "data", "train")[i] for i in range(config.scenes)]
+    train = open_split(out / "data", "train")
+    source = [train[i] for i in range(config.scenes)]
     labels, keys = [sample.label for sample in source], [sample.key for sample in source]
     rows = []
     for domain in tqdm(config.domains, "grade", unit="domain"):
@@ -154,7 +155,7 @@ def image_table(config: QualityConfig, out: Path, graders: Graders) -> pd.DataFr
         round_trip = transfer.domain_config(domain, "vae_round_trip", model.defaults)
         groups = {"source": [sample.image for sample in source]}
         for method in METHODS:
-            images = _synth(config, out, domain, method)
+            images = _synth(out, domain, method)
             groups[method] = [images[i].image for i in range(config.scenes)]
         groups["truth_round_trip"] = transfer.transfer_images(model, truth, None, keys, round_trip)
         groups["truth"] = truth
@@ -192,7 +193,7 @@ def _synth_folder(out: Path, domain: str, method: str) -> Path:
     return out / "transfer" / ("all" if method in SHARED_METHODS else domain) / method
 
 
-def _synth(config: QualityConfig, out: Path, domain: str, method: str) -> FolderDataset:
+def _synth(out: Path, domain: str, method: str) -> FolderDataset:
     images = _synth_folder(out, domain, method) / "images"
     return FolderDataset(images, out / "data" / "train" / "labels", CITYSCAPES, cache=True)
 
@@ -225,7 +226,7 @@ def adapt_job(config: QualityConfig, out: Path, variant: str, domain: str, seed:
     if variant == "oracle":
         second = open_split(out / "data", f"train_{domain}")
     elif row.method is not None:
-        second = _synth(config, out, domain, row.method)
+        second = _synth(out, domain, row.method)
         folder = _synth_folder(out, domain, row.method)
         record["transfer"] = read_json(folder / "settings.json")["settings_hash"]
     run = out / "runs" / variant / (domain or "all") / f"seed{seed}"

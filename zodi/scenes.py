@@ -7,10 +7,15 @@ so the true target image of every scene is known, which no real data set can off
 Distances are metres: X to the right, Y up, Z ahead of the camera.
 """
 
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from PIL import Image, ImageDraw
+from tqdm.auto import tqdm
 
 from zodi.labels import CITYSCAPES
 from zodi.weather import SHADERS
@@ -493,6 +498,13 @@ def render(seed: int, domain: str = "clear", height: int = 96, width: int = 192)
     """Scene number `seed` in `domain`: the same street and the same label map in every domain."""
     layers = build(seed, height, width)
     return Scene(shade(layers, domain, seed), layers.label, layers.depth)
+
+
+def render_many(seeds: Sequence[int], height: int, width: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """`render_domains` of every seed, in their order, on all cores, with a progress bar."""
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        results = pool.map(partial(render_domains, height=height, width=width), seeds, chunksize=16)
+        yield from tqdm(results, "render", len(seeds), unit="scene")
 
 
 def render_domains(seed: int, height: int = 96, width: int = 192) -> tuple[np.ndarray, np.ndarray]:
