@@ -1,12 +1,26 @@
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from torch.nn import functional as F
 
-from zodi.adaptation import VARIANTS, AdaptationConfig, adaptation_loss, make_batches, similarity, train
+from zodi.adaptation import (
+    PAPER_CONFIG,
+    VARIANTS,
+    AdaptationConfig,
+    adaptation_loss,
+    epoch_length,
+    make_batches,
+    recipe,
+    similarity,
+    train,
+)
 from zodi.datasets import open_split, write_miniature
+from zodi.evaluation import evaluate
 from zodi.segmentation import build_network
+from zodi.selection import RULES, EpochSelection, choose_epochs
 
 NETWORK = "Unet/resnet18"
 
@@ -113,6 +127,87 @@ def test_batches_depend_on_seed_and_step_only(source):
     assert not torch.equal(first, make_batches(5, source, None, None, config(seed=1))[0][0])
 
 
+def test_an_epoch_sees_every_image_once_and_the_next_in_another_order(source):
+    plain = config(jitter=0.0, hue=0.0, crop=(64, 96))
+    assert epoch_length(len(source), plain) == 2
+    images = [np.sort(make_batches(step, source, None, None, plain)[0][0].mean((1, 2, 3)).numpy()) for step in range(8)]
+    epochs = [np.concatenate(images[first : first + 2]) for first in range(0, 8, 2)]
+    for epoch in epochs:
+        assert len(np.unique(epoch.round(5))) == len(source)
+    assert len({tuple(epoch.round(5)) for epoch in epochs}) > 1
+
+
+def test_workers_do_not_change_the_result(source, target):
+    alone, history = train(config(steps=2), source, target, None)
+    helped, helped_history = train(config(steps=2), source, target, None, workers=2)
+    pd.testing.assert_frame_equal(history, helped_history)
+    for name, value in alone.state_dict().items():
+        assert torch.equal(value, helped.state_dict()[name]), name
+
+
+def test_the_learning_rate_falls_by_step_or_by_epoch_and_has_a_floor(source):
+    _, by_step = train(config(steps=4, learning_rate=0.1), source, None, None)
+    expected = [0.1 * (1 - step / 4) ** 0.9 for step in range(4)]
+    assert by_step["learning_rate"].tolist() == pytest.approx(expected)
+    _, by_epoch = train(config(steps=4, learning_rate=0.1, schedule="epoch"), source, None, None)
+    assert by_epoch["learning_rate"].tolist() == pytest.approx([expected[0]] * 2 + [expected[2]] * 2)
+    _, floored = train(config(steps=4, learning_rate=0.1, learning_rate_floor=0.08), source, None, None)
+    assert floored["learning_rate"].min() == 0.08
+
+
+def test_the_recipe_of_the_paper():
+    assert recipe("paper", seed=3) == dataclasses.replace(PAPER_CONFIG, seed=3)
+    assert (PAPER_CONFIG.optimizer, PAPER_CONFIG.learning_rate, PAPER_CONFIG.weight_decay) == ("sgd", 1e-3, 1e-4)
+    assert PAPER_CONFIG.steps == 100 * epoch_length(2975, PAPER_CONFIG)
+    with pytest.raises(ValueError, match="recipe 'big'"):
+        recipe("big")
+
+
+def test_the_void_output_exists_in_training_only():
+    network = build_network(NETWORK, 5, void_output=True)
+    x = torch.zeros(2, 3, 32, 64)
+    assert network.train()(x)[0].shape[1] == 6
+    assert network.eval()(x)[0].shape[1] == 5
+
+
+def test_every_epoch_is_scored_and_each_rule_keeps_its_network(source, target, tmp_path):
+    def selection():
+        return EpochSelection({"source": source, "synthetic": target, "target": target}, 2, tmp_path)
+
+    settings = config(steps=6, learning_rate=0.1)
+    epochs = selection()
+    _, _ = train(settings, source, target, None, callback=epochs)
+    scores, table = epochs.scores(), epochs.table().set_index("rule")
+    assert scores["epoch"].tolist() == [1, 2, 3]
+    assert set(table.index) == set(RULES)
+    assert table.loc["last", "epoch"] == 3
+    assert table.loc["best_target", "target"] == scores["target"].max()
+    kept = EpochSelection({}, 2, tmp_path).network("best_target")
+    score = evaluate(kept, target, target.label_set)["miou"]
+    assert score == pytest.approx(table.loc["best_target", "target"])
+
+    class Stop(Exception):
+        pass
+
+    def stop_after_three(step, network):
+        again(step, network)
+        if step == 5:
+            raise Stop
+
+    again = selection()
+    with pytest.raises(Stop):
+        train(settings, source, target, tmp_path / "run", callback=stop_after_three, save_every=3)
+    train(settings, source, target, tmp_path / "run", callback=selection(), save_every=3)
+    pd.testing.assert_frame_equal(selection().scores(), scores)
+
+
+def test_the_earliest_of_equal_epochs_is_chosen_and_none_is_an_error():
+    scores = pd.DataFrame({"epoch": [1, 2, 3], "source": [5.0, 7.0, 7.0]})
+    assert choose_epochs(scores).set_index("rule")["epoch"].to_dict() == {"last": 3, "best_source": 2}
+    with pytest.raises(ValueError, match="no finished epoch"):
+        choose_epochs(scores.head(0))
+
+
 def test_resumed_training_equals_one_that_ran_through(source, target, tmp_path):
     whole, history = train(config(), source, target, tmp_path / "whole")
 
@@ -156,6 +251,7 @@ def test_unpaired_images_need_similarity_zero(source, data):
         ({"optimizer": "lion"}, "optimizer"),
         ({"learning_rate": 0}, "learning_rate"),
         ({"jitter": 2}, "jitter=2"),
+        ({"schedule": "cosine"}, "schedule"),
     ],
 )
 def test_wrong_settings_are_named(wrong, message):

@@ -9,7 +9,7 @@ and change the gradient.
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import functional as TF
 from tqdm.auto import tqdm
 
@@ -26,6 +27,7 @@ from zodi.runs import atomic_path, generator_for, print_settings, settings_hash,
 from zodi.segmentation import DEFAULT_NETWORK, SegmentationNetwork, build_network, normalise
 
 OPTIMIZERS = ("adamw", "sgd")
+SCHEDULES = ("step", "epoch")
 
 
 @dataclass(frozen=True)
@@ -82,11 +84,14 @@ class AdaptationConfig:
             fewer the steps. None = where encoder and decoder are pretrained ("mini").
         optimizer: "adamw", or "sgd" with momentum 0.9 as in the paper.
         learning_rate: of the head at the start; it falls as (1 - step / steps) ** 0.9.
+        learning_rate_floor: what the learning rate never falls below.
+        schedule: when the learning rate falls, at every "step" or, as in the paper, at every "epoch".
         body_factor: learning rate of the pretrained encoder and decoder, as a multiple of the head's.
         weight_decay: of the optimizer.
         similarity_weight: w of the loss, >= 0.
         jitter: half-width of the random factors on brightness, contrast and saturation, 0 .. 1.
         hue: half-width of the random hue shift, 0 .. 0.5, turns.
+        void_output: see `zodi.segmentation.build_network`.
         bf16: bfloat16 autocast; worth it on a GPU, slower than float32 on a CPU with networks this small.
         seed: rules initial weights, batches, crops, flips and jitter.
     """
@@ -99,11 +104,14 @@ class AdaptationConfig:
     freeze_norm: bool | None = None
     optimizer: str = "adamw"
     learning_rate: float = 3e-2
+    learning_rate_floor: float = 0.0
+    schedule: str = "step"
     body_factor: float = 0.03
     weight_decay: float = 1e-4
     similarity_weight: float = 0.1
     jitter: float = 0.4
     hue: float = 0.1
+    void_output: bool = False
     bf16: bool = False
     seed: int = 0
 
@@ -116,10 +124,44 @@ class AdaptationConfig:
             raise ValueError(f"crop={self.crop}: expected multiples of 32")
         if self.optimizer not in OPTIMIZERS:
             raise ValueError(f"optimizer {self.optimizer!r}: expected one of {OPTIMIZERS}")
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"schedule {self.schedule!r}: expected one of {SCHEDULES}")
         if self.learning_rate <= 0 or min(self.body_factor, self.weight_decay, self.similarity_weight) < 0:
             raise ValueError("learning_rate: expected > 0; body_factor, weight_decay, similarity_weight: expected >= 0")
         if not 0 <= self.jitter <= 1 or not 0 <= self.hue <= 0.5:
             raise ValueError(f"jitter={self.jitter}, hue={self.hue}: expected 0 .. 1 and 0 .. 0.5")
+
+
+# The paper's: 100 epochs of Cityscapes' 2975 images, 743 whole batches of 4 each; SGD; ImageNet weights.
+PAPER_CONFIG = AdaptationConfig(
+    network="PaperDeepLabV3Plus/resnet50",
+    weights="imagenet",
+    steps=100 * 743,
+    batch_size=4,
+    crop=(384, 768),
+    freeze_norm=False,
+    optimizer="sgd",
+    learning_rate=1e-3,
+    learning_rate_floor=1e-6,
+    schedule="epoch",
+    body_factor=1.0,
+    weight_decay=1e-4,
+    jitter=0.5,
+    hue=0.3,
+    void_output=True,
+)
+RECIPES = {"mini": AdaptationConfig(), "paper": PAPER_CONFIG}
+
+
+def recipe(name: str, **changes: object) -> AdaptationConfig:
+    """The settings of a recipe, "mini" or "paper", with changes.
+
+    Raises:
+        ValueError: for an unknown recipe, or changes out of range.
+    """
+    if name not in RECIPES:
+        raise ValueError(f"recipe {name!r}: expected one of {list(RECIPES)}")
+    return replace(RECIPES[name], **changes)
 
 
 # ---------------------------------------------------------------- loss
@@ -205,6 +247,18 @@ def _batch(
     return normalise(torch.stack(images)), torch.stack(labels)
 
 
+def epoch_length(count: int, config: AdaptationConfig) -> int:
+    """Steps of an epoch over `count` images: whole batches, what is left over waits for the next shuffling."""
+    return max(1, count // config.batch_size)
+
+
+def _chosen(step: int, candidates: list[int], config: AdaptationConfig) -> list[int]:
+    """The images of a step: every epoch walks through all of them in an order of its own."""
+    epoch, position = divmod(step, epoch_length(len(candidates), config))
+    order = np.random.default_rng([config.seed, epoch]).permutation(candidates)
+    return np.resize(order[position * config.batch_size :], config.batch_size).tolist()
+
+
 def make_batches(
     step: int,
     source: FolderDataset,
@@ -224,20 +278,32 @@ def make_batches(
         Images float (B, 3, h, w) and labels int64 (B, h, w) of the source, and the same of the second images or None.
     """
     rng = np.random.default_rng([config.seed, step])
-    count = config.batch_size
-    candidates = np.arange(len(source)) if not pairs else [i for i, key in enumerate(source.keys) if key in pairs]
-    chosen = rng.choice(candidates, count, replace=len(candidates) < count)
-    cuts = [_Augmentation(*rng.random(2), rng.random() < 0.5) for _ in range(count)]
-    samples = [source[i] for i in chosen]
+    candidates = [i for i, key in enumerate(source.keys) if not pairs or key in pairs]
+    cuts = _cuts(config.batch_size, rng)
+    samples = [source[i] for i in _chosen(step, candidates, config)]
     source_batch = _batch(samples, cuts, config, rng)
     if synth is None:
         return source_batch, None
     if pairs:
         twins = [synth[pairs[sample.key]] for sample in samples]
     else:
-        twins = [synth[i] for i in rng.choice(len(synth), count, replace=len(synth) < count)]
-        cuts = [_Augmentation(*rng.random(2), rng.random() < 0.5) for _ in range(count)]
+        twins = [synth[i] for i in _chosen(step, list(range(len(synth))), config)]
+        cuts = _cuts(config.batch_size, rng)
     return source_batch, _batch(twins, cuts, config, rng)
+
+
+def _cuts(count: int, rng: np.random.Generator) -> list[_Augmentation]:
+    return [_Augmentation(*rng.random(2), rng.random() < 0.5) for _ in range(count)]
+
+
+class _Batches(Dataset):
+    """`make_batches` by step, for the worker processes of a DataLoader."""
+
+    def __init__(self, *arguments: object) -> None:
+        self.arguments = arguments
+
+    def __getitem__(self, step: int) -> tuple:
+        return make_batches(step, *self.arguments)
 
 
 # ---------------------------------------------------------------- training
@@ -251,6 +317,8 @@ def train(
     callback: Callable[[int, nn.Module], None] | None = None,
     save_every: int = 100,
     progress: bool = False,
+    device: str | torch.device = "cpu",
+    workers: int = 0,
 ) -> tuple[SegmentationNetwork, pd.DataFrame]:
     """Train a segmentation network; goes on where an interrupted run in `out` with the same settings stopped.
 
@@ -263,6 +331,8 @@ def train(
         callback: called with (steps done, network in evaluation mode) at the start and after every step.
         save_every: steps between saved states.
         progress: show a bar.
+        device: where the network trains.
+        workers: processes that read and augment the images; 0 = none but this one. Does not change the result.
 
     Returns:
         The network of the last step in evaluation mode, and the loss terms, one row a step.
@@ -281,7 +351,8 @@ def train(
     weights = config.weights
     if weights == "auto":
         weights = "mini" if config.network == DEFAULT_NETWORK else None
-    network = build_network(config.network, source.label_set.num_classes, weights)
+    network = build_network(config.network, source.label_set.num_classes, weights, config.void_output)
+    network.to(device, memory_format=torch.channels_last)
     freeze_norm = weights == "mini" if config.freeze_norm is None else config.freeze_norm
     optimizer = _optimizer(network, config)
 
@@ -289,7 +360,7 @@ def train(
     fingerprint = settings_hash(asdict(config) | {"source": source.keys, "synth": synth.keys if synth else None})
     start, history = 0, []
     if state_file is not None and state_file.exists():
-        state = torch.load(state_file, weights_only=True)
+        state = torch.load(state_file, map_location=device, weights_only=True)
         if state["fingerprint"] == fingerprint:
             network.load_state_dict(state["network"])
             optimizer.load_state_dict(state["optimizer"])
@@ -299,9 +370,10 @@ def train(
 
     if callback is not None and start == 0:
         callback(0, network.eval())
-    for step in tqdm(
-        range(start, config.steps), "train", config.steps, initial=start, unit="step", disable=not progress
-    ):
+    steps = range(start, config.steps)
+    batches = DataLoader(_Batches(source, synth, pairs, config), None, sampler=steps, num_workers=workers)
+    bar = tqdm(steps, "train", config.steps, initial=start, unit="step", disable=not progress)
+    for step, (source_batch, synth_batch) in zip(bar, batches, strict=True):
         # Dropout draws from the global generator; seeding by step makes a resumed run equal to one that ran through.
         torch.manual_seed(config.seed * 10**9 + step)
         network.train()
@@ -309,11 +381,14 @@ def train(
             for module in network.modules():
                 if isinstance(module, nn.BatchNorm2d):
                     module.eval()
-        learning_rate = config.learning_rate * (1 - step / config.steps) ** 0.9
+        learning_rate = _learning_rate(step, epoch_length(len(pairs or source), config), config)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * group["factor"]
-        batches = make_batches(step, source, synth, pairs, config)
-        terms = adaptation_loss(network, *batches, config.similarity_weight, config.bf16)
+        on_device = [
+            batch and tuple(part.to(device, non_blocking=True) for part in batch)
+            for batch in (source_batch, synth_batch)
+        ]
+        terms = adaptation_loss(network, *on_device, config.similarity_weight, config.bf16)
         optimizer.zero_grad(set_to_none=True)
         terms["loss"].backward()
         optimizer.step()
@@ -340,6 +415,12 @@ def _pairs(source: FolderDataset, synth: FolderDataset | None, config: Adaptatio
             f"and {source.keys[0]!r}); the similarity term compares pairs. Set similarity_weight=0 for unpaired images."
         )
     return pairs or None
+
+
+def _learning_rate(step: int, steps_per_epoch: int, config: AdaptationConfig) -> float:
+    """The head's learning rate: polynomial decay of power 0.9."""
+    done = step if config.schedule == "step" else step // steps_per_epoch * steps_per_epoch
+    return max(config.learning_rate * (1 - done / config.steps) ** 0.9, config.learning_rate_floor)
 
 
 def _optimizer(network: nn.Module, config: AdaptationConfig) -> torch.optim.Optimizer:

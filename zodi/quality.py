@@ -32,6 +32,7 @@ from zodi.graders import GraderConfig, Graders, classify, judge_miou, load_or_tr
 from zodi.labels import CITYSCAPES
 from zodi.runs import METRICS_FILE, atomic_path, read_json, save_metrics, settings_hash
 from zodi.transfer_folder import run_settings, transfer_folder
+from zodi.weather import grey
 
 METHODS = ("photometric", "vae_round_trip", "clear_prompt", "sdedit", "controlnet_only", "stochastic_inversion")
 PLAIN_BASELINES = ("photometric", "clear_prompt", "vae_round_trip")
@@ -40,7 +41,6 @@ SIMILARITY_ROWS = ("zodi", "zodi_no_similarity")
 # One set of images serves all domains.
 SHARED_METHODS = ("vae_round_trip",)
 RESULT_TABLES = ("images", "mIoU", "gap_closed", "similarity", "verdicts")
-LUMINANCE_WEIGHTS = (0.299, 0.587, 0.114)
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class QualityConfig:
 
 def luminance(images: Sequence[np.ndarray]) -> float:
     """Mean luminance of images uint8 (H, W, 3), grey levels 0 .. 255."""
-    return float(np.mean([image.mean((0, 1)) @ np.array(LUMINANCE_WEIGHTS) for image in images]))
+    return float(np.mean([grey(image).mean() for image in images]))
 
 
 def histogram_distance(images: Sequence[np.ndarray], others: Sequence[np.ndarray]) -> float:

@@ -1,8 +1,9 @@
-"""Segmentation networks: any architecture and encoder of segmentation_models_pytorch, by name.
+"""Segmentation networks: any architecture and encoder of segmentation_models_pytorch and the paper's own, by name.
 
 Each returns its logits and its deepest encoder features, which the similarity term of the adaptation compares.
 """
 
+import pickle
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ import segmentation_models_pytorch as smp
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torchvision.models import ResNet50_Weights, ResNet101_Weights
 
+from zodi.paper_networks import PAPER_NETWORKS
 from zodi.runs import atomic_path, read_json, write_json
 
 DEFAULT_NETWORK = "DeepLabV3Plus/tu-resnet10t"
@@ -19,6 +22,8 @@ MINI_SEGMENTER_FILE = Path(__file__).parent / "weights" / "segmenter_mini.safete
 # Without the encoder's last stage and with a narrow decoder: as good on the miniature's small images, twice as fast.
 _DEFAULT_ARGUMENTS = {"encoder_depth": 4, "decoder_channels": 64}
 HEAD = "segmentation_head."
+# The ImageNet weights that the paper starts from; smp's "imagenet" of the first is another training.
+_PAPER_WEIGHTS = {"resnet50": ResNet50_Weights.IMAGENET1K_V2, "resnet101": ResNet101_Weights.IMAGENET1K_V1}
 
 IMAGENET_MEAN = torch.tensor([0.485, 0.456, 0.406])
 IMAGENET_STD = torch.tensor([0.229, 0.224, 0.225])
@@ -26,11 +31,12 @@ IMAGENET_STD = torch.tensor([0.229, 0.224, 0.225])
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """What `build_network` needs to make the same network again."""
+    """What `build_network` needs to make the same network again; the fields are its arguments."""
 
     name: str
     num_classes: int
     arguments: dict[str, Any] = field(default_factory=dict)
+    void_output: bool = False
 
 
 class SegmentationNetwork(nn.Module):
@@ -58,24 +64,31 @@ class SegmentationNetwork(nn.Module):
             x: float (B, 3, H, W) from `normalise`; H and W multiples of 32.
 
         Returns:
-            logits (B, C, H, W), and the deepest encoder features (B, D, h, w).
+            logits (B, C, H, W), in training with one more for void if there is such an output, and the deepest encoder
+            features (B, D, h, w).
         """
         features = self.model.encoder(x)
         logits = self.model.segmentation_head(self.model.decoder(features))
+        if self.config.void_output and not self.training:
+            logits = logits[:, :-1]
         return logits, features[-1]
 
 
 def build_network(
-    name: str, num_classes: int, weights: str | Path | None = None, **arguments: Any
+    name: str, num_classes: int, weights: str | Path | None = None, void_output: bool = False, **arguments: Any
 ) -> SegmentationNetwork:
     """A segmentation network.
 
     Args:
-        name: "Architecture/encoder" as segmentation_models_pytorch calls them, e.g. "DeepLabV3Plus/resnet50".
+        name: "Architecture/encoder" as segmentation_models_pytorch calls them, e.g. "DeepLabV3Plus/resnet50", or with
+            one of `PAPER_NETWORKS` as architecture, e.g. "PaperRefineNet/resnet50".
         num_classes: C, outputs a pixel.
         weights: None = random; "mini" = encoder and decoder pretrained on the miniature's clear scenes (only
-            `DEFAULT_NETWORK`); "imagenet" = the encoder's, downloaded by smp; or a safetensors file with the state of
-            the encoder, and of the decoder if it shall have one. The head is always new.
+            `DEFAULT_NETWORK`); "imagenet" = the encoder's, downloaded by smp or, for the paper's networks, by
+            torchvision; or a file: torchvision's .pth of a ResNet, or a safetensors file with the state of the
+            encoder, and of the decoder if it shall have one. The head is always new.
+        void_output: give the head one more output, for void, as the authors' networks have it. No label ever asks for
+            it, so that training only pushes it down; it is left out in evaluation.
         arguments: passed to the architecture of smp.
 
     Raises:
@@ -83,18 +96,27 @@ def build_network(
         FileNotFoundError: if the weights file is missing.
     """
     architecture, _, encoder = name.partition("/")
-    if not encoder or architecture.lower() not in smp.MODEL_ARCHITECTURES_MAPPING:
-        known = sorted(model.__name__ for model in smp.MODEL_ARCHITECTURES_MAPPING.values())
+    if not encoder or (
+        architecture not in PAPER_NETWORKS and architecture.lower() not in smp.MODEL_ARCHITECTURES_MAPPING
+    ):
+        known = [*PAPER_NETWORKS, *sorted(model.__name__ for model in smp.MODEL_ARCHITECTURES_MAPPING.values())]
         raise ValueError(f"network {name!r}: expected ARCHITECTURE/ENCODER with an architecture of {known}")
     if name == DEFAULT_NETWORK:
         arguments = _DEFAULT_ARGUMENTS | arguments
-    smp_weights = "imagenet" if weights == "imagenet" else None
+    outputs = num_classes + void_output
     try:
-        model = smp.create_model(architecture, encoder, encoder_weights=smp_weights, classes=num_classes, **arguments)
+        if architecture in PAPER_NETWORKS:
+            model = PAPER_NETWORKS[architecture](encoder, outputs, **arguments)
+        else:
+            own = "imagenet" if weights == "imagenet" else None
+            model = smp.create_model(architecture, encoder, encoder_weights=own, classes=outputs, **arguments)
     except (KeyError, RuntimeError) as error:
         raise ValueError(f"network {name!r}: segmentation_models_pytorch cannot build it ({error})") from error
-    network = SegmentationNetwork(model, NetworkConfig(name, num_classes, arguments))
-    if weights not in (None, "imagenet"):
+    network = SegmentationNetwork(model, NetworkConfig(name, num_classes, arguments, void_output))
+    if weights == "imagenet":
+        if architecture in PAPER_NETWORKS:
+            _load_paper_weights(network, encoder)
+    elif weights is not None:
         _load_weights(network, MINI_SEGMENTER_FILE if weights == "mini" else Path(weights))
     return network
 
@@ -109,7 +131,7 @@ def _load_weights(network: SegmentationNetwork, file: Path) -> None:
         raise FileNotFoundError(
             f"{file}: no such weights. Make them with `python -m zodi pretrain` or choose weights=None"
         )
-    weights, expected = load_file(file), body_state(network)
+    weights, expected = _read_weights(file), body_state(network)
     if not any(name.startswith("decoder.") for name in weights):
         expected = {name: value for name, value in expected.items() if name.startswith("encoder.")}
     wrong = sorted(
@@ -122,6 +144,35 @@ def _load_weights(network: SegmentationNetwork, file: Path) -> None:
             "use the network that the weights were made for, or weights=None."
         )
     network.model.load_state_dict({name: weights[name].to(expected[name].dtype) for name in expected}, strict=False)
+
+
+def _read_weights(file: Path) -> dict[str, Tensor]:
+    """Weights of a file; a torchvision ResNet's are named as parts of the encoder, without its classifier."""
+    if file.suffix not in (".pth", ".pt"):
+        return load_file(file)
+    try:
+        weights = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(f"{file}: holds more than tensors; expected .safetensors or torchvision's .pth") from error
+    return _as_encoder(weights)
+
+
+def _as_encoder(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {f"encoder.{name}": value for name, value in weights.items() if not name.startswith("fc.")}
+
+
+def _load_paper_weights(network: SegmentationNetwork, encoder: str) -> None:
+    if encoder not in _PAPER_WEIGHTS:
+        raise ValueError(f"encoder {encoder!r}: the paper's ImageNet weights are those of {list(_PAPER_WEIGHTS)}")
+    source = _PAPER_WEIGHTS[encoder]
+    try:
+        weights = source.get_state_dict(progress=True, check_hash=True)
+    except OSError as error:
+        raise FileNotFoundError(
+            f"{encoder}: the ImageNet weights ({source.meta['_file_size']:.0f} MB) could not be downloaded ({error}). "
+            f"Get {source.url} elsewhere and give the file as weights."
+        ) from error
+    network.model.load_state_dict(_as_encoder(weights), strict=False)
 
 
 def normalise(images: Tensor) -> Tensor:
@@ -147,6 +198,6 @@ def load_network(folder: str | Path) -> SegmentationNetwork:
         FileNotFoundError: if the folder holds no network.
     """
     config = read_json(Path(folder) / "network.json")
-    network = build_network(config["name"], config["num_classes"], **config["arguments"])
+    network = build_network(**config.pop("arguments"), **config)
     network.load_state_dict(load_file(Path(folder) / "model.safetensors"))
     return network.eval()

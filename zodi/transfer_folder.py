@@ -17,6 +17,8 @@ import hashlib
 import json
 import shutil
 import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,8 @@ REPORT_FILE = "report.json"
 PREVIEW_FILE = "preview.png"
 PREVIEW_ROWS = 4
 PREVIEW_HEIGHT = 160
+# Threads that decode, encode and write files while the networks compute.
+IO_THREADS = 4
 
 
 @dataclass(frozen=True)
@@ -129,22 +133,27 @@ def transfer_folder(
     _check_disk(out, [images[key] for key in todo])
 
     done = 0
-    with tqdm(total=len(sources), initial=len(sources) - len(todo), unit="image", disable=not progress) as bar:
-        for first in range(0, len(todo), batch_size):
+    bar = tqdm(total=len(sources), initial=len(sources) - len(todo), unit="image", disable=not progress)
+    with bar, ThreadPoolExecutor(IO_THREADS) as pool:
+        writing: list[Future] = []
+        for keys_read, reading in _read_ahead(pool, todo, batch_size, sources, label_set):
             batch = {}
-            for key in todo[first : first + batch_size]:
+            for key, future in zip(keys_read, reading, strict=True):
                 try:
-                    batch[key] = _read_pair(sources[key], label_set)
+                    batch[key] = future.result()
                 except ValueError as error:
                     errors[key] = str(error)
-                bar.update()
-            if not batch:
-                continue
             layouts = None if labels is None else [layout for _, layout in batch.values()]
             results = transfer_images(model, [image for image, _ in batch.values()], layouts, list(batch), config)
-            for key, result in zip(batch, results, strict=True):
-                _write_result(out, manifest, key, result, sources[key], digest)
+            # The files of the batch before this one had the time of a whole batch to be written.
+            _record(manifest, writing)
+            writing = [
+                pool.submit(_write_result, out, key, result, sources[key], digest)
+                for key, result in zip(batch, results, strict=True)
+            ]
             done += len(batch)
+            bar.update(len(keys_read))
+        _record(manifest, writing)
 
     report = TransferReport(len(keys), done, len(sources) - len(todo), errors, round(time.monotonic() - start, 1))
     if done or not (out / PREVIEW_FILE).exists():
@@ -210,14 +219,12 @@ def _is_finished(out: Path, record: dict[str, Any] | None, sources: list[Path]) 
     return file.is_file() and _sha256(file) == record["sha256"] and _sha256(*sources) == record["source_sha256"]
 
 
-def _write_result(
-    out: Path, manifest: Path, key: str, result: np.ndarray, sources: list[Path], settings_digest: str
-) -> None:
-    """The image first, then its line: a line in the manifest always means a whole image."""
+def _write_result(out: Path, key: str, result: np.ndarray, sources: list[Path], settings_digest: str) -> dict[str, Any]:
+    """Write the image; returns its record for the manifest."""
     file = out / "images" / f"{key}.png"
     with atomic_path(file) as temporary:
         Image.fromarray(result).save(temporary)
-    record = {
+    return {
         "key": key,
         "file": file.relative_to(out).as_posix(),
         "width": result.shape[1],
@@ -227,9 +234,15 @@ def _write_result(
         "source_sha256": _sha256(*sources),
         "settings_hash": settings_digest,
     }
-    # The leading line break ends a line that a killed run may have left unfinished.
-    with manifest.open("a", encoding="utf-8") as lines:
-        lines.write("\n" + json.dumps(record, ensure_ascii=False))
+
+
+def _record(manifest: Path, writing: list[Future]) -> None:
+    """Wait for images to be written, then add their lines: a line in the manifest always means a whole image."""
+    for future in writing:
+        record = future.result()
+        # The leading line break ends a line that a killed run may have left unfinished.
+        with manifest.open("a", encoding="utf-8") as lines:
+            lines.write("\n" + json.dumps(record, ensure_ascii=False))
 
 
 def _sha256(*files: Path) -> str:
@@ -240,6 +253,21 @@ def _sha256(*files: Path) -> str:
 
 
 # ---------------------------------------------------------------- reading, disk, preview
+
+
+def _read_ahead(
+    pool: ThreadPoolExecutor, keys: list[str], batch_size: int, sources: dict[str, list[Path]], label_set: LabelSet
+) -> Iterator[tuple[list[str], list[Future]]]:
+    """Batches of keys with the reading of their files under way, the next batch's already started."""
+    batches = [keys[first : first + batch_size] for first in range(0, len(keys), batch_size)]
+
+    def start(batch: list[str]) -> list[Future]:
+        return [pool.submit(_read_pair, sources[key], label_set) for key in batch]
+
+    following = start(batches[0]) if batches else []
+    for index, batch in enumerate(batches):
+        reading, following = following, start(batches[index + 1]) if index + 1 < len(batches) else []
+        yield batch, reading
 
 
 def _read_pair(sources: list[Path], label_set: LabelSet) -> tuple[np.ndarray, np.ndarray | None]:

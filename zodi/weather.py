@@ -34,7 +34,8 @@ def _blur(image: np.ndarray, radius: float) -> np.ndarray:
     return np.asarray(eight_bit.filter(ImageFilter.GaussianBlur(radius)), np.float32) / 255
 
 
-def _grey(image: np.ndarray) -> np.ndarray:
+def grey(image: np.ndarray) -> np.ndarray:
+    """Luminance (H, W) of an RGB image (H, W, 3), in the image's units (ITU-R BT.601)."""
     return image @ np.array([0.299, 0.587, 0.114], np.float32)
 
 
@@ -84,14 +85,14 @@ def fog(layers: Layers, rng: np.random.Generator) -> np.ndarray:
     visibility = rng.uniform(13, 24)
     transmission = np.exp(-layers.depth / visibility)[..., None]
     veil = np.array([0.71, 0.73, 0.745], np.float32) * rng.uniform(0.95, 1.05)
-    muted = layers.albedo * 0.55 + _grey(layers.albedo)[..., None] * 0.25
+    muted = layers.albedo * 0.55 + grey(layers.albedo)[..., None] * 0.25
     return muted * transmission + veil * (1 - transmission)
 
 
 def rain(layers: Layers, rng: np.random.Generator) -> np.ndarray:
     """Overcast and dark, a wet road that mirrors what stands above it, streaks."""
     height, width = layers.label.shape
-    image = (layers.albedo * 0.45 + _grey(layers.albedo)[..., None] * 0.2) * rng.uniform(0.6, 0.75)
+    image = (layers.albedo * 0.45 + grey(layers.albedo)[..., None] * 0.2) * rng.uniform(0.6, 0.75)
     image = image * np.array([0.92, 0.97, 1.06], np.float32)
     clouds = 0.30 + 0.12 * _smooth_noise(rng, (height, width), 8)
     image = np.where((layers.label == SKY)[..., None], clouds[..., None] * np.array([0.95, 1.0, 1.06]), image)
@@ -108,7 +109,7 @@ def rain(layers: Layers, rng: np.random.Generator) -> np.ndarray:
 def snow(layers: Layers, rng: np.random.Generator) -> np.ndarray:
     """White ground and roofs, powdered trees, a pale sky, flakes."""
     height, width = layers.label.shape
-    base = layers.albedo * 0.6 + _grey(layers.albedo)[..., None] * 0.25
+    base = layers.albedo * 0.6 + grey(layers.albedo)[..., None] * 0.25
     patches = _smooth_noise(rng, (height, width), 24)
     cover = layers.up * np.clip(0.75 + 0.5 * (patches - 0.4), 0, 1)
     cover = np.where(layers.label == VEGETATION, np.clip(layers.up + 0.25, 0, 1) * (patches > 0.45) * 0.85, cover)
@@ -124,8 +125,8 @@ def snow(layers: Layers, rng: np.random.Generator) -> np.ndarray:
 def game(layers: Layers, rng: np.random.Generator) -> np.ndarray:
     """Saturated flat colours, dark outlines and a painted sky, as in a game's graphics."""
     height, width = layers.label.shape
-    grey = _grey(layers.albedo)[..., None]
-    vivid = np.clip(grey + (layers.albedo - grey) * 2.6, 0, 1)
+    muted = grey(layers.albedo)[..., None]
+    vivid = np.clip(muted + (layers.albedo - muted) * 2.6, 0, 1)
     vivid = vivid * np.array([0.95, 1.05, 1.12]) * 0.9 + np.array([0.0, 0.05, 0.09])
     image = np.round(vivid * 5) / 5
     top, bottom = np.array([0.30, 0.12, 0.5]), np.array([0.98, 0.58, 0.35])
