@@ -41,6 +41,10 @@ reproduce: .venv/.done ## run the notebooks of a PROFILE, then print its table; 
 quality: .venv/.done ## measure the miniature's transfer: domain, layout, use, speed; resumes where it was stopped
 	$(BIN)/python -m zodi quality
 
+.PHONY: bench
+bench: .venv/.done ## images a second of the transfer: the authors' loop against ours; results into benchmarks/
+	env -u OMP_NUM_THREADS $(BIN)/python -m zodi bench
+
 .PHONY: record
 record: .venv/.done ## show the results of PROFILE=mini and of quality in the README and the notebooks
 	$(BIN)/python workflow/record.py

@@ -95,6 +95,9 @@ def _parser() -> argparse.ArgumentParser:
         help="try transfer settings on pretraining scenes instead, for example strength=0.6,0.8 guidance_scale=1,2",
     )
 
+    sub = command("bench", _bench, "images a second of the transfer: the authors' loop against ours, on this machine")
+    sub.add_argument("--out", type=Path, default=Path("benchmarks"), help="folder of the results (default: benchmarks)")
+
     sub = command("info", _info, "print domains, parts of the diffusion model and versions")
     sub.add_argument("--model", default="mini", help="mini, folder or hub id (default: mini)")
     return parser
@@ -297,6 +300,12 @@ def _quality(options: argparse.Namespace) -> int:
         print(f"\n{name}\n{table.to_markdown(index=name not in ('images', 'verdicts'))}")
     print(f"\ntables: {options.out}")
     return 0
+
+
+def _bench(options: argparse.Namespace) -> int:
+    from zodi import bench
+
+    return bench.main(options.out)
 
 
 def _info(options: argparse.Namespace) -> int:
