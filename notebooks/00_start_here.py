@@ -156,15 +156,17 @@ pd.Series({"train": len(datasets.open_split(root, "train"))} | counts, name="ima
 # | [02 Image transfer] | How does a diffusion model redraw an image and keep its labels true? | Section 3, transfer |
 # | [03 Adaptation] | How does a network learn from both images of a pair? | Section 3, adaptation |
 # | [04 Tables] | Does it help, by how much, and can we be sure? | Section 4 |
+# | [05 The paper's tables, and what they hide] | What does the choice of the epoch do to a published number? | Section 4 |
 # | [A1 How the miniature was made] | Where do the scenes and the small model come from? | not in the paper |
 #
 # [01 The domain gap]: 01_domain_gap.ipynb
 # [02 Image transfer]: 02_image_transfer.ipynb
 # [03 Adaptation]: 03_adaptation.ipynb
 # [04 Tables]: 04_tables.ipynb
+# [05 The paper's tables, and what they hide]: 05_published_tables.ipynb
 # [A1 How the miniature was made]: A1_how_the_miniature_was_made.ipynb
 #
-# Read 01 to 04 in this order; A1 whenever you wonder about the miniature. `make reproduce` runs them all and ends with
+# Read 01 to 05 in this order; A1 whenever you wonder about the miniature. `make reproduce` runs them all and ends with
 # the table; with Stable Diffusion and real photographs the same notebooks need other parameters, not other code.
 
 # %% [markdown]

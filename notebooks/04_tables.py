@@ -22,7 +22,7 @@
 # sentence that this notebook computes.
 #
 # **What you will learn:** why a single run proves nothing · how to compare two methods seed by seed · which rows a
-# table needs so that a gain can be *explained* · how the rule that picks the epoch moves published numbers.
+# table needs so that a gain can be *explained*.
 #
 # **What you need:** [01](01_domain_gap.ipynb) for mIoU, [03](03_adaptation.ipynb) for the rows. No GPU; when you have
 # no runs of your own, the record of ours is read.
@@ -48,7 +48,6 @@ if "google.colab" in sys.modules:
 import time
 from pathlib import Path
 
-import pandas as pd
 from IPython.display import Markdown, display
 
 from zodi import datasets, plots, runs, tables
@@ -63,7 +62,6 @@ start = time.perf_counter()
 # %% tags=["parameters"]
 results: str = "../results/mini"  # results folder of a profile; its runs/ are read
 record: str = "records/mini.csv"  # our recorded runs, read when `results` has none
-published: str = "records/published"  # folder of published figures, with their sources
 out: str = "../results/course/tables"  # folder of the tables and figures
 
 # %% [markdown]
@@ -214,34 +212,12 @@ for name in dict.fromkeys(tested["domain"] if origin.startswith("the runs") else
 # The paper's tables hold DeepLabv3+ and RefineNet on Cityscapes, adapted to ACDC (night, snow, rain, fog) and GTA5
 # (game), with Stable Diffusion. **Nothing in this section was run by us**: it is averaged from the training logs that
 # the authors publish in their repository, and our GPU numbers are *not run yet*. Other data and other classes: compare
-# the order of rows with ours, never the numbers.
+# the order of rows with ours, never the numbers. [05](05_published_tables.ipynb) takes these logs apart.
 
 # %%
-logs = tables.published(Path(published) / "zodi_published_runs.csv")
+logs = tables.published_rules(tables.published_logs())
 logs["published"] = [tables.plus_minus(mean, std) for mean, std in zip(logs["mean"], logs["std"], strict=True)]
 logs.pivot(index=["network", "rule"], columns="domain", values="published")[list(logs["domain"].unique())]
-
-# %% [markdown]
-# The same runs appear three times, because the logs allow three rules for the epoch that is reported: the **last** one,
-# the one that is **best on the source's** validation set, and the one that is **best on the target's labels**, which a
-# zero-shot method cannot know. How much does the rule alone move the number?
-
-# %%
-rules = logs.pivot_table("mean", "domain", "rule", sort=False)
-optimism = (rules["best_target"] - rules["last"]).rename("best on target − last (points, published logs)")
-plots.show(
-    plots.domain_bars(optimism.to_dict(), "best on target − last (points)"),
-    "Published logs: what choosing the epoch on the target's labels adds to the last epoch's mIoU, mean over the "
-    "networks. Compare it with the gains that papers report.",
-    Path(out) / "figures" / "published_rules.png",
-)
-
-# %% [markdown]
-# Others publish numbers on the same target data. Read the column *protocol* before any number.
-
-# %%
-peers = pd.read_csv(Path(published) / "peers.csv", dtype=str, keep_default_na=False)
-peers.drop(columns=["target_dataset", "game"]).set_index("method").add_suffix(" (published)").head(5)
 
 # %% [markdown]
 # ## Pitfalls
@@ -301,13 +277,12 @@ means = tables.summary(tested)
 metrics = {"origin": origin, "miou": means.drop(columns=["class"]).to_dict("records")}
 if origin.startswith("the runs"):
     tables.write_record(frame, Path(out) / "record.csv")
-settings = {"results": results, "record": record, "published": published}
+settings = {"results": results, "record": record}
 _ = runs.save_metrics(out, "tables", settings, metrics, time.perf_counter() - start)
 
 # %% [markdown]
-# **Next:** [A1 How the miniature was made](A1_how_the_miniature_was_made.ipynb), or change something: a network, a
-# domain, your own images.
+# **Next:** [05 The paper's tables, and what they hide](05_published_tables.ipynb).
 #
 # **References.** The paper, Section 4 · J. Demšar, *Statistical Comparisons of Classifiers over Multiple Data Sets*,
 # JMLR 2006 · X. Bouthillier et al., *Accounting for Variance in Machine Learning Benchmarks*, MLSys 2021 · sources of
-# the published figures: `records/published/`.
+# the published figures: `zodi/published/`.

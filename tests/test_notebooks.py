@@ -18,6 +18,7 @@ COURSE = [
     "02_image_transfer",
     "03_adaptation",
     "04_tables",
+    "05_published_tables",
     "A1_how_the_miniature_was_made",
 ]
 SMOKE_PARAMETERS = yaml.safe_load((ROOT / "tests" / "smoke_parameters.yaml").read_text(encoding="utf-8"))

@@ -9,6 +9,7 @@ from PIL import Image
 
 from zodi import tables
 from zodi.datasets import open_split, write_miniature
+from zodi.domains import TARGETS
 
 NETWORK = "DeepLabV3Plus/tu-resnet10t"
 
@@ -142,15 +143,28 @@ def test_read_record_names_missing_columns(tmp_path):
         tables.read_record(tmp_path / "record.csv")
 
 
-def test_published_logs_are_averaged_for_each_rule(tmp_path):
-    file = tmp_path / "published.csv"
-    file.write_text("domain,model,seed,best_target,at_best_source,last\nnight,A,1,30,20,10\nnight,A,2,32,24,10\n")
-    summary = tables.published(file).set_index("rule")
+def test_published_logs_are_averaged_for_each_rule():
+    logs = pd.DataFrame(
+        {
+            "domain": "night",
+            "network": "A",
+            "seed": [1, 2],
+            "best_target": [30, 32],
+            "at_best_source": [20, 24],
+            "last": 10,
+        }
+    )
+    summary = tables.published_rules(logs).set_index("rule")
     assert summary.loc["best_target", ["mean", "seeds"]].tolist() == [31.0, 2]
     assert summary.loc["at_best_source", "std"] == pytest.approx(8**0.5)
-    file.write_text("domain,seed\nnight,1\n")
-    with pytest.raises(ValueError, match="model"):
-        tables.published(file)
+
+
+def test_published_figures_come_with_the_package_and_name_their_source():
+    logs, peers = tables.published_logs(), tables.published_peers()
+    assert len(logs) == 47 and set(logs["domain"]) == set(TARGETS)
+    assert (logs["best_target"] >= logs[["last", "at_best_source"]].max(axis=1)).all()
+    for table in (logs, peers):
+        assert table["source"].str.len().min() > 3
 
 
 def test_write_table_leaves_csv_and_markdown(results, tmp_path):

@@ -71,9 +71,12 @@ def plan(profile: str, results: Path) -> dict[str, int]:
 @pytest.mark.parametrize(
     ("profile", "jobs"),
     [
-        ("smoke", {"data": 1, "start": 1, "miniature": 1, "transfer": 2, "source_only": 1, "adapt": 3}),
-        ("mini", {"data": 1, "start": 1, "miniature": 1, "transfer": 6, "source_only": 3, "adapt": 30}),
-        ("full", {"data": 1, "start": 1, "miniature": 1, "transfer": 30, "source_only": 6, "adapt": 135}),
+        ("smoke", {"data": 1, "start": 1, "miniature": 1, "published": 1, "transfer": 2, "source_only": 1, "adapt": 3}),
+        ("mini", {"data": 1, "start": 1, "miniature": 1, "published": 1, "transfer": 6, "source_only": 3, "adapt": 30}),
+        (
+            "full",
+            {"data": 1, "start": 1, "miniature": 1, "published": 1, "transfer": 30, "source_only": 6, "adapt": 135},
+        ),
         ("camvid", {"data": 1, "transfer": 1, "source_only": 3, "adapt": 9}),
     ],
 )

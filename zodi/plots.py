@@ -229,5 +229,7 @@ def row_points(tested: pd.DataFrame, value: str = "iou", xlabel: str = "mIoU on 
         sns.stripplot(part, x=value, y="row", order=order, ax=ax, color=color, size=5, alpha=0.7, jitter=False)
         means = part.groupby("row")[value].mean()
         ax.scatter(means, [order.index(row) for row in means.index], marker="|", s=200, color="0.1", zorder=3)
-        ax.set(title=domain, xlabel=xlabel, ylabel="")
+        if value == "gain":
+            ax.axvline(0, color="0.3", linewidth=0.8)
+        ax.set(title=domain, xlabel=xlabel, ylabel="", ylim=(len(order) - 0.5, -0.5))
     return figure

@@ -18,6 +18,7 @@ from zodi.runs import atomic_path, read_json
 RUN = ["variant", "domain", "network", "seed"]
 COLUMNS = [*RUN, "images_seen", "test_domain", "class", "iou"]
 MEAN = "mean"
+PUBLISHED = Path(__file__).parent / "published"
 PUBLISHED_RULES = ("last", "at_best_source", "best_target")
 
 
@@ -263,22 +264,33 @@ def read_predictions(
     return samples, predictions
 
 
-def published(file: Path | str) -> pd.DataFrame:
-    """Target mIoU of the authors' published training logs: mean and std over seeds, for each rule of epoch choice.
+def published_logs() -> pd.DataFrame:
+    """The authors' 47 published training logs, one line each.
+
+    Returns:
+        Columns domain, network, seed, epochs, the target mIoU of each of `PUBLISHED_RULES`, best_source (mIoU on the
+        source's validation set), in percent, and `source`.
+    """
+    return pd.read_csv(PUBLISHED / "zodi_published_runs.csv").rename(columns={"model": "network"})
+
+
+def published_rules(logs: pd.DataFrame) -> pd.DataFrame:
+    """Target mIoU of the published logs, mean and std over seeds, for each rule of epoch choice.
 
     Args:
-        file: `zodi_published_runs.csv`: a line for every log, columns domain, model, seed, `PUBLISHED_RULES`.
+        logs: from `published_logs`.
 
     Returns:
         Columns domain, network, rule, mean, std (percent), seeds.
     """
-    logs = pd.read_csv(file)
-    missing = [column for column in ("domain", "model", "seed", *PUBLISHED_RULES) if column not in logs]
-    if missing:
-        raise ValueError(f"{file}: found no columns {missing}; expected the table of the published logs")
-    tidy = logs.melt(["domain", "model", "seed"], PUBLISHED_RULES, "rule", "iou").rename(columns={"model": "network"})
+    tidy = logs.melt(["domain", "network", "seed"], PUBLISHED_RULES, "rule", "iou")
     groups = tidy.groupby(["domain", "network", "rule"], sort=False)["iou"]
     return _ordered(groups.agg(mean="mean", std="std", seeds="count").reset_index())
+
+
+def published_peers() -> pd.DataFrame:
+    """What other methods report on the same targets: mIoU in percent by domain, their protocol, and the source."""
+    return pd.read_csv(PUBLISHED / "peers.csv")
 
 
 def write_table(table: pd.DataFrame, stem: Path | str) -> list[Path]:
