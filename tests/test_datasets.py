@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from zodi.datasets import FolderDataset, dataset_info, open_split, prepare, read_image, write_miniature
+from zodi.datasets import FolderDataset, dataset_info, open_split, pack, prepare, read_image, write_miniature
 from zodi.labels import CAMVID, CITYSCAPES
 
 
@@ -116,3 +116,38 @@ def test_a_folder_without_dataset_json_says_how_to_make_one(tmp_path):
 def test_read_image_converts_to_rgb(tmp_path):
     write(tmp_path / "grey.png", np.full((4, 5), 9, np.uint8))
     assert read_image(tmp_path / "grey.png").shape == (4, 5, 3)
+
+
+def test_a_packed_data_set_holds_the_same_samples_and_is_made_once(folders, tmp_path):
+    dataset = FolderDataset(*folders, CAMVID, size=(10, 12))
+    packed = pack(dataset, tmp_path / "packed", progress=False)
+    assert packed.keys == dataset.keys and packed.label_set == CAMVID
+    for i in range(len(dataset)):
+        assert np.array_equal(packed[i].image, dataset[i].image) and np.array_equal(packed[i].label, dataset[i].label)
+    written = (tmp_path / "packed" / "images.npy").stat().st_mtime_ns
+    pack(FolderDataset(*folders, CAMVID, size=(10, 12)), tmp_path / "packed", progress=False)
+    assert (tmp_path / "packed" / "images.npy").stat().st_mtime_ns == written
+
+
+def test_a_packed_data_set_is_made_again_when_a_file_or_the_size_changes(folders, tmp_path):
+    pack(FolderDataset(*folders, CAMVID, size=(10, 12)), tmp_path / "packed", progress=False)
+    write(folders[0] / "a.png", np.zeros((20, 30, 3), np.uint8))
+    packed = pack(FolderDataset(*folders, CAMVID, size=(10, 12)), tmp_path / "packed", progress=False)
+    assert not packed[0].image.any()
+    assert pack(FolderDataset(*folders, CAMVID), tmp_path / "packed", progress=False)[0].image.shape == (20, 30, 3)
+
+
+def test_a_damaged_pack_and_mixed_sizes_are_named(folders, tmp_path):
+    packed = pack(FolderDataset(*folders, CAMVID), tmp_path / "packed", progress=False)
+    with (tmp_path / "packed" / "images.npy").open("r+b") as file:
+        file.seek(-1, 2)
+        last = file.read(1)
+        file.seek(-1, 2)
+        file.write(bytes([last[0] ^ 1]))
+    with pytest.raises(ValueError, match="copy of b/c is damaged"):
+        _ = packed[1]
+    write(folders[0] / "b/c.png", np.zeros((10, 30, 3), np.uint8))
+    write(folders[1] / "b/c.png", np.zeros((10, 30), np.uint8))
+    with pytest.raises(ValueError, match="b/c: found size 30x10, expected 30x20"):
+        pack(FolderDataset(*folders, CAMVID), tmp_path / "mixed", progress=False)
+    assert not (tmp_path / "mixed").exists()

@@ -4,6 +4,7 @@ A data set folder holds `dataset.json`, `train/` (the labelled source images), `
 the oracle only, `train_DOMAIN/`. Each of these has `images/` and `labels/`; label files are 8-bit PNGs of class ids.
 """
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from tqdm.auto import tqdm
 from zodi import scenes
 from zodi.domains import SOURCE, TARGETS
 from zodi.labels import CITYSCAPES, LabelSet, get_label_set
-from zodi.runs import atomic_path, read_json, write_json
+from zodi.runs import atomic_path, read_json, to_plain, write_json
 
 INFO_FILE = "dataset.json"
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -138,6 +139,78 @@ class FolderDataset:
             self._cache[index] = sample
         return sample
 
+    def file_stamps(self) -> list[list[int]]:
+        """Size and time of change of every image and label file: they tell whether a copy is still up to date."""
+        stats = [path.stat() for key in self.keys for path in (self._images[key], self._labels[key])]
+        return [[stat.st_size, stat.st_mtime_ns] for stat in stats]
+
+
+class PackedDataset:
+    """What `pack` wrote: the samples of a data set in two memory-mapped arrays, shared by all worker processes.
+
+    Raises:
+        FileNotFoundError: if `folder` is not such a folder.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self._index = read_json(self.folder / "index.json")
+        self.label_set = get_label_set(self._index["label_set"])
+        self.keys: list[str] = self._index["keys"]
+        self._images = np.load(self.folder / "images.npy", mmap_mode="r")
+        self._labels = np.load(self.folder / "labels.npy", mmap_mode="r")
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = Sample(np.array(self._images[index]), np.array(self._labels[index]), self.keys[index])
+        if _checksum(sample) != self._index["checksums"][index]:
+            raise ValueError(f"{self.folder}: the stored copy of {sample.key} is damaged; delete the folder")
+        return sample
+
+
+def pack(dataset: FolderDataset, folder: str | Path, progress: bool = True) -> PackedDataset:
+    """Decode and resize a data set once; later calls open what is there while its files have not changed.
+
+    Args:
+        dataset: images all of one size, after its `size` is applied.
+        folder: where the arrays go, 4 bytes a pixel; all of it or nothing.
+        progress: show a bar.
+
+    Raises:
+        ValueError: if the images differ in size; names the first that does.
+    """
+    folder = Path(folder)
+    origin = {"label_set": dataset.label_set.name, "keys": dataset.keys, "size": dataset.size}
+    origin = to_plain(origin | {"files": dataset.file_stamps()})
+    if (folder / "index.json").exists() and {k: read_json(folder / "index.json")[k] for k in origin} == origin:
+        return PackedDataset(folder)
+    height, width = dataset[0].label.shape
+    with atomic_path(folder) as temporary:
+        temporary.mkdir()
+        shape = (len(dataset), height, width)
+        images = np.lib.format.open_memmap(temporary / "images.npy", "w+", np.uint8, (*shape, 3))
+        labels = np.lib.format.open_memmap(temporary / "labels.npy", "w+", np.uint8, shape)
+        checksums = []
+        for index in tqdm(range(len(dataset)), "pack", unit="image", disable=not progress):
+            sample = dataset[index]
+            if sample.label.shape != (height, width):
+                raise ValueError(
+                    f"{sample.key}: found size {sample.label.shape[1]}x{sample.label.shape[0]}, expected "
+                    f"{width}x{height} as the first image; give the data set a `size`"
+                )
+            images[index], labels[index] = sample.image, sample.label
+            checksums.append(_checksum(sample))
+        images.flush()
+        labels.flush()
+        write_json(temporary / "index.json", origin | {"checksums": checksums})
+    return PackedDataset(folder)
+
+
+def _checksum(sample: Sample) -> int:
+    return zlib.crc32(sample.label.tobytes(), zlib.crc32(sample.image.tobytes()))
+
 
 def dataset_info(root: str | Path) -> dict[str, Any]:
     """What `dataset.json` says: name, label_set, source, domains, and how the data set was made.
@@ -154,11 +227,18 @@ def dataset_info(root: str | Path) -> dict[str, Any]:
     return read_json(file)
 
 
-def open_split(root: str | Path, split: str, cache: bool = True) -> FolderDataset:
-    """A part of a data set folder: "train", "train_night" (oracle only) or "test/night"."""
+def open_split(root: str | Path, split: str, cache: bool = True, images: str | Path | None = None) -> FolderDataset:
+    """A part of a data set folder: "train", "train_night" (oracle only) or "test/night".
+
+    Args:
+        root: the data set folder.
+        split: the part.
+        cache: keep decoded samples in memory.
+        images: other images for the part's labels, for example transferred ones; None = its own.
+    """
     folder = Path(root) / split
     label_set = get_label_set(dataset_info(root)["label_set"])
-    return FolderDataset(folder / "images", folder / "labels", label_set, cache=cache)
+    return FolderDataset(images or folder / "images", folder / "labels", label_set, cache=cache)
 
 
 # ---------------------------------------------------------------- the miniature as a data set folder
