@@ -21,12 +21,14 @@ class LabelSet:
         names: one name a class; the position is the class index (Cityscapes: the train id).
         colors: one RGB colour a class, 0 .. 255; the layout image shown to the ControlNet is drawn with them.
         void_values: pixel values in label files that mean "no class" and become `IGNORE_INDEX`.
+        raw_values: pixel value of each class in label files; empty = its index.
     """
 
     name: str
     names: tuple[str, ...]
     colors: tuple[tuple[int, int, int], ...]
     void_values: tuple[int, ...] = (IGNORE_INDEX,)
+    raw_values: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.names) != len(self.colors):
@@ -58,13 +60,14 @@ class LabelSet:
                 "single-channel label map (a colour label image must be converted to class ids first)"
             )
         table = np.full(256, -1, dtype=np.int16)
-        table[: self.num_classes] = np.arange(self.num_classes)
+        values = self.raw_values or tuple(range(self.num_classes))
+        table[list(values)] = np.arange(self.num_classes)
         table[list(self.void_values)] = IGNORE_INDEX
         mapped = table[raw]
         if (mapped < 0).any():
             unknown = sorted(int(v) for v in np.unique(raw[mapped < 0]))
             raise ValueError(
-                f"{source}: found unknown label values {unknown[:10]}; expected 0 .. {self.num_classes - 1} or void "
+                f"{source}: found unknown label values {unknown[:10]}; expected classes {list(values)} or void "
                 f"{list(self.void_values)} (label set {self.name!r}). Choose another label set or convert the file."
             )
         return mapped.astype(np.uint8)
@@ -100,6 +103,16 @@ _CITYSCAPES_COLORS = {
 
 CITYSCAPES = LabelSet("cityscapes", tuple(_CITYSCAPES_COLORS), tuple(_CITYSCAPES_COLORS.values()))
 
+# The ids of Cityscapes' own label files (`*_labelIds.png`), of ACDC's and GTA5's; all others of 0 .. 34 are void.
+_LABEL_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
+CITYSCAPES_IDS = LabelSet(
+    "cityscapes_ids",
+    CITYSCAPES.names,
+    CITYSCAPES.colors,
+    void_values=(*sorted({*range(35)} - {*_LABEL_IDS}), IGNORE_INDEX),
+    raw_values=_LABEL_IDS,
+)
+
 # CamVid's classes are painted in the colour of the nearest Cityscapes class, so that one ControlNet reads both.
 CAMVID_TO_CITYSCAPES = {
     "sky": "sky",
@@ -122,7 +135,7 @@ CAMVID = LabelSet(
     void_values=(11, IGNORE_INDEX),
 )
 
-LABEL_SETS = {label_set.name: label_set for label_set in (CITYSCAPES, CAMVID)}
+LABEL_SETS = {label_set.name: label_set for label_set in (CITYSCAPES, CITYSCAPES_IDS, CAMVID)}
 
 
 def get_label_set(name: str) -> LabelSet:
