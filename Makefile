@@ -22,7 +22,7 @@ export GLIBC_TUNABLES := glibc.malloc.hugetlb=1
 .PHONY: help
 help: ## list the targets
 	@echo "make TARGET [PROFILE=mini] [DATA=path] [CORES=2] [CLUSTER=slurm] [DRY_RUN=1]"
-	@sed -n 's/^\([a-z]*\):.*## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 14
+	@sed -n 's/^\([a-z-]*\):.*## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 14
 	@echo "profiles: $(basename $(notdir $(wildcard workflow/profiles/*.yaml)))"
 
 .PHONY: setup
@@ -54,6 +54,10 @@ test: lint ## lint, unit tests, and every notebook with toy parameters
 	$(BIN)/python tests/prepare_notebooks.py $(TEST_NOTEBOOKS)
 	$(BIN)/python -m pytest -n 2 --dist loadscope --nbval-lax tests $(TEST_NOTEBOOKS)
 
+.PHONY: test-cluster
+test-cluster: .venv/.done ## PROFILE=paper-smoke through a real Slurm on this machine, killed in the middle and resumed
+	ZODI_TEST_CLUSTER=1 $(BIN)/python -m pytest -v tests/test_cluster.py
+
 .PHONY: lint
 lint: .venv/.done ## check style and formatting
 	$(BIN)/ruff check .
@@ -78,8 +82,8 @@ lock: $(UV) ## choose the newest versions anew: requirements.lock and environmen
 	$(BIN)/python workflow/conda_environment.py > environment.yml
 
 .PHONY: clean
-clean: ## delete caches and the results of tests and of PROFILE=smoke; other results and .venv stay
-	rm -rf results/test results/smoke .pytest_cache .ruff_cache build *.egg-info
+clean: ## delete caches and the results of tests and smoke profiles; other results and .venv stay
+	rm -rf results/test results/smoke results/paper-smoke .pytest_cache .ruff_cache build *.egg-info
 	find zodi workflow data_scripts tests notebooks -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf
 
 .uv/bin/uv:

@@ -13,13 +13,11 @@ import argparse
 import sys
 from pathlib import Path
 
-from PIL import Image
 from tqdm import tqdm
 
-from zodi.datasets import INFO_FILE, dataset_info, find_files, read_image, read_label
+from zodi.datasets import find_files, read_image, read_label, write_folder
 from zodi.domains import SOURCE
 from zodi.labels import CAMVID
-from zodi.runs import atomic_path, write_json
 
 PARTS = ("train", "val", "test")
 DUSK = "0001TP"
@@ -92,22 +90,10 @@ def prepare(root: Path, out: Path, height: int, width: int) -> None:
     Raises:
         ValueError: if `root` is not usable, or `out` holds another data set.
     """
-    splits = split_frames(root)
     info = {"name": "camvid", "label_set": CAMVID.name, "source": SOURCE, "domains": [SOURCE, "dusk"]}
-    info |= {"height": height, "width": width} | {name: len(pairs) for name, pairs in splits.items()}
-    if (out / INFO_FILE).exists():
-        if dataset_info(out) != info:
-            raise ValueError(f"{out} holds another data set; delete it or choose another folder")
-        return
-    with atomic_path(out) as temporary:
-        for split, pairs in splits.items():
-            (temporary / split / "images").mkdir(parents=True)
-            (temporary / split / "labels").mkdir()
-            for image, label in tqdm(pairs, split, unit="frame"):
-                pixels, ids = read_image(image, (height, width)), read_label(label, CAMVID, (height, width))
-                Image.fromarray(pixels).save(temporary / split / "images" / f"{image.stem}.png")
-                Image.fromarray(ids).save(temporary / split / "labels" / f"{image.stem}.png")
-        write_json(temporary / INFO_FILE, info)
+    splits = split_frames(root)
+    named = {name: [(image.stem, image, label) for image, label in pairs] for name, pairs in splits.items()}
+    write_folder(out, info, named, CAMVID, (height, width))
 
 
 def main() -> int:

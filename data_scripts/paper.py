@@ -18,10 +18,9 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-from zodi.datasets import INFO_FILE, dataset_info, read_image, read_label
+from zodi.datasets import read_image, read_label, write_folder
 from zodi.domains import SOURCE, TARGETS
 from zodi.labels import CITYSCAPES, CITYSCAPES_IDS
-from zodi.runs import atomic_path, write_json
 
 ACDC_SIZE = (1920, 1080)
 GTA5_TEST_FRAMES = 1000
@@ -156,27 +155,13 @@ def prepare(splits: dict[str, list[Pair]], domains: Sequence[str], out: Path, he
     Raises:
         ValueError: if `out` holds another data set.
     """
+
+    def key(image: Path) -> str:
+        return image.stem.removesuffix("_leftImg8bit").removesuffix("_rgb_anon")
+
     info = {"name": "paper", "label_set": CITYSCAPES.name, "source": SOURCE, "domains": [SOURCE, *domains]}
-    info |= {"height": height, "width": width} | {name: len(pairs) for name, pairs in splits.items()}
-    if (out / INFO_FILE).exists():
-        if dataset_info(out) != info:
-            raise ValueError(f"{out} holds another data set; delete it or choose another folder")
-        return
-    with atomic_path(out) as temporary:
-        for split, pairs in splits.items():
-            (temporary / split / "images").mkdir(parents=True)
-            (temporary / split / "labels").mkdir()
-
-            def write(pair: Pair, folder: Path = temporary / split) -> None:
-                name = pair[0].stem.removesuffix("_leftImg8bit").removesuffix("_rgb_anon")
-                Image.fromarray(read_image(pair[0], (height, width))).save(folder / "images" / f"{name}.png")
-                label = read_label(pair[1], CITYSCAPES_IDS, (height, width))
-                Image.fromarray(label).save(folder / "labels" / f"{name}.png")
-
-            with ThreadPoolExecutor(THREADS) as pool:
-                for _ in tqdm(pool.map(write, pairs), split, len(pairs), unit="frame"):
-                    pass
-        write_json(temporary / INFO_FILE, info)
+    named = {name: [(key(image), image, label) for image, label in pairs] for name, pairs in splits.items()}
+    write_folder(out, info, named, CITYSCAPES_IDS, (height, width))
 
 
 def main() -> int:

@@ -69,7 +69,7 @@ data: str = "../results/course/data"  # folder of the data set; rendered there w
 model: str = "mini"  # diffusion model: "mini", a local folder or a hub id
 domain: str = "night"  # target domain of the picture
 scene_seed: int = 200_003  # number of the scene in the picture
-num_inference_steps: int = 20  # denoising steps on the full schedule
+num_inference_steps: int = 12  # denoising steps on the full schedule
 out: str = "../results/course/start"  # folder of this notebook's results
 
 # %% [markdown]

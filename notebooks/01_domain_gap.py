@@ -62,7 +62,8 @@ data: str = "../results/course/data"  # folder of the data set; rendered there w
 variant: str = "source_only"  # row of the table: "source_only" or "source_only_long"
 network: str = "DeepLabV3Plus/tu-resnet10t"  # architecture/encoder of segmentation_models_pytorch
 seed: int = 0  # rules initial weights, batches and augmentation
-steps: int = 200  # optimisation steps
+recipe: str = "mini"  # settings of the training: "mini" or "paper"
+changes: dict = {"steps": 200}  # settings of the recipe that shall have other values
 out: str = "../results/course/runs/source_only/DeepLabV3Plus-tu-resnet10t/seed0"  # folder of this run
 
 # %% [markdown]
@@ -145,7 +146,9 @@ f"IoU of the classes: {iou[0]:.3f} and {iou[1]:.3f}, mIoU: {iou.mean():.3f}, pix
 # network has converged, and what it cannot do at night is not for lack of training.
 
 # %%
-config = adaptation.AdaptationConfig(network=network, steps=steps * adaptation.VARIANTS[variant].length, seed=seed)
+config = adaptation.recipe(recipe, variant, network=network, seed=seed, **changes)
+device = runs.best_device()
+workers = runs.worker_count(device)
 progress = []
 
 
@@ -156,7 +159,9 @@ def watch(step, model):
         progress.append({"step": step, "miou_clear": miou})
 
 
-model, history = adaptation.train(config, train, None, out, callback=watch)
+# Worker processes read from one decoded copy.
+images = datasets.pack(train) if workers else train
+model, history = adaptation.train(config, images, None, out, callback=watch, device=device, workers=workers)
 if not progress or progress[-1]["step"] < config.steps:
     watch(config.steps, model)
 
@@ -224,7 +229,7 @@ plots.show(
 # - **Classes that do not occur.** They have no IoU. Counting them as 0 or as 100 changes everything on small test sets.
 # - **Void.** Pixels without a label are left out of the truth, but a network may predict what it likes there.
 # - **Choosing the best epoch on the target.** It uses labels that a zero-shot method does not have. We report the last
-#   step, always; 04 shows what the difference is worth.
+#   step, always; 05 shows what the difference is worth.
 
 # %% [markdown]
 # ## Try it

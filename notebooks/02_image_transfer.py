@@ -65,7 +65,7 @@ data: str = "../results/course/data"  # folder of the data set; rendered there w
 domain: str = "night"  # target domain
 method: str = "stochastic_inversion"  # one of transfer.METHODS, or "clear_prompt"
 model: str = "mini"  # diffusion model: "mini", a local folder or a hub id
-num_inference_steps: int = 20  # denoising steps on the full schedule
+num_inference_steps: int = 12  # denoising steps on the full schedule
 limit: int = 8  # training images to transfer, 0 for all
 seed: int = 0  # rules all noise
 out: str = "../results/course/transfer"  # folder of this notebook's results
@@ -98,7 +98,7 @@ z0 = diffusion.encode(mini, torch.from_numpy(source.image)[None])
 prompt_embeds = diffusion.embed(mini, [DOMAINS[shown].prompt + PROMPT_SUFFIX])
 negative_prompt_embeds = diffusion.embed(mini, [NEGATIVE_PROMPT])
 control = torch.from_numpy(layout).permute(2, 0, 1)[None].float() / 255
-strength = DOMAINS[shown].strength
+strength = transfer.domain_config(shown, defaults=mini.defaults).strength
 
 # %% [markdown]
 # ## Forward: adding noise
@@ -249,7 +249,8 @@ def redraw(name, method="stochastic_inversion", **changes):
     return transfer.transfer_images(mini, [source.image], [layout], ["scene"], config)[0]
 
 
-by_method = {name: redraw(shown, name) for name in transfer.METHODS}
+# InstructPix2Pix, the last of the methods, needs a checkpoint of its own.
+by_method = {name: redraw(shown, name) for name in transfer.METHODS if name != "instruct_pix2pix"}
 
 # %% [markdown]
 # Which of them keep the street, and which are night? Look at the cars and at the pavement's edge.
@@ -279,7 +280,8 @@ distance.round(1).sort_values("to the truth")
 # ## Strength
 #
 # Little strength keeps the image and its domain; much strength changes the domain and may lose the scene. The paper
-# gives each domain its own. Here are all of them, precomputed; the explorer below only looks them up.
+# gives each domain its own; a checkpoint may bring strengths of its own, as the miniature does. Here are all of them,
+# precomputed; the explorer below only looks them up.
 
 # %%
 strengths = [0.2, 0.4, 0.6, 0.8, 0.95]
@@ -287,8 +289,11 @@ frames = {(name, s): redraw(name, strength=s) for name in TARGETS for s in stren
 rows = [[frames[name, s] for s in strengths] for name in TARGETS]
 plots.show(
     plots.image_grid(rows, [f"strength {s}" for s in strengths], TARGETS, width=7),
-    "One scene, five prompts, five strengths. The paper's strengths: "
-    + ", ".join(f"{name} {DOMAINS[name].strength}" for name in TARGETS) + ".",
+    "One scene, five prompts, five strengths. The paper's strengths, and this checkpoint's: "
+    + ", ".join(
+        f"{name} {DOMAINS[name].strength} and {transfer.domain_config(name, defaults=mini.defaults).strength}"
+        for name in TARGETS
+    ) + ".",
 )  # fmt: skip
 
 # %% [markdown]

@@ -53,6 +53,7 @@ from torch.nn import functional as F
 
 from zodi import adaptation, datasets, evaluation, plots, runs, segmentation
 from zodi.labels import get_label_set
+from zodi.selection import EpochSelection
 
 plots.use_theme()
 start = time.perf_counter()
@@ -67,7 +68,9 @@ domain: str = "night"  # target domain
 variant: str = "zodi"  # row of the table, one of adaptation.VARIANTS
 network: str = "DeepLabV3Plus/tu-resnet10t"  # architecture/encoder of segmentation_models_pytorch
 seed: int = 0  # rules initial weights, batches and augmentation
-steps: int = 200  # optimisation steps
+recipe: str = "mini"  # settings of the training: "mini" or "paper"
+changes: dict = {"steps": 200}  # settings of the recipe that shall have other values
+held_out: str = ""  # folder with transferred test/clear images; with it every epoch is scored, for rules of choice
 out: str = "../results/course/runs/zodi/night/DeepLabV3Plus-tu-resnet10t/seed0"  # folder of this run
 
 # %% [markdown]
@@ -103,7 +106,7 @@ if row.method and not synth:
 
 # %%
 if row.method:
-    target = datasets.FolderDataset(f"{synth}/images", root / "train" / "labels", label_set)
+    target = datasets.open_split(root, "train", images=f"{synth}/images")
 else:
     target = datasets.open_split(root, f"train_{domain}")
 pairs = [(source[i], target[i]) for i in range(3)]
@@ -180,10 +183,28 @@ brightness.mean().round(1).rename("mean grey value (0 to 255)").to_frame()
 # ## Training
 #
 # The same crop and flip for both images, because they share one label map; colour jitter is drawn for each on its own.
+# Only at the paper's scale every epoch is scored, so that rules of choice can be compared, as in
+# [05](05_published_tables.ipynb).
 
 # %%
-config = adaptation.AdaptationConfig(network=network, steps=steps, seed=seed, similarity_weight=row.similarity_weight)
-model, history = adaptation.train(config, source, target, out)
+config = adaptation.recipe(recipe, variant, network=network, seed=seed, **changes)
+device = runs.best_device()
+epochs = None
+if held_out:
+    splits = {"source": test["clear"], "target": test[domain]}
+    splits["synthetic"] = datasets.open_split(root, "test/clear", images=f"{held_out}/images")
+    epochs = EpochSelection(splits, adaptation.epoch_length(len(source), config), out)
+
+# %% [markdown]
+# With the same settings and seed the result is the same, on any number of worker processes. One ablation, `synth_only`,
+# trains on the second images alone.
+
+# %%
+workers = runs.worker_count(device)
+if workers:  # which read from one decoded copy
+    source, target = datasets.pack(source), datasets.pack(target)
+first, second = (source, target) if row.source else (target, None)
+model, history = adaptation.train(config, first, second, out, callback=epochs, device=device, workers=workers)
 
 # %% [markdown]
 # Each term on its own tells more than their sum.
@@ -206,8 +227,8 @@ partner_folder = Path(data).parent / "runs/source_only" / network.replace("/", "
 if partner_folder.exists():
     partner = segmentation.load_network(partner_folder)
 else:
-    alone = adaptation.AdaptationConfig(network=network, steps=steps, seed=seed)
-    partner, _ = adaptation.train(alone, source, None, None)
+    alone = adaptation.recipe(recipe, "source_only", network=network, seed=seed, **changes)
+    partner, _ = adaptation.train(alone, source, None, None, device=device)
 
 # %% [markdown]
 # On the target's true images, and at home:
@@ -274,7 +295,7 @@ plots.show(figure, f"Test scenes in {domain}: image, truth, before and after ada
 # <details><summary>Solution</summary>
 #
 # ```python
-# without = adaptation.AdaptationConfig(network=network, steps=steps, seed=seed, similarity_weight=0.0)
+# without = adaptation.recipe(recipe, "zodi_no_similarity", network=network, seed=seed, **changes)
 # _, history_without = adaptation.train(without, source, target, None)
 # plots.show(plots.training_curves(history_without), "Without the similarity term.")
 # ```
@@ -294,7 +315,7 @@ plots.show(figure, f"Test scenes in {domain}: image, truth, before and after ada
 # <details><summary>Solution</summary>
 #
 # ```python
-# moving = adaptation.AdaptationConfig(network=network, steps=steps, seed=seed, freeze_norm=False)
+# moving = adaptation.recipe(recipe, variant, network=network, seed=seed, freeze_norm=False, **changes)
 # moved, _ = adaptation.train(moving, source, target, None)
 # {name: evaluation.evaluate(moved, split, label_set)["miou"] for name, split in test.items()}
 # ```
@@ -313,8 +334,8 @@ for name, split in test.items():
     evaluation.write_predictions(model, split, f"{out}/predictions/{name}")
 metrics = {
     "variant": variant, "domain": domain, "network": network, "seed": seed,
-    "images_seen": config.steps * config.batch_size * 2, "loss": history["loss"].tail(10).mean(),
-    **evaluation.by_domain(scores),
+    "images_seen": config.steps * config.batch_size * (1 + row.source), "loss": history["loss"].tail(10).mean(),
+    "epochs": epochs.table().to_dict("records") if epochs else [], **evaluation.by_domain(scores),
 }  # fmt: skip
 settings = {"data": data, "synth": synth, "config": config}
 _ = runs.save_metrics(out, "adapt", settings, metrics, time.perf_counter() - start)

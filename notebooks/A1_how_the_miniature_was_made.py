@@ -53,7 +53,7 @@ from diffusers import DDIMScheduler
 from IPython.utils.capture import capture_output
 from PIL import Image
 
-from zodi import diffusion, plots, pretrain, runs, scenes, transfer
+from zodi import diffusion, plots, pretrain, quality, runs, scenes, transfer
 from zodi.labels import CITYSCAPES
 
 plots.use_theme()
@@ -68,6 +68,8 @@ scene_seed: int = 200_003  # number of the scene that is taken apart
 scene_count: int = 24  # scenes of the toy training
 steps: int = 40  # steps of the toy training, for the VAE and for the diffusion model
 tries: str = "records/tries.csv"  # what was tried, and what it changed
+measured: str = "../results/quality"  # folder that `make quality` wrote
+record: str = "records/quality"  # our own measurement, shown where there is no other
 out: str = "../results/course/miniature"  # folder of this notebook's results
 
 # %% [markdown]
@@ -211,6 +213,42 @@ plots.show(
 # %%
 sheet = np.asarray(Image.open(folder / "samples.png").convert("RGB"))
 plots.show(plots.image_grid([[sheet]], width=9), "Sample sheet of the training, held-out scenes.")
+
+# %% [markdown]
+# ## Is it good? Measured, not guessed
+#
+# The renderer knows the true target image of every scene, so that transfer can be graded. `make quality` asks three
+# questions on scenes that no network has seen. Does the image look like the domain (brightness, colours, a classifier)?
+# Is the layout still there (a *judge*, a segmenter trained on all true domains, against the source labels)? Is it of
+# use (adaptation)? These are the goals that we set before measuring, and what came out.
+
+# %%
+folder_of_tables = measured if (Path(measured) / "verdicts.csv").exists() else record
+results = quality.read_results(folder_of_tables)
+results["verdicts"].style.hide(axis="index").set_properties(**{"text-align": "left", "white-space": "normal"})
+
+# %% [markdown]
+# Where does the layout suffer? The judge reads photometric images, ZoDi's, and the true target images after a round trip
+# through the VAE, which no diffusion on its latents can surpass.
+
+# %%
+rows = {"photometric": "photometric", "stochastic_inversion": "ZoDi", "truth_round_trip": "truth, VAE round trip"}
+shares = results["images"].pivot(index="domain", columns="row", values="judge_share")[list(rows)].rename(columns=rows)
+plots.show(
+    plots.class_bars(shares.rename_axis(index=None, columns=None), "judge's mIoU, % of the truth's"),
+    "How much of the true images' mIoU the judge reaches on other images of the same scenes.",
+)
+
+# %% [markdown]
+# And what is it good for? 0 % is a network that saw the source alone, 100 % one that was trained on true target images
+# of other scenes.
+
+# %%
+closed = results["gap_closed"].set_index("row").T
+plots.show(
+    plots.class_bars(closed.rename_axis(index=None, columns=None), "gap closed (%)"),
+    "Share of the way from source only to the oracle, domain by domain.",
+)
 
 # %% [markdown]
 # ## What was tried

@@ -161,6 +161,16 @@ def test_the_recipe_of_the_paper():
     assert PAPER_CONFIG.steps == 100 * epoch_length(2975, PAPER_CONFIG)
     with pytest.raises(ValueError, match="recipe 'big'"):
         recipe("big")
+    with pytest.raises(ValueError, match="unknown settings \\['stepz'\\]"):
+        recipe("mini", stepz=3)
+
+
+def test_a_row_rules_length_and_similarity_of_a_recipe():
+    assert recipe("mini", "zodi_no_similarity").similarity_weight == 0
+    assert recipe("mini", "source_only_long", steps=7).steps == 14
+    assert recipe("mini", crop=[32, 64]).crop == (32, 64)
+    with pytest.raises(ValueError, match="variant 'mystery'"):
+        recipe("mini", "mystery")
 
 
 def test_the_void_output_exists_in_training_only():

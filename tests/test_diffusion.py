@@ -124,3 +124,13 @@ def test_incomplete_and_foreign_checkpoints_are_refused(tmp_path):
     config_file.write_text(json.dumps(json.loads(config_file.read_text()) | {"_class_name": "VQModel"}))
     with pytest.raises(ValueError, match="found a VQModel"):
         diffusion.load(tmp_path / "checkpoint")
+
+
+def test_the_unets_weights_of_another_variant_are_read(tmp_path):
+    averaged, plain = tiny.stable_diffusion(0), tiny.stable_diffusion(1)
+    diffusion.save(averaged, tmp_path / "sd")
+    plain.unet.save_pretrained(tmp_path / "sd" / "unet", variant="non_ema")
+    assert torch.equal(diffusion.load(tmp_path / "sd").unet.conv_in.weight, averaged.unet.conv_in.weight)
+    loaded = diffusion.load(tmp_path / "sd", variant="non_ema")
+    assert torch.equal(loaded.unet.conv_in.weight, plain.unet.conv_in.weight)
+    assert torch.equal(loaded.vae.decoder.conv_in.weight, averaged.vae.decoder.conv_in.weight)

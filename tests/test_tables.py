@@ -10,6 +10,7 @@ from PIL import Image
 from zodi import tables
 from zodi.datasets import open_split, write_miniature
 from zodi.domains import TARGETS
+from zodi.selection import RULES
 
 NETWORK = "DeepLabV3Plus/tu-resnet10t"
 
@@ -165,6 +166,23 @@ def test_published_figures_come_with_the_package_and_name_their_source():
     assert (logs["best_target"] >= logs[["last", "at_best_source"]].max(axis=1)).all()
     for table in (logs, peers):
         assert table["source"].str.len().min() > 3
+
+
+def test_reproduced_runs_stand_beside_the_published_ones(tmp_path):
+    run = {"variant": "zodi", "domain": "night", "network": "PaperRefineNet/resnet50"}
+    for seed, target in enumerate((20.0, 22.0)):
+        lines = [{"rule": rule, "epoch": 3, "source": 60.0, "synthetic": 30.0, "target": target} for rule in RULES]
+        folder = tmp_path / "runs" / f"seed{seed}"
+        folder.mkdir(parents=True)
+        record = {"metrics": run | {"seed": seed, "epochs": lines}}
+        (folder / "metrics.json").write_text(json.dumps(record))
+    epochs = tables.collect_epochs(tmp_path)
+    assert len(epochs) == 2 * len(RULES)
+    table = tables.beside_published(epochs, tables.published_logs())
+    line = table.loc[("night", "RefineNet-resnet50", "at_best_source")]
+    assert line["reproduced"] == "21.0 ± 1.4" and line["seeds, reproduced"] == 2
+    assert line["difference"] == pytest.approx(21.0 - float(line["published"].split()[0]), abs=0.06)
+    assert (table.loc["fog", "reproduced"] == "-").all()
 
 
 def test_write_table_leaves_csv_and_markdown(results, tmp_path):

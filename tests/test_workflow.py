@@ -15,9 +15,9 @@ from zodi.adaptation import VARIANTS
 ROOT = Path(__file__).parent.parent
 PROFILES = ROOT / "workflow" / "profiles"
 PARAMETERS = {
-    "01_domain_gap": ["data", "variant", "network", "seed", "steps", "out"],
+    "01_domain_gap": ["data", "variant", "network", "seed", "changes", "out"],
     "02_image_transfer": ["data", "domain", "method", "limit", "out"],
-    "03_adaptation": ["data", "synth", "domain", "variant", "network", "seed", "steps", "out"],
+    "03_adaptation": ["data", "synth", "domain", "variant", "network", "seed", "changes", "out"],
     "04_tables": ["results", "out"],
 }
 NOTEBOOK = """# ---
@@ -55,7 +55,12 @@ PROFILE = {
     "variants": ["source_only", "zodi_no_similarity"],
     "networks": ["Unet/tu-resnet10t"],
     "seeds": [7],
-    "parameters": {"source_only": {"steps": 5}, "transfer": {"limit": 0}, "adapt": {"steps": 5}, "tables": {}},
+    "parameters": {
+        "source_only": {"changes": {"steps": 5}},
+        "transfer": {"limit": 0},
+        "adapt": {"changes": {"steps": 5}},
+        "tables": {},
+    },
 }
 
 
@@ -78,6 +83,14 @@ def plan(profile: str, results: Path) -> dict[str, int]:
             {"data": 1, "start": 1, "miniature": 1, "published": 1, "transfer": 30, "source_only": 6, "adapt": 135},
         ),
         ("camvid", {"data": 1, "transfer": 1, "source_only": 3, "adapt": 9}),
+        (
+            "paper",
+            {"data": 1, "published": 1, "transfer_shard": 40, "transfer": 10, "source_only": 9, "adapt": 90},
+        ),
+        (
+            "paper-smoke",
+            {"data": 1, "published": 1, "transfer_shard": 8, "transfer": 4, "source_only": 2, "adapt": 12},
+        ),
     ],
 )
 def test_profile_plans_one_job_a_point_of_its_grid(profile, jobs, tmp_path):
@@ -164,7 +177,7 @@ class TestRun:
             "variant": "zodi_no_similarity",
             "network": "Unet/tu-resnet10t",
             "seed": 7,
-            "steps": 5,
+            "changes": {"steps": 5},
             "out": f"../results/tiny/{run}",
         }
 
@@ -220,7 +233,11 @@ def test_notebooks_that_run_side_by_side_keep_apart(tmp_path):
 @pytest.mark.parametrize(
     ("profile", "data", "message"),
     [
-        ("nothing", None, "PROFILE=nothing: no such profile; expected one of camvid, full, mini, smoke"),
+        (
+            "nothing",
+            None,
+            "PROFILE=nothing: no such profile; expected one of ablations, camvid, full, mini, paper, paper-smoke",
+        ),
         ("camvid", "", "PROFILE=camvid needs your copy of the data set"),
         ("camvid", "no/such/folder", "DATA=no/such/folder: no such folder"),
         ("camvid", "EMPTY", "found no train/, trainannot/, test/, testannot/ in it"),
@@ -234,6 +251,26 @@ def test_wrong_arguments_give_one_message(profile, data, message, tmp_path, monk
     assert reproduce.main() == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
+
+
+def test_the_paper_profile_lists_everything_that_is_missing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["reproduce.py", "paper", "--data", str(tmp_path)])
+    monkeypatch.setattr(reproduce.shutil, "which", lambda name: None)
+    assert reproduce.main() == 2
+    message = capsys.readouterr().err
+    for part in (
+        "found no cityscapes/, acdc/, gta5/",
+        "model stable-diffusion-v1-5",
+        "control_v11p_sd15_seg",
+        "nvidia-smi",
+    ):
+        assert part in message
+
+
+def test_the_plan_sums_up_what_the_jobs_take():
+    text = reproduce.plan({"data": 1, "adapt": 3}, {"adapt": {"hours": 2, "gigabytes": 0.5}})
+    assert text.splitlines()[2].split() == ["adapt", "3", "6.0", "1.5"]
+    assert text.splitlines()[-1].split() == ["total", "4", "6.0", "1.5"]
 
 
 def test_make_passes_the_message_on():

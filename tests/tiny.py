@@ -1,5 +1,6 @@
 """Tiny random checkpoints of the classes that the real ones have, and small folders of images, for the tests."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -37,10 +38,11 @@ def scheduler(prediction_type: str = "epsilon", zero_snr: bool = False) -> DDIMS
     )
 
 
-def networks(conditioning_channels: tuple[int, ...]) -> tuple[UNet2DConditionModel, ControlNetModel]:
-    """UNet and ControlNet with random weights; every part of the ControlNet has an effect."""
-    unet = UNet2DConditionModel(
+def unet(in_channels: int = 4) -> UNet2DConditionModel:
+    """A UNet of two levels with random weights."""
+    return UNet2DConditionModel(
         sample_size=8,
+        in_channels=in_channels,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
         block_out_channels=(8, 16),
@@ -49,11 +51,16 @@ def networks(conditioning_channels: tuple[int, ...]) -> tuple[UNet2DConditionMod
         attention_head_dim=4,
         norm_num_groups=4,
     )
-    controlnet = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=conditioning_channels)
+
+
+def networks(conditioning_channels: tuple[int, ...]) -> tuple[UNet2DConditionModel, ControlNetModel]:
+    """UNet and ControlNet with random weights; every part of the ControlNet has an effect."""
+    network = unet()
+    controlnet = ControlNetModel.from_unet(network, conditioning_embedding_out_channels=conditioning_channels)
     outputs = [*controlnet.controlnet_down_blocks, controlnet.controlnet_mid_block]
     for convolution in [*outputs, controlnet.controlnet_cond_embedding.conv_out]:
         nn.init.normal_(convolution.weight, std=0.2)
-    return unet.eval().requires_grad_(False), controlnet.eval().requires_grad_(False)
+    return network.eval().requires_grad_(False), controlnet.eval().requires_grad_(False)
 
 
 def text_encoder(tokens: CLIPTokenizer) -> CLIPTextModel:
@@ -102,6 +109,12 @@ def stable_diffusion(seed: int = 0) -> DiffusionModel:
     tokens = tokenizer()
     parts = (vae.eval().requires_grad_(False), *networks((4, 8, 8, 8)), text_encoder(tokens), tokens)
     return DiffusionModel("tiny-sd", *parts, scheduler())
+
+
+def instruct_pix2pix(seed: int = 0) -> DiffusionModel:
+    """InstructPix2Pix's format: Stable Diffusion's with a UNet that sees an image, and no ControlNet."""
+    model = stable_diffusion(seed)
+    return replace(model, name="tiny-ip2p", unet=unet(8).eval().requires_grad_(False), controlnet=None)
 
 
 def write_dataset(root: Path, count: int = 3, height: int = 16, width: int = 32) -> tuple[Path, Path]:

@@ -11,6 +11,7 @@ import argparse
 import fcntl
 import io
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
@@ -69,6 +70,63 @@ def check_source(profile: str, needs: list[str], data: str) -> None:
         raise ValueError(f"DATA={data}: found no {', '.join(name + '/' for name in missing)} in it; expected {layout}")
 
 
+def missing_models(names: list[str]) -> list[str]:
+    """What to do about every model that is neither a folder nor in the hub's cache on this machine."""
+    from huggingface_hub import try_to_load_from_cache
+
+    def is_here(name: str) -> bool:
+        files = ("model_index.json", "config.json")
+        return Path(name).is_dir() or any(isinstance(try_to_load_from_cache(name, file), str) for file in files)
+
+    return [
+        f"model {name}: not in the hub's cache (HF_HOME); `.venv/bin/hf download {name}` gets it"
+        for name in names
+        if not is_here(name)
+    ]
+
+
+def check_needs(name: str, profile: dict[str, Any], data: str, cluster: str) -> None:
+    """Check that data, models and the graphics card are there before anything runs.
+
+    Raises:
+        ValueError: listing everything that is missing.
+    """
+    problems = []
+    try:
+        check_source(name, profile.get("source_needs", []), data)
+    except ValueError as error:
+        problems.append(str(error))
+    problems += missing_models(profile.get("model_needs", []))
+    if profile.get("gpu") and not cluster and shutil.which("nvidia-smi") is None:
+        problems.append(
+            f"PROFILE={name} needs a graphics card: found no nvidia-smi on this machine; or use CLUSTER=slurm"
+        )
+    if problems:
+        raise ValueError("; ".join(problems))
+
+
+def plan(jobs: dict[str, int], expected: dict[str, dict[str, float]]) -> str:
+    """What is still to run: jobs of every rule, and what they will take where the profile says what one takes."""
+    lines = [f"{'rule':<16}{'jobs':>6}{'GPU hours':>12}{'GB on disk':>12}"]
+    totals = [0.0, 0.0]
+    for rule, count in jobs.items():
+        each = expected.get(rule, {})
+        hours, gigabytes = count * each.get("hours", 0), count * each.get("gigabytes", 0)
+        totals = [totals[0] + hours, totals[1] + gigabytes]
+        lines.append(f"{rule:<16}{count:>6}" + (f"{hours:>12.1f}{gigabytes:>12.1f}" if each else ""))
+    lines.append(f"{'total':<16}{sum(jobs.values()):>6}{totals[0]:>12.1f}{totals[1]:>12.1f}")
+    return "\n".join(lines)
+
+
+def planned_jobs(command: list[str]) -> dict[str, int]:
+    """Number of jobs a rule that Snakemake would run."""
+    result = subprocess.run(
+        [*command, "--dry-run", "--quiet", "rules"], cwd=ROOT, check=False, capture_output=True, text=True
+    )
+    table = (result.stdout + result.stderr).partition("Job stats:")[2].partition("total")[0]
+    return {name: int(count) for name, count in re.findall(r"^(\w+) +(\d+)$", table, re.MULTILINE) if name != "all"}
+
+
 @contextmanager
 def lock(results: Path) -> Iterator[None]:
     """Keep a second run out of the same results; the system lets go of it however this process ends.
@@ -100,16 +158,21 @@ def show(lines: Iterable[str]) -> None:
     bar.close()
 
 
-def snakemake(profile: str, data: str, cores: int, cluster: str, dry_run: bool) -> int:
-    """Run the workflow; returns Snakemake's exit code."""
+def snakemake_command(profile: str, data: str, cores: int, cluster: str) -> list[str]:
+    """The call of Snakemake for a profile."""
     # Locks of Snakemake outlive a killed run and then block the next: `lock` takes their place.
     command = [sys.executable, "-m", "snakemake", "--nolock", "--rerun-incomplete", "--keep-going"]
     command += ["--snakefile", "workflow/Snakefile", "--configfile", f"workflow/profiles/{profile}.yaml"]
     if data:
         command += ["--config", f"source={Path(data).resolve()}"]
-    command += ["--profile", f"workflow/profiles/{cluster}"] if cluster else ["--cores", str(cores)]
-    command += ["--dry-run"] if dry_run else []
-    command += ["--quiet", "rules", "host"]
+    # On this machine every job sees the first graphics card, so that one runs at a time.
+    here = ["--cores", str(cores), "--resources", "gpu=1"]
+    return command + (["--profile", f"workflow/profiles/{cluster}"] if cluster else here)
+
+
+def run_snakemake(command: list[str], dry_run: bool) -> int:
+    """Run the workflow; returns Snakemake's exit code."""
+    command = [*command, *(["--dry-run"] if dry_run else []), "--quiet", "rules", "host"]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
         show(io.TextIOWrapper(process.stdout, encoding="utf-8", newline="\n"))
     return process.returncode
@@ -140,10 +203,19 @@ def main() -> int:
     arguments = parser.parse_args()
     try:
         profile = read_profile(arguments.profile)
-        check_source(arguments.profile, profile.get("source_needs", []), arguments.data)
+        command = snakemake_command(arguments.profile, arguments.data, arguments.cores, arguments.cluster)
+        try:
+            check_needs(arguments.profile, profile, arguments.data, arguments.cluster)
+        except ValueError as error:
+            # A plan can be made without data and models; it says what it would stop at.
+            if not arguments.dry_run or "expected" not in profile:
+                raise
+            print(f"missing: {error}", file=sys.stderr)
         results = Path(profile["results"])
         with lock(ROOT / results):
-            code = snakemake(arguments.profile, arguments.data, arguments.cores, arguments.cluster, arguments.dry_run)
+            if "expected" in profile:
+                print(plan(planned_jobs(command), profile["expected"]))
+            code = run_snakemake(command, arguments.dry_run)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

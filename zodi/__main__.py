@@ -66,9 +66,12 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--variant", default="zodi", help="row of the tables (default: zodi)")
     sub.add_argument("--domain", choices=DOMAINS, help="target domain; not for source-only")
     sub.add_argument("--synth", type=Path, help="folder that `transfer` wrote for the data set's train/images")
-    sub.add_argument("--network", help="ARCHITECTURE/ENCODER of segmentation_models_pytorch (default: a small one)")
-    sub.add_argument("--weights", help="mini, imagenet or a safetensors file (default: mini for the small network)")
-    sub.add_argument("--steps", type=int, default=200, help="optimisation steps (default: 200)")
+    sub.add_argument("--recipe", default="mini", help="settings of the training: mini (default) or paper")
+    sub.add_argument("--network", help="ARCHITECTURE/ENCODER (default: the recipe's)")
+    sub.add_argument("--weights", help="mini, imagenet or a file with weights (default: the recipe's)")
+    sub.add_argument("--steps", type=int, help="optimisation steps (default: the recipe's, 200 for mini)")
+    sub.add_argument("--device", default="cpu", help="for example cuda (default: cpu)")
+    sub.add_argument("--workers", type=int, default=0, help="processes that read images (default: none but this one)")
     sub.add_argument("--seed", type=int, default=0, help="(default: 0)")
     sub.add_argument("--out", type=Path, required=True, help="folder of the run")
 
@@ -116,14 +119,16 @@ def _add_transfer_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--method",
         default="stochastic_inversion",
-        help="stochastic_inversion (ZoDi, default), sdedit, ddim_inversion, controlnet_only, clear_prompt, "
-        "vae_round_trip, photometric",
+        help="stochastic_inversion (ZoDi, default), sdedit, ddim_inversion, controlnet_only, vae_round_trip, "
+        "photometric, or with --domain an ablation of ZoDi, for example clear_prompt",
     )
     sub.add_argument("--model", default="mini", help="mini (default), a folder in diffusers' format, or a hub id")
     sub.add_argument("--controlnet", help="folder or hub id, when the model's folder has none")
     sub.add_argument("--download", action="store_true", help="allow a hub model to be downloaded")
     sub.add_argument("--device", default="cpu", help="for example cuda (default: cpu)")
     sub.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of the networks")
+    sub.add_argument("--variant", help="of the UNet's weights: non_ema for those of the authors")
+    sub.add_argument("--compile", action="store_true", help="torch.compile the networks; worth it for many images")
     sub.add_argument("--steps", type=int, help="num_inference_steps (default: the model's)")
     sub.add_argument("--guidance", type=float, help="guidance_scale, 1 = none (default: the model's)")
     sub.add_argument("--align", action="store_true", help="encode at the first visited timestep; the paper does not")
@@ -176,6 +181,8 @@ def _transfer(options: argparse.Namespace) -> int:
             controlnet=options.controlnet,
             device=options.device,
             dtype=getattr(torch, options.dtype),
+            variant=options.variant,
+            compile=options.compile,
             local_files_only=not options.download,
         )
     given = {
@@ -207,6 +214,9 @@ def _transfer(options: argparse.Namespace) -> int:
         options.shard,
         options.limit,
     )
+    metrics = {"domain": options.domain, "method": options.method, "report": report}
+    if report.ok and options.limit is None and options.shard is None:
+        runs.save_metrics(options.out, "transfer", config, metrics, report.seconds)
     print(f"{report.done} done, {report.skipped} were there, {len(report.errors)} failed; {report.seconds} s")
     print(f"images: {options.out / 'images'}")
     for message in list(report.errors.values())[:SHOWN_ERRORS]:
@@ -220,29 +230,26 @@ def _adapt(options: argparse.Namespace) -> int:
     from zodi import adaptation, datasets, evaluation, runs, segmentation
 
     start = time.monotonic()
-    if options.variant not in adaptation.VARIANTS:
-        raise ValueError(f"variant {options.variant!r}: expected one of {list(adaptation.VARIANTS)}")
+    given = {"network": options.network, "weights": options.weights, "steps": options.steps, "seed": options.seed}
+    changes = {name: value for name, value in given.items() if value is not None}
+    config = adaptation.recipe(options.recipe, options.variant, **changes)
     row = adaptation.VARIANTS[options.variant]
     source = datasets.open_split(options.data, "train")
     if row.method is not None:
         if options.synth is None:
             raise ValueError(f"variant {row.name!r} needs --synth, the folder that `python -m zodi transfer` wrote")
-        labels = options.data / "train" / "labels"
-        second = datasets.FolderDataset(options.synth / "images", labels, source.label_set)
+        second = datasets.open_split(options.data, "train", images=options.synth / "images")
     elif row.name == "oracle":
         if options.domain is None:
             raise ValueError("variant 'oracle' needs --domain")
         second = datasets.open_split(options.data, f"train_{options.domain}")
     else:
         second = None
-    given = {"network": options.network, "weights": options.weights}
-    config = adaptation.AdaptationConfig(
-        steps=options.steps * row.length,
-        similarity_weight=row.similarity_weight,
-        seed=options.seed,
-        **{name: value for name, value in given.items() if value is not None},
+    if not row.source:
+        source, second = second, None
+    network, history = adaptation.train(
+        config, source, second, options.out, progress=True, device=options.device, workers=options.workers
     )
-    network, history = adaptation.train(config, source, second, options.out, progress=True)
     segmentation.save_network(network, options.out / "network")
     history.to_csv(options.out / "history.csv", index=False)
     scores = _scores(network, options.data, None)

@@ -9,8 +9,9 @@ and change the gradient.
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import functional as TF
 from tqdm.auto import tqdm
 
-from zodi.datasets import FolderDataset, Sample
+from zodi.datasets import AnyDataset, Sample
 from zodi.labels import IGNORE_INDEX
 from zodi.runs import atomic_path, generator_for, print_settings, settings_hash, write_json
 from zodi.segmentation import DEFAULT_NETWORK, SegmentationNetwork, build_network, normalise
@@ -37,10 +38,11 @@ class Variant:
     Attributes:
         name: identifier in paths and files.
         label: what readers see.
-        method: how the second image of a pair was made, a method of `zodi.transfer` or "clear_prompt"; None = no
-            transferred image (source-only, oracle).
+        method: how the second image of a pair was made, a method or ablation of `zodi.transfer`; None = no transferred
+            image (source-only, oracle).
         similarity_weight: w of the loss.
         length: training steps as a multiple of the others'.
+        source: whether the source image is trained on as well.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Variant:
     method: str | None
     similarity_weight: float = 0.1
     length: int = 1
+    source: bool = True
 
 
 VARIANTS = {
@@ -62,6 +65,11 @@ VARIANTS = {
         Variant("vae_round_trip", "VAE round trip", "vae_round_trip"),
         Variant("sdedit", "SDEdit", "sdedit"),
         Variant("controlnet_only", "ControlNet only", "controlnet_only"),
+        Variant("synth_only", "ZoDi's images alone", "stochastic_inversion", 0.0, source=False),
+        Variant("paper_noise", "ZoDi, same noise for all images", "paper_noise"),
+        Variant("aligned", "ZoDi, encoding time aligned", "aligned"),
+        Variant("ade20k", "ZoDi, layout in ADE20K's colours", "ade20k"),
+        *(Variant(f"strength_{s}", f"ZoDi, strength 0.{s // 10}", f"strength_{s}") for s in (30, 50, 70, 90)),
         Variant("zodi_no_similarity", "ZoDi, no similarity", "stochastic_inversion", 0.0),
         Variant("zodi", "ZoDi", "stochastic_inversion"),
         Variant("oracle", "oracle (true target images)", None, 0.0),
@@ -153,15 +161,30 @@ PAPER_CONFIG = AdaptationConfig(
 RECIPES = {"mini": AdaptationConfig(), "paper": PAPER_CONFIG}
 
 
-def recipe(name: str, **changes: object) -> AdaptationConfig:
-    """The settings of a recipe, "mini" or "paper", with changes.
+def recipe(name: str, variant: str = "zodi", **changes: Any) -> AdaptationConfig:
+    """The settings with which a recipe trains a row of the tables.
+
+    Args:
+        name: "mini" or "paper".
+        variant: a key of `VARIANTS`; it rules the weight of the similarity term and the length.
+        changes: other values for fields of `AdaptationConfig`, of a row of ordinary length.
 
     Raises:
-        ValueError: for an unknown recipe, or changes out of range.
+        ValueError: for an unknown recipe, variant or field, or values out of range.
     """
     if name not in RECIPES:
         raise ValueError(f"recipe {name!r}: expected one of {list(RECIPES)}")
-    return replace(RECIPES[name], **changes)
+    if variant not in VARIANTS:
+        raise ValueError(f"variant {variant!r}: expected one of {list(VARIANTS)}")
+    unknown = sorted(changes.keys() - {field.name for field in fields(AdaptationConfig)})
+    if unknown:
+        raise ValueError(f"unknown settings {unknown}; expected fields of AdaptationConfig")
+    row = VARIANTS[variant]
+    if "crop" in changes:
+        # A list where it comes from a parameter of a notebook.
+        changes["crop"] = tuple(changes["crop"])
+    config = replace(RECIPES[name], **{"similarity_weight": row.similarity_weight} | changes)
+    return replace(config, steps=config.steps * row.length)
 
 
 # ---------------------------------------------------------------- loss
@@ -261,8 +284,8 @@ def _chosen(step: int, candidates: list[int], config: AdaptationConfig) -> list[
 
 def make_batches(
     step: int,
-    source: FolderDataset,
-    synth: FolderDataset | None,
+    source: AnyDataset,
+    synth: AnyDataset | None,
     pairs: dict[str, int] | None,
     config: AdaptationConfig,
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor] | None]:
@@ -311,8 +334,8 @@ class _Batches(Dataset):
 
 def train(
     config: AdaptationConfig,
-    source: FolderDataset,
-    synth: FolderDataset | None,
+    source: AnyDataset,
+    synth: AnyDataset | None,
     out: str | Path | None,
     callback: Callable[[int, nn.Module], None] | None = None,
     save_every: int = 100,
@@ -352,7 +375,9 @@ def train(
     if weights == "auto":
         weights = "mini" if config.network == DEFAULT_NETWORK else None
     network = build_network(config.network, source.label_set.num_classes, weights, config.void_output)
-    network.to(device, memory_format=torch.channels_last)
+    # On a CPU networks this small are slower with channels last.
+    memory_format = torch.contiguous_format if torch.device(device).type == "cpu" else torch.channels_last
+    network.to(device, memory_format=memory_format)
     freeze_norm = weights == "mini" if config.freeze_norm is None else config.freeze_norm
     optimizer = _optimizer(network, config)
 
@@ -404,7 +429,7 @@ def train(
     return network.eval(), pd.DataFrame(history)
 
 
-def _pairs(source: FolderDataset, synth: FolderDataset | None, config: AdaptationConfig) -> dict[str, int] | None:
+def _pairs(source: AnyDataset, synth: AnyDataset | None, config: AdaptationConfig) -> dict[str, int] | None:
     if synth is None:
         return None
     positions = {key: index for index, key in enumerate(synth.keys)}

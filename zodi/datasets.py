@@ -5,7 +5,8 @@ the oracle only, `train_DOMAIN/`. Each of these has `images/` and `labels/`; lab
 """
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,7 @@ class FolderDataset:
     ) -> None:
         self.label_set = label_set
         self.size = size
+        self.images_folder = Path(images)
         self._images, self._labels = find_files(images), find_files(labels, (".png",))
         self.keys = list(self._images)
         self._cache: dict[int, Sample] | None = {} if cache else None
@@ -170,18 +172,21 @@ class PackedDataset:
         return sample
 
 
-def pack(dataset: FolderDataset, folder: str | Path, progress: bool = True) -> PackedDataset:
+AnyDataset = FolderDataset | PackedDataset
+
+
+def pack(dataset: FolderDataset, folder: str | Path | None = None, progress: bool = True) -> PackedDataset:
     """Decode and resize a data set once; later calls open what is there while its files have not changed.
 
     Args:
         dataset: images all of one size, after its `size` is applied.
-        folder: where the arrays go, 4 bytes a pixel; all of it or nothing.
+        folder: where the arrays go, 4 bytes a pixel; all of it or nothing. None = `packed` beside the images' folder.
         progress: show a bar.
 
     Raises:
         ValueError: if the images differ in size; names the first that does.
     """
-    folder = Path(folder)
+    folder = dataset.images_folder.parent / "packed" if folder is None else Path(folder)
     origin = {"label_set": dataset.label_set.name, "keys": dataset.keys, "size": dataset.size}
     origin = to_plain(origin | {"files": dataset.file_stamps()})
     if (folder / "index.json").exists() and {k: read_json(folder / "index.json")[k] for k in origin} == origin:
@@ -239,6 +244,51 @@ def open_split(root: str | Path, split: str, cache: bool = True, images: str | P
     folder = Path(root) / split
     label_set = get_label_set(dataset_info(root)["label_set"])
     return FolderDataset(images or folder / "images", folder / "labels", label_set, cache=cache)
+
+
+# ---------------------------------------------------------------- writing data set folders
+
+WRITERS = 8
+
+
+def write_folder(
+    root: str | Path,
+    info: Mapping[str, Any],
+    splits: Mapping[str, Sequence[tuple[str, Path, Path]]],
+    label_set: LabelSet,
+    size: tuple[int, int],
+) -> None:
+    """Write a data set folder from files elsewhere; all of it or nothing, and nothing again when it is there.
+
+    Args:
+        root: folder to make.
+        info: for `dataset.json`: name, label_set, source, domains; size and counts are added.
+        splits: part -> (key, image file, label file) of every sample.
+        label_set: meaning of the label files' pixel values; class indices are written.
+        size: (height, width) in pixels that everything is resized to.
+
+    Raises:
+        ValueError: if `root` holds another data set, or a file cannot be used; names it.
+    """
+    root = Path(root)
+    info = {**info, "height": size[0], "width": size[1]} | {name: len(samples) for name, samples in splits.items()}
+    if (root / INFO_FILE).exists():
+        if dataset_info(root) != info:
+            raise ValueError(f"{root} holds another data set; delete it or choose another folder")
+        return
+    with atomic_path(root) as temporary, ThreadPoolExecutor(WRITERS) as pool:
+
+        def write(split: str, key: str, image: Path, label: Path) -> None:
+            Image.fromarray(read_image(image, size)).save(temporary / split / "images" / f"{key}.png")
+            Image.fromarray(read_label(label, label_set, size)).save(temporary / split / "labels" / f"{key}.png")
+
+        for split, samples in splits.items():
+            for part in ("images", "labels"):
+                (temporary / split / part).mkdir(parents=True)
+            jobs = [pool.submit(write, split, *sample) for sample in samples]
+            for job in tqdm(jobs, split, unit="frame"):
+                job.result()
+        write_json(temporary / INFO_FILE, info)
 
 
 # ---------------------------------------------------------------- the miniature as a data set folder

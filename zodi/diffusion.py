@@ -33,7 +33,9 @@ MINI_FOLDER = Path(__file__).parent / "weights" / "mini"
 DEFAULTS_FILE = "transfer_defaults.json"
 MODULES = ("vae", "unet", "controlnet", "text_encoder")
 _VAE_CLASSES = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
-# Without the half-precision, non-EMA and pickled copies that lie beside them.
+# The state of the repository that the code was written for; other repositories are taken as they are today.
+_REVISIONS = {STABLE_DIFFUSION: "451f4fe16113bff5a5d2269ed5ad43b0592e9a14"}
+# Without the half-precision and pickled copies that lie beside them.
 _HUB_FILES = [
     "*.json",
     "*/*.json",
@@ -77,7 +79,7 @@ class DiffusionModel:
         name: "mini", the hub id or the name of the folder; goes into manifests and tables.
         vae: images in -1 .. 1 <-> latents.
         unet: denoiser; what it predicts is ruled by `scheduler.config.prediction_type`.
-        controlnet: reads the layout image, 0 .. 1 RGB at image resolution.
+        controlnet: reads the layout image, 0 .. 1 RGB at image resolution; None for an InstructPix2Pix checkpoint.
         text_encoder, tokenizer: prompt -> (L, D) embeddings.
         scheduler: noise schedule (its betas and prediction type).
         defaults: settings that the checkpoint was made for.
@@ -86,7 +88,7 @@ class DiffusionModel:
     name: str
     vae: AutoencoderKL | AutoencoderTiny
     unet: UNet2DConditionModel
-    controlnet: ControlNetModel
+    controlnet: ControlNetModel | None
     text_encoder: CLIPTextModel
     tokenizer: CLIPTokenizer
     scheduler: DDIMScheduler
@@ -112,6 +114,8 @@ def load(
     controlnet: str | Path | None = None,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
+    variant: str | None = None,
+    compile: bool = False,
     local_files_only: bool = True,
 ) -> DiffusionModel:
     """Load a checkpoint for inference; safetensors only, no code from the checkpoint runs.
@@ -122,15 +126,19 @@ def load(
             has one, else the ControlNet that the paper uses (`CONTROLNET_SEG`).
         device: where the weights go.
         dtype: type of the weights; float32 on CPU, bfloat16 or float16 are faster where the hardware has them.
+        variant: of the UNet's weights, "non_ema" for those that the authors used; None = the averaged ones.
+        compile: run UNet and ControlNet through torch.compile: minutes at the start, faster afterwards on a GPU.
         local_files_only: True = never download, use what is on this machine.
 
     Raises:
         FileNotFoundError: if a part is missing; says what to get, how large it is and where to put it.
         ValueError: if a part is not of a class that this code knows.
     """
-    folder = _locate(model, STABLE_DIFFUSION, STABLE_DIFFUSION_SIZE, local_files_only)
+    folder = _locate(model, STABLE_DIFFUSION, STABLE_DIFFUSION_SIZE, local_files_only, variant)
     if controlnet is None and (folder / "controlnet").is_dir():
         controlnet_folder = folder / "controlnet"
+    elif controlnet is None and _sees_an_image(folder):
+        controlnet_folder = None
     else:
         controlnet_folder = _locate(controlnet or CONTROLNET_SEG, CONTROLNET_SEG, CONTROLNET_SEG_SIZE, local_files_only)
 
@@ -138,8 +146,12 @@ def load(
     try:
         with _no_progress_bar():
             vae = _vae_class(folder).from_pretrained(folder, subfolder="vae", torch_dtype=dtype, **only_safe)
-            unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", torch_dtype=dtype, **only_safe)
-            control = ControlNetModel.from_pretrained(controlnet_folder, torch_dtype=dtype, **only_safe)
+            unet = UNet2DConditionModel.from_pretrained(
+                folder, subfolder="unet", torch_dtype=dtype, variant=variant, **only_safe
+            )
+            control = None
+            if controlnet_folder is not None:
+                control = ControlNetModel.from_pretrained(controlnet_folder, torch_dtype=dtype, **only_safe)
             text_encoder = CLIPTextModel.from_pretrained(folder, subfolder="text_encoder", dtype=dtype, **only_safe)
             tokenizer = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer", local_files_only=True)
             scheduler = DDIMScheduler.from_pretrained(folder, subfolder="scheduler", local_files_only=True)
@@ -149,8 +161,14 @@ def load(
             f"with config.json and safetensors weights), tokenizer/ and scheduler/. Copy it again. Cause: {error}"
         ) from error
 
-    for module in (vae, unet, control, text_encoder):
+    for module in filter(None, (vae, unet, control, text_encoder)):
         module.requires_grad_(False).eval().to(device, memory_format=torch.channels_last)
+    if isinstance(vae, AutoencoderKL):
+        # One image at a time: at Stable Diffusion's size a batch would take more memory than all networks.
+        vae.enable_slicing()
+    if compile:
+        for module in filter(None, (unet, control)):
+            module.compile()
     is_local = folder == MINI_FOLDER or Path(model).is_dir()
     name = ("mini" if folder == MINI_FOLDER else folder.resolve().name) if is_local else str(model)
     return DiffusionModel(name, vae, unet, control, text_encoder, tokenizer, scheduler, _read_defaults(folder))
@@ -165,10 +183,14 @@ def save(model: DiffusionModel, folder: str | Path, dtype: torch.dtype | None = 
         dtype: type of the stored weights, for example torch.float16 to halve the size; None = as they are.
     """
     # The pipeline classes take seconds to import and only saving needs them.
-    from diffusers import StableDiffusionControlNetPipeline
+    from diffusers import StableDiffusionControlNetPipeline, StableDiffusionInstructPix2PixPipeline
 
-    pipeline = StableDiffusionControlNetPipeline(
-        **{part: getattr(model, part) for part in (*MODULES, "tokenizer", "scheduler")},
+    parts = _modules(model) | {"tokenizer": model.tokenizer, "scheduler": model.scheduler}
+    pipeline_class = (
+        StableDiffusionInstructPix2PixPipeline if model.controlnet is None else StableDiffusionControlNetPipeline
+    )
+    pipeline = pipeline_class(
+        **parts,
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
@@ -188,7 +210,14 @@ def save(model: DiffusionModel, folder: str | Path, dtype: torch.dtype | None = 
         write_json(temporary / DEFAULTS_FILE, model.defaults)
 
 
-def _locate(model: str | Path, paper_id: str, paper_size: str, local_files_only: bool) -> Path:
+def _modules(model: DiffusionModel) -> dict[str, torch.nn.Module]:
+    """The networks that a model has."""
+    return {part: getattr(model, part) for part in MODULES if getattr(model, part) is not None}
+
+
+def _locate(
+    model: str | Path, paper_id: str, paper_size: str, local_files_only: bool, variant: str | None = None
+) -> Path:
     """The folder of a model on this machine, downloaded from the hub if it is a hub id and that is allowed."""
     if str(model) == "mini":
         if not (MINI_FOLDER / "model_index.json").exists():
@@ -205,7 +234,11 @@ def _locate(model: str | Path, paper_id: str, paper_size: str, local_files_only:
             f"tokenizer/, scheduler/) or a hub id such as {paper_id}."
         )
     try:
-        return Path(snapshot_download(model, local_files_only=local_files_only, allow_patterns=_HUB_FILES))
+        files = [*_HUB_FILES, *([f"unet/*.{variant}.safetensors"] if variant else [])]
+        revision = _REVISIONS.get(model)
+        return Path(
+            snapshot_download(model, revision=revision, local_files_only=local_files_only, allow_patterns=files)
+        )
     except OSError as error:
         raise FileNotFoundError(
             f"{model!r} is not on this machine. The paper uses {paper_id} ({paper_size}). Download it once with "
@@ -219,6 +252,12 @@ def _vae_class(folder: Path) -> type[AutoencoderKL] | type[AutoencoderTiny]:
     if name not in _VAE_CLASSES:
         raise ValueError(f"{folder / 'vae'}: found a {name}, expected one of {list(_VAE_CLASSES)}")
     return _VAE_CLASSES[name]
+
+
+def _sees_an_image(folder: Path) -> bool:
+    """Whether the UNet takes an image beside the noise, as InstructPix2Pix's does; such a model has no ControlNet."""
+    channels = [read_json(folder / part / "config.json") for part in ("unet", "vae") if (folder / part).is_dir()]
+    return len(channels) == 2 and channels[0]["in_channels"] == 2 * channels[1]["latent_channels"]
 
 
 def _read_defaults(folder: Path) -> TransferDefaults:
@@ -288,8 +327,7 @@ def embed(model: DiffusionModel, prompts: list[str]) -> Tensor:
 def describe(model: DiffusionModel) -> pd.DataFrame:
     """One row a part: class, number of parameters, megabytes in memory."""
     rows = []
-    for part in MODULES:
-        module = getattr(model, part)
+    for part, module in _modules(model).items():
         parameters = list(module.parameters())
         rows.append(
             {
@@ -306,8 +344,8 @@ def fingerprint(model: DiffusionModel) -> str:
     """12 hex digits that tell two checkpoints apart, whatever their names: schedule, and the start of every weight."""
     schedule = {key: value for key, value in model.scheduler.config.items() if not key.startswith("_")}
     digest = hashlib.sha256(json.dumps(schedule, sort_keys=True).encode())
-    for part in MODULES:
-        for name, value in getattr(model, part).state_dict().items():
+    for part, module in _modules(model).items():
+        for name, value in module.state_dict().items():
             # Training changes every tensor, so a few values of each are enough and cost nothing on large models.
             digest.update(f"{part}.{name}{tuple(value.shape)}".encode())
             digest.update(value.flatten()[:16].float().cpu().numpy().tobytes())

@@ -25,7 +25,7 @@ import torch
 from tqdm.auto import tqdm
 
 from zodi import adaptation, diffusion, evaluation, scenes, tables, transfer
-from zodi.adaptation import VARIANTS, AdaptationConfig
+from zodi.adaptation import VARIANTS, recipe
 from zodi.datasets import FolderDataset, open_split, write_miniature
 from zodi.domains import SOURCE, TARGETS
 from zodi.graders import GraderConfig, Graders, classify, judge_miou, load_or_train
@@ -194,8 +194,7 @@ def _synth_folder(out: Path, domain: str, method: str) -> Path:
 
 
 def _synth(out: Path, domain: str, method: str) -> FolderDataset:
-    images = _synth_folder(out, domain, method) / "images"
-    return FolderDataset(images, out / "data" / "train" / "labels", CITYSCAPES, cache=True)
+    return open_split(out / "data", "train", images=_synth_folder(out, domain, method) / "images")
 
 
 def transfer_job(config: QualityConfig, out: Path, domain: str, method: str) -> None:
@@ -219,7 +218,7 @@ def adapt_job(config: QualityConfig, out: Path, variant: str, domain: str, seed:
     """Train and test one network; domain "" tests on all domains. A finished run of the same settings stays."""
     start = time.monotonic()
     row = VARIANTS[variant]
-    settings = AdaptationConfig(steps=config.steps, similarity_weight=row.similarity_weight, seed=seed)
+    settings = recipe("mini", variant, steps=config.steps, seed=seed)
     source = open_split(out / "data", "train")
     record: dict[str, Any] = {"data": read_json(out / "data" / "dataset.json"), "variant": variant, "config": settings}
     second = None

@@ -152,6 +152,19 @@ def print_settings(settings: Any) -> None:
         print(f"{name:<{width}}  {value}")
 
 
+# ---------------------------------------------------------------- the machine
+
+
+def best_device() -> str:
+    """ "cuda" where there is a graphics card, else "cpu"."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def worker_count(device: str) -> int:
+    """Processes that shall read and augment images: none beside a CPU, which has the training to do."""
+    return min(8, os.cpu_count() or 1) if device == "cuda" else 0
+
+
 # ---------------------------------------------------------------- records
 
 

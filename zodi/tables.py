@@ -18,6 +18,12 @@ from zodi.runs import atomic_path, read_json
 RUN = ["variant", "domain", "network", "seed"]
 COLUMNS = [*RUN, "images_seen", "test_domain", "class", "iou"]
 MEAN = "mean"
+# Our name of a network -> its name in the published logs.
+PUBLISHED_NETWORKS = {
+    "PaperDeepLabV3Plus/resnet50": "DeepLabv3+-resnet50",
+    "PaperDeepLabV3Plus/resnet101": "DeepLabv3+-resnet101",
+    "PaperRefineNet/resnet50": "RefineNet-resnet50",
+}
 PUBLISHED = Path(__file__).parent / "published"
 PUBLISHED_RULES = ("last", "at_best_source", "best_target")
 
@@ -286,6 +292,55 @@ def published_rules(logs: pd.DataFrame) -> pd.DataFrame:
     tidy = logs.melt(["domain", "network", "seed"], PUBLISHED_RULES, "rule", "iou")
     groups = tidy.groupby(["domain", "network", "rule"], sort=False)["iou"]
     return _ordered(groups.agg(mean="mean", std="std", seeds="count").reset_index())
+
+
+def collect_epochs(results: Path | str) -> pd.DataFrame:
+    """Which epoch each rule takes, in all runs below `results/runs` that scored their epochs.
+
+    Returns:
+        A line for every run and rule: `RUN`, rule, epoch, and the mIoU of that epoch on source, synthetic and target.
+    """
+    rows = []
+    for file in sorted(Path(results).glob("runs/**/metrics.json")):
+        metrics = read_json(file).get("metrics", {})
+        rows += [{key: metrics[key] for key in RUN} | line for line in metrics.get("epochs", [])]
+    return pd.DataFrame(rows, columns=[*RUN, "rule", "epoch", "source", "synthetic", "target"])
+
+
+def beside_published(epochs: pd.DataFrame, logs: pd.DataFrame) -> pd.DataFrame:
+    """Target mIoU of ZoDi: published, reproduced, and their difference, for each rule.
+
+    Args:
+        epochs: from `collect_epochs`.
+        logs: from `published_logs`.
+
+    Returns:
+        Index domain, network, rule; columns `published` and `reproduced` ("mean ± std" in percent, "-" where there is
+        none), `difference` in points, and the numbers of seeds. Rules that the logs do not have are left out.
+    """
+    ours = epochs[(epochs["variant"] == "zodi") & epochs["network"].isin(PUBLISHED_NETWORKS)]
+    ours = ours.assign(
+        network=ours["network"].map(PUBLISHED_NETWORKS), rule=ours["rule"].replace({"best_source": "at_best_source"})
+    )
+    index = ["domain", "network", "rule"]
+    statistics = {"mean": "mean", "std": "std", "seeds": "count"}
+    reproduced = ours.groupby(index)["target"].agg(**statistics)
+    table = published_rules(logs).set_index(index).join(reproduced, rsuffix="_ours")
+
+    def cells(suffix: str) -> list[str]:
+        pairs = zip(table[f"mean{suffix}"], table[f"std{suffix}"], strict=True)
+        return ["-" if pd.isna(mean) else plus_minus(mean, std) for mean, std in pairs]
+
+    return pd.DataFrame(
+        {
+            "published": cells(""),
+            "reproduced": cells("_ours"),
+            "difference": (table["mean_ours"] - table["mean"]).round(1),
+            "seeds, published": table["seeds"],
+            "seeds, reproduced": table["seeds_ours"].fillna(0).astype(int),
+        },
+        index=table.index,
+    )
 
 
 def published_peers() -> pd.DataFrame:

@@ -11,6 +11,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from zodi.diffusion import DiffusionModel, TransferDefaults, decode, embed, encode
-from zodi.domains import NEGATIVE_PROMPT, PROMPT_SUFFIX, SOURCE, get_domain
+from zodi.domains import DOMAINS, NEGATIVE_PROMPT, PROMPT_SUFFIX, SOURCE, get_domain
 from zodi.labels import CITYSCAPES
 from zodi.photometric import photometric
 from zodi.runs import generator_for
@@ -30,13 +31,23 @@ METHODS = {
     "sdedit": "noise the latent, denoise with prompt and layout (Meng et al., ICLR 2022)",
     "ddim_inversion": "deterministic DDIM inversion, then deterministic denoising (Song et al., ICLR 2021)",
     "controlnet_only": "denoise pure noise with prompt and layout; the image itself is not used",
+    "instruct_pix2pix": "edit by an instruction, without layout; needs such a checkpoint (Brooks et al., CVPR 2023)",
     "vae_round_trip": "encode and decode, no diffusion: what the VAE alone changes",
     "photometric": "hand-made colour and weather operations, no diffusion model",
 }
 WITHOUT_DIFFUSION = ("vae_round_trip", "photometric")
 WITHOUT_MODEL = ("photometric",)
+WITHOUT_LAYOUT = (*WITHOUT_DIFFUSION, "instruct_pix2pix")
+INSTRUCTION = "turn it into {prompt}"
 NOISE_CHOICES = ("per_image", "paper")
-CLEAR_PROMPT = "clear_prompt"
+# ZoDi with one thing changed: rows of the ablations, used like methods.
+ABLATIONS: dict[str, dict[str, Any]] = {
+    "clear_prompt": {"prompt": DOMAINS[SOURCE].prompt},
+    "paper_noise": {"noise": "paper", "seed": 42},
+    "aligned": {"align": True},
+    "ade20k": {"palette": "ade20k"},
+    **{f"strength_{percent}": {"strength": percent / 100} for percent in (30, 50, 70, 90)},
+}
 
 # What the paper's sampler does on top of a checkpoint's betas and prediction type.
 _GRID = {
@@ -229,7 +240,7 @@ def transfer_latents(
         scheduler: its betas and prediction type rule, the timestep grid is the paper's; None = Stable Diffusion 1.5.
         align: encode at the first visited timestep in place of int(strength * 1000).
         callback: called after every step with (step index, timestep, latents).
-        method: a key of `METHODS` that uses diffusion.
+        method: a key of `METHODS` that uses diffusion and a layout.
 
     Returns:
         Final latents, shape and type of `latents`.
@@ -241,8 +252,8 @@ def transfer_latents(
         raise ValueError(f"strength={strength}: expected 0 .. 1")
     if num_inference_steps < 1:
         raise ValueError(f"num_inference_steps={num_inference_steps}: expected at least 1")
-    if method not in METHODS or method in WITHOUT_DIFFUSION:
-        raise ValueError(f"method {method!r}: expected one of {[m for m in METHODS if m not in WITHOUT_DIFFUSION]}")
+    if method not in METHODS or method in WITHOUT_LAYOUT:
+        raise ValueError(f"method {method!r}: expected one of {[m for m in METHODS if m not in WITHOUT_LAYOUT]}")
     guided = guidance_scale != 1
     if guided and negative_prompt_embeds is None:
         raise ValueError(f"guidance_scale={guidance_scale} needs negative_prompt_embeds")
@@ -296,6 +307,63 @@ ddim_inversion = functools.partial(transfer_latents, method="ddim_inversion")
 controlnet_only = functools.partial(transfer_latents, method="controlnet_only")
 
 
+@torch.inference_mode()
+def instruct_pix2pix(
+    unet: UNet2DConditionModel,
+    image_latents: Tensor,
+    prompt_embeds: Tensor,
+    negative_prompt_embeds: Tensor,
+    *,
+    num_inference_steps: int = 20,
+    guidance_scale: float = 7.5,
+    image_guidance_scale: float = 1.5,
+    eta: float = 1.0,
+    noise: Sequence[Tensor] | None = None,
+    generator: torch.Generator | list[torch.Generator] | None = None,
+    scheduler: DDIMScheduler | None = None,
+) -> Tensor:
+    """Latents of images edited by an instruction: InstructPix2Pix (Brooks et al., CVPR 2023, Equation 3).
+
+    The UNet sees the image beside the noise. With e(c_I, c_T) its prediction given image and text,
+    e = e(0, 0) + s_I (e(c_I, 0) - e(0, 0)) + s_T (e(c_I, c_T) - e(c_I, 0)).
+
+    Args:
+        unet: of an InstructPix2Pix checkpoint, with twice the latents' channels as input.
+        image_latents: the VAE's latents without its scaling factor, (B, C, h, w).
+        prompt_embeds: of the instruction, (B or 1, L, D).
+        negative_prompt_embeds: of the empty prompt, (B or 1, L, D).
+        num_inference_steps: steps of the whole grid, all taken: the start is pure noise.
+        guidance_scale, image_guidance_scale: s_T and s_I.
+        eta, noise, generator, scheduler: see `transfer_latents`.
+
+    Returns:
+        Final latents with the scaling factor, shape and type of `image_latents`.
+
+    Raises:
+        ValueError: if the UNet is not one that sees an image.
+    """
+    channels = image_latents.shape[1]
+    if unet.config.in_channels != 2 * channels:
+        raise ValueError(
+            f"method 'instruct_pix2pix': the UNet takes {unet.config.in_channels} channels, expected {2 * channels}; "
+            "use an InstructPix2Pix checkpoint, for example timbrooks/instruct-pix2pix"
+        )
+    scheduler = paper_scheduler(scheduler)
+    timesteps = visited_timesteps(1.0, num_inference_steps, scheduler)
+    image = image_latents.to(torch.promote_types(image_latents.dtype, torch.float32))
+    text, empty = (_expand(e, image, unet.dtype) for e in (prompt_embeds, negative_prompt_embeds))
+    embeds = torch.cat([text, empty, empty])
+    images = torch.cat([image, image, torch.zeros_like(image)])
+    z, *step_noise = _noise(len(timesteps) + 1, image, noise, generator)
+    for step, t in enumerate(timesteps):
+        x = torch.cat([torch.cat([z, z, z]), images], dim=1).to(unet.dtype)
+        full, image_only, none = unet(x, t, encoder_hidden_states=embeds).sample.to(z.dtype).chunk(3)
+        prediction = none + image_guidance_scale * (image_only - none) + guidance_scale * (full - image_only)
+        variance_noise = step_noise[step] if eta > 0 else None
+        z = scheduler.step(prediction, t, z, eta=eta, variance_noise=variance_noise).prev_sample
+    return z.to(image_latents.dtype)
+
+
 def _ddim_inversion(
     unet: UNet2DConditionModel,
     controlnet: ControlNetModel,
@@ -346,6 +414,7 @@ class TransferConfig:
         prompt_suffix: appended to the prompt, as in the paper.
         negative_prompt: prompt of the unconditional branch.
         num_inference_steps, guidance_scale, eta, align: see `transfer_latents`.
+        image_guidance_scale: see `instruct_pix2pix`.
         seed: of all noise.
         noise: "per_image" seeds each image by (seed, its key); "paper" restarts at `seed` for every image, so that
             all images of a size get the same noise, as in the authors' program (they use seed 42).
@@ -362,6 +431,7 @@ class TransferConfig:
     negative_prompt: str = NEGATIVE_PROMPT
     num_inference_steps: int = 20
     guidance_scale: float = 9.0
+    image_guidance_scale: float = 1.5
     eta: float = 1.0
     seed: int = 0
     noise: str = "per_image"
@@ -377,8 +447,11 @@ class TransferConfig:
             raise ValueError(f"strength={self.strength}: expected 0 .. 1")
         if not 1 <= self.num_inference_steps < 1000:
             raise ValueError(f"num_inference_steps={self.num_inference_steps}: expected 1 .. 999")
-        if self.guidance_scale < 0 or self.eta < 0:
-            raise ValueError(f"guidance_scale={self.guidance_scale}, eta={self.eta}: expected at least 0")
+        if min(self.guidance_scale, self.image_guidance_scale, self.eta) < 0:
+            raise ValueError(
+                f"guidance_scale={self.guidance_scale}, image_guidance_scale={self.image_guidance_scale}, "
+                f"eta={self.eta}: expected at least 0"
+            )
         if self.noise not in NOISE_CHOICES:
             raise ValueError(f"noise {self.noise!r}: expected one of {NOISE_CHOICES}")
         if self.palette not in PALETTES:
@@ -401,20 +474,20 @@ def domain_config(
 
     Args:
         domain: a key of `zodi.domains.DOMAINS`.
-        method: a key of `METHODS`, or "clear_prompt": stochastic inversion at the domain's strength but with the
-            prompt of the source domain, which tells plain augmentation from domain transfer.
+        method: a key of `METHODS`, or of `ABLATIONS`: stochastic inversion with one thing changed, for example
+            "clear_prompt", the prompt of the source domain, which tells plain augmentation from domain transfer.
         defaults: `model.defaults`; None = the paper's for Stable Diffusion.
         changes: other fields of `TransferConfig`.
     """
     target = get_domain(domain)
-    prompt = get_domain(SOURCE).prompt if method == CLEAR_PROMPT else target.prompt
     defaults = defaults or TransferDefaults()
     settings = defaults.settings() | {
-        "prompt": prompt,
+        "prompt": target.prompt,
         "strength": defaults.strengths.get(domain, target.strength),
-        "method": "stochastic_inversion" if method == CLEAR_PROMPT else method,
+        "method": "stochastic_inversion" if method in ABLATIONS else method,
         "domain": domain,
     }
+    settings |= ABLATIONS.get(method, {})
     return TransferConfig(**settings | changes)
 
 
@@ -430,8 +503,8 @@ def transfer_images(
     Args:
         model: from `zodi.diffusion.load`; None only for "photometric".
         images: uint8 (H, W, 3) each, any sizes.
-        layouts: uint8 (H, W, 3) each, label images in Cityscapes colours (`LabelSet.colorize`); None only for methods
-            without diffusion.
+        layouts: uint8 (H, W, 3) each, label images in Cityscapes colours (`LabelSet.colorize`); None only for
+            `WITHOUT_LAYOUT`.
         keys: one name an image (its relative path without suffix), from which its noise is seeded.
         config: the settings.
 
@@ -448,7 +521,7 @@ def transfer_images(
         ]
     if model is None:
         raise ValueError(f"method {config.method!r} needs a diffusion model")
-    if layouts is None and config.method not in WITHOUT_DIFFUSION:
+    if layouts is None and config.method not in WITHOUT_LAYOUT:
         raise ValueError(f"method {config.method!r} needs a layout for every image")
     _check_multiple(model, config)
 
@@ -462,7 +535,23 @@ def transfer_images(
     for size, indices in groups.items():
         batch = torch.from_numpy(np.stack([_resize(images[i], size, Image.Resampling.LANCZOS) for i in indices]))
         z = encode(model, batch)
-        if config.method not in WITHOUT_DIFFUSION:
+        if config.method == "instruct_pix2pix":
+            empty, prompt = embed(model, ["", INSTRUCTION.format(prompt=config.prompt)])[:, None]
+            z = instruct_pix2pix(
+                model.unet,
+                z / model.vae.config.scaling_factor,
+                prompt,
+                empty,
+                num_inference_steps=config.num_inference_steps,
+                guidance_scale=config.guidance_scale,
+                image_guidance_scale=config.image_guidance_scale,
+                eta=config.eta,
+                generator=_generators([keys[i] for i in indices], config),
+                scheduler=model.scheduler,
+            )
+        elif config.method not in WITHOUT_DIFFUSION:
+            if model.controlnet is None:
+                raise ValueError(f"method {config.method!r} needs a ControlNet; model {model.name!r} has none")
             layout = torch.stack([prepare_layout(layouts[i], size, config.palette) for i in indices])
             negative, prompt = embed(model, [config.negative_prompt, config.prompt + config.prompt_suffix])[:, None]
             z = transfer_latents(

@@ -31,7 +31,7 @@ from zodi.datasets import find_files, read_image, read_label
 from zodi.diffusion import DiffusionModel, fingerprint
 from zodi.labels import LabelSet
 from zodi.runs import atomic_path, environment, read_json, settings_hash, to_plain, write_json
-from zodi.transfer import WITHOUT_DIFFUSION, TransferConfig, transfer_images
+from zodi.transfer import WITHOUT_LAYOUT, TransferConfig, transfer_images
 
 SETTINGS_FILE = "settings.json"
 REPORT_FILE = "report.json"
@@ -83,7 +83,7 @@ def transfer_folder(
     Args:
         model: from `zodi.diffusion.load`; None only for "photometric".
         images_dir: folder of images of any size; subfolders are kept.
-        labels_dir: folder of label maps with the names of their images; None only for methods without diffusion.
+        labels_dir: folder of label maps with the names of their images; None only for methods without a layout.
         out: folder of the result.
         config: settings of the transfer.
         label_set: meaning of the label maps' pixel values.
@@ -112,7 +112,7 @@ def transfer_folder(
     labels = None
     if labels_dir is not None:
         labels = find_files(labels_dir, (".png",))
-    elif config.method not in WITHOUT_DIFFUSION:
+    elif config.method not in WITHOUT_LAYOUT:
         raise ValueError(f"method {config.method!r} draws a layout for every image: give the folder of label maps")
 
     keys = list(images)[:limit]
