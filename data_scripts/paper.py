@@ -11,67 +11,52 @@ train parts and the other frames of GTA5. Everything is resized once, images by 
 
 import argparse
 import sys
+from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import acdc
+import cityscapes
+import gta5
+from dataset import THREADS, Pair, Part, describe, pairs, problems_of_pair
 from PIL import Image
 from tqdm import tqdm
 
-from zodi.datasets import read_image, read_label, write_folder
+from zodi.datasets import write_folder
 from zodi.domains import SOURCE, TARGETS
 from zodi.labels import CITYSCAPES, CITYSCAPES_IDS
 
-ACDC_SIZE = (1920, 1080)
 GTA5_TEST_FRAMES = 1000
-THREADS = 8
+ANY_SIZE = Part("any", "", "")
 INSTRUCTIONS = f"""\
-Make a folder DIR with these three, as their archives unpack:
-  DIR/cityscapes/  leftImg8bit/{{train,val}}/CITY/*_leftImg8bit.png  (leftImg8bit_trainvaltest.zip, 11 GB)
-                   gtFine/{{train,val}}/CITY/*_gtFine_labelIds.png    (gtFine_trainvaltest.zip, 241 MB)
-                   register at cityscapes-dataset.com, 2975 + 500 frames
-  DIR/acdc/        rgb_anon/CONDITION/{{train,val}}/SEQUENCE/*_rgb_anon.png  (rgb_anon_trainvaltest.zip)
-                   gt/CONDITION/{{train,val}}/SEQUENCE/*_gt_labelIds.png     (gt_trainval.zip)
-                   register at acdc.vision.ee.ethz.ch; CONDITION is night, snow, rain, fog
-  DIR/gta5/        images/*.png, labels/*.png  (ten parts each, download.visinf.tu-darmstadt.de/data/from_games)
+Make a folder DIR with three data sets; each script tells how:
+  python data_scripts/cityscapes.py --root DIR/cityscapes instructions
+  python data_scripts/acdc.py --root DIR/acdc instructions
+  python data_scripts/gta5.py --root DIR/gta5 instructions
 The game's test set is every n-th frame by name, n such that {GTA5_TEST_FRAMES} remain, or the frames that the FILE
-of --gta5-test names, one a line. Then: python data_scripts/paper.py --root DIR check"""
-
-Pair = tuple[Path, Path]
+of --gta5-test names, one a line. Then:
+  python data_scripts/paper.py --root DIR check"""
 
 
 # ---------------------------------------------------------------- official layouts
 
 
-def _pairs(root: Path, image_end: str, labels_root: Path, label_end: str) -> list[Pair]:
-    """Images below `root` with the labels of the same relative name below `labels_root`, sorted by name."""
-    pairs = []
-    for image in sorted(root.rglob(f"*{image_end}")):
-        name = image.name.removesuffix(image_end)
-        pairs.append((image, labels_root / image.parent.relative_to(root) / f"{name}{label_end}"))
-    return pairs
-
-
 def cityscapes_splits(root: Path) -> dict[str, list[Pair]]:
-    """Train and val of Cityscapes; `root` holds leftImg8bit/ and gtFine/."""
-
-    def part(name: str) -> list[Pair]:
-        return _pairs(root / "leftImg8bit" / name, "_leftImg8bit.png", root / "gtFine" / name, "_gtFine_labelIds.png")
-
-    return {"train": part("train"), "test/clear": part("val")}
+    """Train and val of Cityscapes."""
+    train, val = cityscapes.CITYSCAPES.parts
+    return {"train": pairs(root, train), "test/clear": pairs(root, val)}
 
 
 def acdc_splits(root: Path, domain: str) -> dict[str, list[Pair]]:
-    """Train and val of one condition of ACDC; `root` holds rgb_anon/ and gt/."""
+    """Train and val of one condition of ACDC."""
 
     def part(name: str) -> list[Pair]:
-        pairs = _pairs(
-            root / "rgb_anon" / domain / name, "_rgb_anon.png", root / "gt" / domain / name, "_gt_labelIds.png"
-        )
-        kept = [pair for pair in pairs if _size(pair[0]) == ACDC_SIZE]
-        if len(kept) < len(pairs):
+        found = pairs(root, acdc.part(domain, name))
+        kept = [pair for pair in found if _size(pair[0]) == acdc.SIZE]
+        if len(kept) < len(found):
             # As in the authors' program.
-            print(f"{root}/rgb_anon/{domain}/{name}: {len(pairs) - len(kept)} frames are not 1920x1080, left out")
+            print(f"{root}, {domain}/{name}: {len(found) - len(kept)} frames are not 1920x1080, left out")
         return kept
 
     return {f"train_{domain}": part("train"), f"test/{domain}": part("val")}
@@ -79,10 +64,10 @@ def acdc_splits(root: Path, domain: str) -> dict[str, list[Pair]]:
 
 def gta5_splits(root: Path, test_names: Sequence[str] | None) -> dict[str, list[Pair]]:
     """Frames of GTA5 for testing and the rest; frames whose label has another size are left out, a known defect."""
-    pairs = _pairs(root / "images", ".png", root / "labels", ".png")
-    kept = [(image, label) for image, label in pairs if not label.exists() or _size(image) == _size(label)]
-    if len(kept) < len(pairs):
-        print(f"{root}: {len(pairs) - len(kept)} frames have labels of another size, left out")
+    found = pairs(root, gta5.GTA5.parts[0])
+    kept = [(image, label) for image, label in found if not label.exists() or _size(image) == _size(label)]
+    if len(kept) < len(found):
+        print(f"{root}: {len(found) - len(kept)} frames have labels of another size, left out")
     if test_names is None:
         every = max(2, len(kept) // GTA5_TEST_FRAMES)
         names = {image.stem for image, _ in kept[::every][:GTA5_TEST_FRAMES]}
@@ -111,11 +96,11 @@ def all_splits(root: Path, domains: Sequence[str], test_names: Sequence[str] | N
     splits = cityscapes_splits(root / "cityscapes")
     for domain in domains:
         splits |= gta5_splits(root / "gta5", test_names) if domain == "game" else acdc_splits(root / "acdc", domain)
-    problems = [f"no frames for {name}" for name, pairs in splits.items() if not pairs]
-    for name, pairs in splits.items():
-        missing = [label for _, label in pairs if not label.is_file()]
+    problems = [f"no frames for {name}" for name, part in splits.items() if not part]
+    for name, part in splits.items():
+        missing = [label for _, label in part if not label.is_file()]
         if missing:
-            problems.append(f"{name}: {len(missing)} of {len(pairs)} labels missing, for example {missing[0]}")
+            problems.append(f"{name}: {len(missing)} of {len(part)} labels missing, for example {missing[0]}")
     if problems:
         raise ValueError(
             f"{root}: not complete:\n  " + "\n  ".join(problems) + "\nSee `python data_scripts/paper.py instructions`."
@@ -127,25 +112,20 @@ def all_splits(root: Path, domains: Sequence[str], test_names: Sequence[str] | N
 
 
 def check(splits: dict[str, list[Pair]]) -> None:
-    """Read every image and label.
+    """Read every image and label that is used.
 
     Raises:
-        ValueError: naming the first ten files that cannot be used.
+        ValueError: with the first files of each kind of problem.
     """
-
-    def problem(pair: Pair) -> str | None:
-        try:
-            size = read_image(pair[0]).shape[:2]
-            found = read_label(pair[1], CITYSCAPES_IDS).shape
-        except ValueError as error:
-            return str(error)
-        return None if found == size else f"{pair[1]}: found size {found[::-1]}, expected {size[::-1]}"
-
-    pairs = [pair for part in splits.values() for pair in part]
+    problems = defaultdict(list)
+    used = [pair for part in splits.values() for pair in part]
     with ThreadPoolExecutor(THREADS) as pool:
-        problems = [text for text in tqdm(pool.map(problem, pairs), "check", len(pairs), unit="frame") if text]
+        results = pool.map(lambda pair: problems_of_pair(pair, ANY_SIZE, CITYSCAPES_IDS), used)
+        for result in tqdm(results, "check", len(used), unit="frame"):
+            for kind, lines in result.items():
+                problems[kind] += lines
     if problems:
-        raise ValueError(f"{len(problems)} files cannot be used:\n" + "\n".join(problems[:10]))
+        raise ValueError(f"some files cannot be used\n{describe(problems)}")
     print(", ".join(f"{name}: {len(part)} frames" for name, part in splits.items()))
 
 
@@ -160,7 +140,7 @@ def prepare(splits: dict[str, list[Pair]], domains: Sequence[str], out: Path, he
         return image.stem.removesuffix("_leftImg8bit").removesuffix("_rgb_anon")
 
     info = {"name": "paper", "label_set": CITYSCAPES.name, "source": SOURCE, "domains": [SOURCE, *domains]}
-    named = {name: [(key(image), image, label) for image, label in pairs] for name, pairs in splits.items()}
+    named = {name: [(key(image), image, label) for image, label in part] for name, part in splits.items()}
     write_folder(out, info, named, CITYSCAPES_IDS, (height, width))
 
 

