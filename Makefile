@@ -37,6 +37,10 @@ reproduce: .venv/.done ## run the notebooks of a PROFILE, then print its table; 
 	@$(BIN)/python workflow/reproduce.py "$(PROFILE)" --cores "$(CORES)" --data "$(DATA)" --cluster "$(CLUSTER)" \
 		$(if $(filter-out 0,$(DRY_RUN)),--dry-run)
 
+.PHONY: data
+data: .venv/.done ## what is here of all data sets and weights, and what to do next
+	$(BIN)/python data_scripts/status.py --root "$(or $(DATA),data)"
+
 .PHONY: quality
 quality: .venv/.done ## measure the miniature's transfer: domain, layout, use, speed; resumes where it was stopped
 	$(BIN)/python -m zodi quality

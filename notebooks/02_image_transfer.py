@@ -205,8 +205,8 @@ def ddim_step(z, t, p, guidance_scale, n, eta=1.0):
 
 
 # %% [markdown]
-# The grid is 1, 51, 101, … for 20 steps; of it we walk the lowest $\lfloor s \cdot 20 \rfloor$ times, downwards. The
-# pictures are the estimates $\hat z_0$ on the way, decoded.
+# With $N$ steps the grid is $1 + k \lfloor 1000 / N \rfloor$ (the paper's 20 steps: 1, 51, 101, …); of it we walk the
+# lowest $\lfloor s N \rfloor$ times, downwards. The pictures are the estimates $\hat z_0$ on the way, decoded.
 
 # %%
 grid = [1 + k * (1000 // num_inference_steps) for k in range(int(strength * num_inference_steps))][::-1]

@@ -34,9 +34,9 @@ DEFAULTS_FILE = "transfer_defaults.json"
 MODULES = ("vae", "unet", "controlnet", "text_encoder")
 _VAE_CLASSES = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
 # The state of the repository that the code was written for; other repositories are taken as they are today.
-_REVISIONS = {STABLE_DIFFUSION: "451f4fe16113bff5a5d2269ed5ad43b0592e9a14"}
+REVISIONS = {STABLE_DIFFUSION: "451f4fe16113bff5a5d2269ed5ad43b0592e9a14"}
 # Without the half-precision and pickled copies that lie beside them.
-_HUB_FILES = [
+HUB_FILES = [
     "*.json",
     "*/*.json",
     "tokenizer/*",
@@ -234,8 +234,8 @@ def _locate(
             f"tokenizer/, scheduler/) or a hub id such as {paper_id}."
         )
     try:
-        files = [*_HUB_FILES, *([f"unet/*.{variant}.safetensors"] if variant else [])]
-        revision = _REVISIONS.get(model)
+        files = [*HUB_FILES, *([f"unet/*.{variant}.safetensors"] if variant else [])]
+        revision = REVISIONS.get(model)
         return Path(
             snapshot_download(model, revision=revision, local_files_only=local_files_only, allow_patterns=files)
         )

@@ -1,0 +1,67 @@
+"""The table of data sets and weights, and what is said of weights that cannot be read."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import status
+import torch
+import weights
+from safetensors.torch import save_file
+from test_dataset_scripts import small, write_tree
+
+
+def test_present_incomplete_and_missing_data_sets(tmp_path, monkeypatch):
+    found = [(small(dataset), script) for dataset, script in status.DATASETS]
+    monkeypatch.setattr(status, "DATASETS", found)
+    monkeypatch.setattr(weights, "all_weights", list)
+    for dataset, _ in found[:2]:
+        write_tree(dataset, tmp_path / dataset.name)
+    next((tmp_path / "acdc").rglob("*_rgb_anon.png")).unlink()
+    (tmp_path / "gta5").mkdir()
+    (tmp_path / "gta5" / "01_images.zip").write_bytes(b"")
+    rows = {name: (state, command) for name, state, _, command in status.rows(tmp_path)}
+    assert rows["cityscapes"] == ("present", f"python data_scripts/cityscapes.py --root {tmp_path}/cityscapes check")
+    assert rows["acdc"][0] == "incomplete" and rows["acdc"][1].endswith("instructions")
+    assert rows["gta5"][0] == "incomplete" and rows["gta5"][1].endswith("extract")
+    assert rows["dark_zurich"][0] == "missing"
+
+
+def test_the_weights_of_the_paper_are_listed():
+    names = [found.name for found in weights.all_weights()]
+    assert "stable-diffusion-v1-5/stable-diffusion-v1-5" in names and len(names) == 4
+
+
+def test_check_names_what_is_missing_or_damaged(tmp_path, monkeypatch, capsys):
+    good, bad, plain = tmp_path / "good.safetensors", tmp_path / "bad.safetensors", tmp_path / "resnet.pth"
+    save_file({"a": torch.zeros(2)}, good)
+    bad.write_bytes(good.read_bytes()[:20])
+    torch.save({"a": torch.zeros(2)}, plain)
+
+    def found(name: str, files: list[Path]) -> weights.Weights:
+        return weights.Weights(name, "1 GB", lambda: files, lambda: None)
+
+    listed = [found("good", [good, plain]), found("bad", [bad]), found("none", [])]
+    monkeypatch.setattr(weights, "all_weights", lambda: listed)
+    monkeypatch.setattr("sys.argv", ["weights.py", "check"])
+    assert weights.main() == 1
+    printed = capsys.readouterr().out
+    assert "good (1 GB): complete" in printed and "none (1 GB): missing" in printed
+    assert "bad.safetensors: cannot be read" in printed and "good.safetensors" not in printed
+
+
+def test_a_download_that_fails_is_one_message(monkeypatch, capsys):
+    def fail() -> None:
+        raise OSError("no network")
+
+    listed = [replace(weights.Weights("sd", "4 GB", list, lambda: None), get=fail)]
+    monkeypatch.setattr(weights, "all_weights", lambda: listed)
+    monkeypatch.setattr("sys.argv", ["weights.py", "download"])
+    assert weights.main() == 2
+    assert "sd (4 GB) could not be downloaded: no network" in capsys.readouterr().err
+
+
+def test_instructions_say_what_to_run(monkeypatch, capsys):
+    monkeypatch.setattr(weights, "all_weights", lambda: [weights.Weights("sd", "4 GB", list, lambda: None)])
+    monkeypatch.setattr("sys.argv", ["weights.py", "instructions"])
+    assert weights.main() == 0
+    assert "sd (4 GB): python data_scripts/weights.py download" in capsys.readouterr().out
