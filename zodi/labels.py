@@ -78,6 +78,38 @@ class LabelSet:
         palette[: self.num_classes] = self.colors
         return palette[label]
 
+    def from_colors(self, layout: np.ndarray, source: str) -> np.ndarray:
+        """Class indices of a layout image, the inverse of `colorize`.
+
+        Args:
+            layout: uint8 (H, W, 3) RGB, void black.
+            source: name of the file, for the error message.
+
+        Returns:
+            uint8 (H, W), void as `IGNORE_INDEX`.
+
+        Raises:
+            ValueError: if a colour is neither a class's nor black; names the file, the first such pixel and its colour.
+        """
+        if layout.ndim != 3 or layout.shape[2] != 3 or layout.dtype != np.uint8:
+            raise ValueError(f"{source}: found {layout.dtype} {layout.shape}, expected uint8 (H, W, 3)")
+        codes = layout.astype(np.int32) @ _CODE
+        known = np.append(np.array(self.colors, np.int32) @ _CODE, 0)
+        order = np.argsort(known)
+        place = order[np.searchsorted(known, codes, sorter=order).clip(max=len(known) - 1)]
+        wrong = known[place] != codes
+        if wrong.any():
+            y, x = np.argwhere(wrong)[0]
+            raise ValueError(
+                f"{source}: found the colour {tuple(layout[y, x].tolist())} at row {y}, column {x}, which no class of "
+                f"{self.name!r} has; it may have been resized with interpolation or saved as JPEG"
+            )
+        ids = np.append(np.arange(self.num_classes), IGNORE_INDEX).astype(np.uint8)
+        return ids[place]
+
+
+# One number a colour.
+_CODE = np.array([1 << 16, 1 << 8, 1], np.int32)
 
 _CITYSCAPES_COLORS = {
     "road": (128, 64, 128),

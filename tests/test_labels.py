@@ -1,0 +1,57 @@
+"""Label sets: ids, class indices and colours, there and back."""
+
+import numpy as np
+import pytest
+
+from zodi.labels import CAMVID, CITYSCAPES, CITYSCAPES_IDS, IGNORE_INDEX, LABEL_SETS, get_label_set
+
+each_set = pytest.mark.parametrize("label_set", LABEL_SETS.values(), ids=LABEL_SETS)
+
+
+def all_classes(label_set):
+    return np.append(np.arange(label_set.num_classes), IGNORE_INDEX).astype(np.uint8).reshape(1, -1)
+
+
+@each_set
+def test_colours_and_back(label_set):
+    ids = np.random.default_rng(0).choice(all_classes(label_set)[0], (40, 60))
+    layout = label_set.colorize(ids)
+    assert np.array_equal(label_set.from_colors(layout, "layout.png"), ids)
+    assert (layout[ids == IGNORE_INDEX] == 0).all()
+
+
+@each_set
+def test_every_value_of_a_file_is_a_class_or_void(label_set):
+    values = label_set.raw_values or tuple(range(label_set.num_classes))
+    raw = np.array([[*values, *label_set.void_values]], np.uint8)
+    expected = [*range(label_set.num_classes), *[IGNORE_INDEX] * len(label_set.void_values)]
+    assert label_set.to_train_ids(raw, "label.png")[0].tolist() == expected
+
+
+def test_the_published_label_table_of_cityscapes():
+    raw = np.arange(35, dtype=np.uint8)[None]
+    train_ids = CITYSCAPES_IDS.to_train_ids(raw, "label.png")[0]
+    for label_id, name in ((7, "road"), (11, "building"), (24, "person"), (26, "car"), (33, "bicycle")):
+        assert CITYSCAPES.names[train_ids[label_id]] == name
+    assert (train_ids[[0, 6, 9, 10, 14, 15, 16, 18, 29, 30, 34]] == IGNORE_INDEX).all()
+    assert CITYSCAPES.colors[CITYSCAPES.names.index("car")] == (0, 0, 142)
+
+
+def test_an_unknown_colour_is_named_with_file_and_pixel():
+    layout = CITYSCAPES.colorize(np.zeros((3, 4), np.uint8))
+    layout[1, 2] = (128, 64, 127)
+    with pytest.raises(ValueError, match=r"street\.png: found the colour \(128, 64, 127\) at row 1, column 2"):
+        CITYSCAPES.from_colors(layout, "street.png")
+    layout[1, 2] = (255, 255, 255)
+    with pytest.raises(ValueError, match="255, 255, 255"):
+        CITYSCAPES.from_colors(layout, "street.png")
+    with pytest.raises(ValueError, match="expected uint8"):
+        CITYSCAPES.from_colors(layout[..., 0], "street.png")
+
+
+def test_unknown_values_and_sets_are_named():
+    with pytest.raises(ValueError, match=r"label\.png: found unknown label values \[77\]"):
+        CITYSCAPES_IDS.to_train_ids(np.full((2, 2), 77, np.uint8), "label.png")
+    with pytest.raises(ValueError, match="camvid"):
+        get_label_set("kitti")
+    assert get_label_set("camvid") is CAMVID
