@@ -30,7 +30,7 @@ def frame(seed: int, domain: str, image_file: Path, label_file: Path, size: tupl
     """Write a rendered scene as image and label ids of the size (width, height)."""
     scene = scenes.render(seed, domain, 64, 128)
     ids = np.zeros(256, np.uint8)
-    ids[: CITYSCAPES_IDS.num_classes] = CITYSCAPES_IDS.raw_values
+    ids[: CITYSCAPES_IDS.num_classes] = sum(CITYSCAPES_IDS.values, ())
     for file in (image_file, label_file):
         file.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(scene.image).resize(size).save(image_file)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from zodi.labels import CAMVID, CITYSCAPES, CITYSCAPES_IDS, IGNORE_INDEX, LABEL_SETS, get_label_set
+from zodi.labels import CAMVID, CITYSCAPES, CITYSCAPES_IDS, IGNORE_INDEX, LABEL_SETS, get_label_set, read_mapping
 
 each_set = pytest.mark.parametrize("label_set", LABEL_SETS.values(), ids=LABEL_SETS)
 
@@ -22,8 +22,7 @@ def test_colours_and_back(label_set):
 
 @each_set
 def test_every_value_of_a_file_is_a_class_or_void(label_set):
-    values = label_set.raw_values or tuple(range(label_set.num_classes))
-    raw = np.array([[*values, *label_set.void_values]], np.uint8)
+    raw = np.array([[*sum(label_set.values, ()), *label_set.void_values]], np.uint8)
     expected = [*range(label_set.num_classes), *[IGNORE_INDEX] * len(label_set.void_values)]
     assert label_set.to_train_ids(raw, "label.png")[0].tolist() == expected
 
@@ -55,3 +54,30 @@ def test_unknown_values_and_sets_are_named():
     with pytest.raises(ValueError, match="camvid"):
         get_label_set("kitti")
     assert get_label_set("camvid") is CAMVID
+
+
+def test_a_mapping_reads_other_label_files_as_cityscapes_classes(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("classes:\n  road: [1, 2]\n  car: 9\nvoid: 0\n")
+    label_set = get_label_set(str(file))
+    raw = np.array([[0, 1, 2, 9, 255]], np.uint8)
+    assert label_set.to_train_ids(raw, "label.png")[0].tolist() == [255, 0, 0, 13, 255]
+    assert label_set.name == "mine" and label_set.names == CITYSCAPES.names
+    with pytest.raises(ValueError, match=r"unknown label values \[3\]"):
+        label_set.to_train_ids(np.array([[3]], np.uint8), "label.png")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("classes: {street: 1}", "unknown classes \\['street'\\]"),
+        ("classes: {road: 300}", "found the pixel values \\[300\\]"),
+        ("classes: {road: [1, 2], car: 2}", "\\[2\\] are named more than once"),
+        ("road: 1", "expected `classes:`"),
+        ("classes: [", "cannot be read as YAML"),
+    ],
+)
+def test_mappings_that_are_not_right(text, message, tmp_path):
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_mapping(tmp_path / "mine.yaml")

@@ -109,7 +109,11 @@ def _parser() -> argparse.ArgumentParser:
 def _add_transfer_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--images", type=Path, required=True, help="folder of images, any sizes; subfolders are kept")
     sub.add_argument("--labels", type=Path, help="folder of label maps (8-bit PNG) with the names of their images")
-    sub.add_argument("--label-set", choices=LABEL_SETS, default="cityscapes", help="what label values mean")
+    sub.add_argument(
+        "--label-set",
+        default="cityscapes",
+        help=f"what label values mean: {', '.join(LABEL_SETS)}, or a mapping file.yaml (see zodi.labels.read_mapping)",
+    )
     sub.add_argument("--out", type=Path, required=True, help="folder of the result; the same settings go on there")
     sub.add_argument("--domain", choices=DOMAINS, help="take prompt and strength of a domain of the paper")
     sub.add_argument("--prompt", help="description of the target; ', best quality' is added as in the paper")

