@@ -50,6 +50,7 @@ import numpy as np
 import pandas as pd
 import torch
 from diffusers import DDIMScheduler
+from IPython.display import display
 from IPython.utils.capture import capture_output
 from PIL import Image
 
@@ -220,12 +221,28 @@ plots.show(plots.image_grid([[sheet]], width=9), "Sample sheet of the training, 
 # The renderer knows the true target image of every scene, so that transfer can be graded. `make quality` asks three
 # questions on scenes that no network has seen. Does the image look like the domain (brightness, colours, a classifier)?
 # Is the layout still there (a *judge*, a segmenter trained on all true domains, against the source labels)? Is it of
-# use (adaptation)? These are the goals that we set before measuring, and what came out.
+# use (adaptation)? Where the whole measurement is there, these are the goals, set before measuring, and what came out.
 
 # %%
-folder_of_tables = measured if (Path(measured) / "verdicts.csv").exists() else record
-results = quality.read_results(folder_of_tables)
-results["verdicts"].style.hide(axis="index").set_properties(**{"text-align": "left", "white-space": "normal"})
+measured_here = (Path(measured) / "verdicts.csv").exists()
+results = quality.read_results(measured if measured_here else record)
+if "verdicts" in results:
+    left = {"text-align": "left", "white-space": "normal"}
+    display(results["verdicts"].style.hide(axis="index").set_properties(**left))
+
+# %% [markdown]
+# The images themselves: brightness against the truth's, the distance of the colour histograms, and how many of them the
+# classifier takes for the prompted domain.
+
+# %%
+zodi = results["images"].query("row == 'stochastic_inversion'").set_index("domain")
+columns = {
+    "luminance_error": "luminance, ZoDi − truth (grey levels)",
+    "histogram_distance": "histogram distance (grey levels)",
+    "classified": "classifier agrees (%)",
+    "judge_share": "judge's mIoU (% of the truth's)",
+}
+zodi[list(columns)].rename(columns=columns).rename_axis(None).round(1)
 
 # %% [markdown]
 # Where does the layout suffer? The judge reads photometric images, ZoDi's, and the true target images after a round trip
@@ -244,18 +261,19 @@ plots.show(
 # of other scenes.
 
 # %%
-closed = results["gap_closed"].set_index("row").T
-plots.show(
-    plots.class_bars(closed.rename_axis(index=None, columns=None), "gap closed (%)"),
-    "Share of the way from source only to the oracle, domain by domain.",
-)
+if "gap_closed" in results:
+    closed = results["gap_closed"].set_index("row").T
+    plots.show(
+        plots.class_bars(closed.rename_axis(index=None, columns=None), "gap closed (%)"),
+        "Share of the way from source only to the oracle, domain by domain.",
+    )
 
 # %% [markdown]
 # ## What was tried
 #
 # Every try that mattered, with its reason and what it changed; the numbers were measured on held-out pretraining scenes
 # (training logs; `python -m zodi quality --try ...`; for the round trips a throw-away script that graded $D(E(x))$ of true
-# images as `make quality` does in its row *truth_round_trip*). *In training* is what the next checkpoint will have.
+# images as `make quality` does in its row *truth_round_trip*).
 
 # %%
 pd.read_csv(tries).style.hide(axis="index").set_properties(**{"text-align": "left", "white-space": "normal"})
