@@ -324,8 +324,8 @@ def beside_published(epochs: pd.DataFrame, logs: pd.DataFrame) -> pd.DataFrame:
     )
     index = ["domain", "network", "rule"]
     statistics = {"mean": "mean", "std": "std", "seeds": "count"}
-    reproduced = ours.groupby(index)["target"].agg(**statistics)
-    table = published_rules(logs).set_index(index).join(reproduced, rsuffix="_ours")
+    reproduced = ours.groupby(index)["target"].agg(**statistics).add_suffix("_ours")
+    table = published_rules(logs).set_index(index).join(reproduced)
 
     def cells(suffix: str) -> list[str]:
         pairs = zip(table[f"mean{suffix}"], table[f"std{suffix}"], strict=True)
