@@ -178,7 +178,7 @@ def test_reproduced_runs_stand_beside_the_published_ones(tmp_path):
         (folder / "metrics.json").write_text(json.dumps(record))
     epochs = tables.collect_epochs(tmp_path)
     assert len(epochs) == 2 * len(RULES)
-    table = tables.beside_published(epochs, tables.published_logs())
+    table = tables.beside_published(epochs, tables.published_logs()).sort_index()
     line = table.loc[("night", "RefineNet-resnet50", "at_best_source")]
     assert line["reproduced"] == "21.0 ± 1.4" and line["seeds, reproduced"] == 2
     assert line["difference"] == pytest.approx(21.0 - float(line["published"].split()[0]), abs=0.06)
