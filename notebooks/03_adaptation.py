@@ -109,7 +109,7 @@ if row.method:
     target = datasets.open_split(root, "train", images=f"{synth}/images")
 else:
     target = datasets.open_split(root, f"train_{domain}")
-pairs = [(source[i], target[i]) for i in range(3)]
+pairs = [(source[i], target[i]) for i in range(min(3, len(source), len(target)))]
 rows = [[s.image, t.image, label_set.colorize(t.label)] for s, t in pairs]
 figure = plots.image_grid(rows, ["source image x_s", "second image x_t", "label map y"], width=6.5)
 plots.label_legend(figure, [t.label for _, t in pairs], label_set)
