@@ -171,7 +171,8 @@ home = frame[(frame["test_domain"] == "clear") & (frame["class"] == tables.MEAN)
 clear = tables.summary(home.replace({"domain": {"": "(none)"}}))
 clear["row"] = clear["variant"].map(tables.label)
 clear["cell"] = [tables.plus_minus(mean, std) for mean, std in zip(clear["mean"], clear["std"], strict=True)]
-clear.pivot(index="row", columns="domain", values="cell").reindex(clear["row"].unique()).fillna("-")
+index = ["network", "row"] if clear["network"].nunique() > 1 else ["row"]
+clear.pivot(index=index, columns="domain", values="cell").reindex(clear.set_index(index).index.unique()).fillna("-")
 
 # %% [markdown]
 # ## Class by class
