@@ -92,6 +92,9 @@ class Dataset:
     instructions: str
 
 
+# For files that come in no official layout.
+ANY_SIZE = Part("any", "", "")
+
 # ---------------------------------------------------------------- files
 
 
@@ -157,6 +160,19 @@ def problems_of_pair(pair: Pair, part: Part, label_set: LabelSet) -> Problems:
     return problems
 
 
+def problems_of_pairs(
+    jobs: Sequence[tuple[Pair, Part]], label_set: LabelSet, title: str, progress: bool = True
+) -> Problems:
+    """`problems_of_pair` of many, by kind."""
+    problems: Problems = defaultdict(list)
+    with ThreadPoolExecutor(THREADS) as pool:
+        results = pool.map(lambda job: problems_of_pair(*job, label_set), jobs)
+        for result in tqdm(results, title, len(jobs), unit="image", disable=not progress):
+            for kind, lines in result.items():
+                problems[kind] += lines
+    return dict(problems)
+
+
 def _read(path: Path) -> np.ndarray | str:
     """The pixels as they are stored, or what is wrong."""
     try:
@@ -180,12 +196,8 @@ def check(dataset: Dataset, root: Path, progress: bool = True) -> Problems:
             problems[kind] += lines
         if "folder missing" not in found:
             jobs += [(pair, part) for pair in pairs(root, part) if pair[1].is_file()]
-    with ThreadPoolExecutor(THREADS) as pool:
-        results = pool.map(lambda job: problems_of_pair(*job, dataset.label_set), jobs)
-        for result in tqdm(results, f"check {dataset.name}", len(jobs), unit="image", disable=not progress):
-            for kind, lines in result.items():
-                problems[kind] += lines
-    return dict(problems)
+    # No kind of problem is found both by names and by reading.
+    return dict(problems) | problems_of_pairs(jobs, dataset.label_set, f"check {dataset.name}", progress)
 
 
 def describe(problems: Mapping[str, Sequence[str]]) -> str:

@@ -11,18 +11,15 @@ prompt; a domain of the paper is only needed where target images are to be teste
 
 import argparse
 import sys
-from collections import defaultdict
 from pathlib import Path
 
-from dataset import Pair, Part, Problems, describe, problems_of_pair
-from tqdm import tqdm
+from dataset import ANY_SIZE, Pair, describe, problems_of_pairs
 
 from zodi.datasets import find_files, write_folder
 from zodi.domains import DOMAINS, SOURCE
-from zodi.labels import CITYSCAPES, LabelSet, get_label_set
+from zodi.labels import CITYSCAPES, get_label_set
 
 TEST_EVERY = 5
-ANY_SIZE = Part("any", "", "")
 
 
 def named_pairs(images: Path, labels: Path) -> dict[str, Pair]:
@@ -53,15 +50,6 @@ def splits_of(source: dict[str, Pair], target: dict[str, Pair], domain: str) -> 
     return splits | ({f"test/{domain}": [(key, *pair) for key, pair in target.items()]} if target else {})
 
 
-def check(pairs: list[Pair], label_set: LabelSet) -> Problems:
-    """What is wrong with the files, by kind."""
-    problems: Problems = defaultdict(list)
-    for pair in tqdm(pairs, "check", unit="image"):
-        for kind, lines in problems_of_pair(pair, ANY_SIZE, label_set).items():
-            problems[kind] += lines
-    return dict(problems)
-
-
 def main() -> int:
     """Command line; returns the exit code: 0 done, 1 files have problems, 2 nothing was done."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -84,7 +72,8 @@ def main() -> int:
         source = named_pairs(options.images, options.labels)
         target = named_pairs(options.target_images, options.target_labels) if options.domain else {}
         if options.verb == "check":
-            problems = check([*source.values(), *target.values()], label_set)
+            jobs = [(pair, ANY_SIZE) for pair in [*source.values(), *target.values()]]
+            problems = problems_of_pairs(jobs, label_set, "check")
             if problems:
                 print(f"not right\n{describe(problems)}", file=sys.stderr)
                 return 1

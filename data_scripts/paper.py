@@ -11,24 +11,20 @@ train parts and the other frames of GTA5. Everything is resized once, images by 
 
 import argparse
 import sys
-from collections import defaultdict
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import acdc
 import cityscapes
 import gta5
-from dataset import THREADS, Pair, Part, describe, pairs, problems_of_pair
+from dataset import ANY_SIZE, Pair, describe, pairs, problems_of_pairs
 from PIL import Image
-from tqdm import tqdm
 
 from zodi.datasets import write_folder
 from zodi.domains import SOURCE, TARGETS
 from zodi.labels import CITYSCAPES, CITYSCAPES_IDS
 
 GTA5_TEST_FRAMES = 1000
-ANY_SIZE = Part("any", "", "")
 INSTRUCTIONS = f"""\
 Make a folder DIR with three data sets; each script tells how:
   python data_scripts/cityscapes.py --root DIR/cityscapes instructions
@@ -117,13 +113,8 @@ def check(splits: dict[str, list[Pair]]) -> None:
     Raises:
         ValueError: with the first files of each kind of problem.
     """
-    problems = defaultdict(list)
-    used = [pair for part in splits.values() for pair in part]
-    with ThreadPoolExecutor(THREADS) as pool:
-        results = pool.map(lambda pair: problems_of_pair(pair, ANY_SIZE, CITYSCAPES_IDS), used)
-        for result in tqdm(results, "check", len(used), unit="frame"):
-            for kind, lines in result.items():
-                problems[kind] += lines
+    jobs = [(pair, ANY_SIZE) for part in splits.values() for pair in part]
+    problems = problems_of_pairs(jobs, CITYSCAPES_IDS, "check")
     if problems:
         raise ValueError(f"some files cannot be used\n{describe(problems)}")
     print(", ".join(f"{name}: {len(part)} frames" for name, part in splits.items()))

@@ -13,18 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 from torchvision.models import ResNet50_Weights, ResNet101_Weights, WeightsEnum
 
-from zodi.diffusion import (
-    CONTROLNET_SEG,
-    CONTROLNET_SEG_SIZE,
-    HUB_FILES,
-    REVISIONS,
-    STABLE_DIFFUSION,
-    STABLE_DIFFUSION_SIZE,
-)
+from zodi.diffusion import CONTROLNET_SEG, CONTROLNET_SEG_SIZE, STABLE_DIFFUSION, STABLE_DIFFUSION_SIZE, snapshot
 
 
 @dataclass(frozen=True)
@@ -47,20 +39,13 @@ class Weights:
 def from_hub(name: str, size: str) -> Weights:
     """A repository of the hub, without what `zodi` does not read."""
 
-    def snapshot(local_files_only: bool) -> Path:
-        return Path(
-            snapshot_download(
-                name, revision=REVISIONS.get(name), allow_patterns=HUB_FILES, local_files_only=local_files_only
-            )
-        )
-
     def find() -> list[Path]:
         try:
-            return sorted(snapshot(local_files_only=True).rglob("*.safetensors"))
+            return sorted(snapshot(name).rglob("*.safetensors"))
         except OSError:
             return []
 
-    return Weights(name, size, find, lambda: print(snapshot(local_files_only=False)))
+    return Weights(name, size, find, lambda: print(snapshot(name, local_files_only=False)))
 
 
 def from_torchvision(weights: WeightsEnum) -> Weights:

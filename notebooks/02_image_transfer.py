@@ -249,7 +249,7 @@ def redraw(name, method="stochastic_inversion", **changes):
     return transfer.transfer_images(mini, [source.image], [layout], ["scene"], config)[0]
 
 
-# InstructPix2Pix, the last of the methods, needs a checkpoint of its own.
+# InstructPix2Pix needs a checkpoint of its own.
 by_method = {name: redraw(shown, name) for name in transfer.METHODS if name != "instruct_pix2pix"}
 
 # %% [markdown]

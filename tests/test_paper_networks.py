@@ -48,6 +48,18 @@ def test_torchvisions_file_goes_into_the_encoder(tmp_path):
     assert all(torch.equal(encoder[name], value) for name, value in expected.items())
 
 
+def test_an_older_file_without_counters_is_read_and_one_without_weights_is_not(tmp_path):
+    trained = torchvision.models.resnet18().state_dict()
+    older = {name: value for name, value in trained.items() if not name.endswith("num_batches_tracked")}
+    torch.save(older, tmp_path / "older.pth")
+    network = build_network("PaperDeepLabV3Plus/resnet18", 5, tmp_path / "older.pth")
+    assert torch.equal(network.encoder.conv1.weight, trained["conv1.weight"])
+    del older["conv1.weight"]
+    torch.save(older, tmp_path / "broken.pth")
+    with pytest.raises(ValueError, match=r"1 tensors do not fit .*encoder\.conv1\.weight"):
+        build_network("PaperDeepLabV3Plus/resnet18", 5, tmp_path / "broken.pth")
+
+
 def test_a_file_that_holds_more_than_tensors_is_refused(tmp_path):
     torch.save(torch.nn.Linear(1, 1), tmp_path / "module.pth")
     with pytest.raises(ValueError, match="holds more than tensors"):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from zodi import transfer
+from zodi.adaptation import VARIANTS
 from zodi.labels import CITYSCAPES
 from zodi.transfer import TransferConfig, domain_config, stochastic_inversion, transfer_images, transfer_latents
 
@@ -464,3 +465,9 @@ def test_layout_palettes():
     ade = (transfer.prepare_layout(layout, (4, 4), "ade20k") * 255).round().int()
     road, sky, void, bicycle = ade[:, 0, 0], ade[:, 1, 3], ade[:, 3, 0], ade[:, 3, 3]
     assert [x.tolist() for x in (road, sky, void, bicycle)] == [[140] * 3, [6, 230, 230], [0] * 3, [255, 245, 0]]
+
+
+def test_every_row_of_the_tables_has_a_method():
+    methods = {row.method for row in VARIANTS.values() if row.method is not None}
+    assert methods <= {*transfer.METHODS, *transfer.ABLATIONS}
+    assert transfer.ABLATIONS.keys() <= methods

@@ -1,7 +1,7 @@
 """Put results where readers see them: the records that the notebooks read, and the README's table.
 
-    make quality && make record        results/quality -> notebook A1, notebook 04 and the README
-    make reproduce && make record      results/mini -> notebook 04 and the README, where there is no results/quality
+    make reproduce && make record      results/mini -> notebook 04 and the README
+    make quality && make record        results/quality -> notebook A1
 
 The README's table is what stands between its two `record` comments; nobody types it.
 """
@@ -38,11 +38,10 @@ def readme_with_table(readme: str, record: Path) -> str:
 
 
 def record_runs() -> None:
-    """The runs of `make quality`, in five domains, or else those of PROFILE=mini, if there are any."""
-    results = QUALITY if (QUALITY / "verdicts.csv").exists() else RESULTS
-    runs = tables.collect(results)
+    """The runs of PROFILE=mini, if there are any."""
+    runs = tables.collect(RESULTS)
     if runs.empty:
-        print(f"{results.relative_to(ROOT)}: no runs, its record stays; `make quality` makes them")
+        print(f"{RESULTS.relative_to(ROOT)}: no runs, its record stays; `make reproduce` makes them")
         return
     tables.write_record(runs, RECORD)
     README.write_text(readme_with_table(README.read_text(encoding="utf-8"), RECORD), encoding="utf-8")

@@ -131,7 +131,7 @@ def _continue(url: str, part: Path, progress: bool) -> None:
 
 @dataclass(frozen=True)
 class _Member:
-    """A file of an archive."""
+    """An entry of an archive that is not a folder; what is no file either is a link or a device."""
 
     name: str
     size: int
@@ -159,7 +159,7 @@ def extract(archive: str | Path, folder: str | Path, limit: int, inside: str = "
     """
     archive, folder = Path(archive), Path(folder)
     with _open_archive(archive) as opened:
-        members = [member for member in _members(opened) if member.is_file or _is_link(member)]
+        members = list(_members(opened))
         for member in members:
             _check_member(archive, member)
         total = sum(member.size for member in members)
@@ -189,20 +189,16 @@ def _open_archive(archive: Path) -> zipfile.ZipFile | tarfile.TarFile:
 
 
 def _members(opened: zipfile.ZipFile | tarfile.TarFile) -> Iterator[_Member]:
+    """All but folders, which are made when a file needs them."""
     if isinstance(opened, zipfile.ZipFile):
         for info in opened.infolist():
-            kind = stat.S_IFMT(info.external_attr >> 16)
-            yield _Member(info.filename, info.file_size, not info.is_dir() and kind in (0, stat.S_IFREG), info)
+            if not info.is_dir():
+                kind = stat.S_IFMT(info.external_attr >> 16)
+                yield _Member(info.filename, info.file_size, kind in (0, stat.S_IFREG), info)
     else:
         for entry in opened:
-            yield _Member(entry.name, entry.size, entry.isreg(), entry)
-
-
-def _is_link(member: _Member) -> bool:
-    """Anything that is neither file nor folder: links, devices."""
-    if isinstance(member.entry, zipfile.ZipInfo):
-        return not member.is_file and not member.entry.is_dir()
-    return not member.is_file and not member.entry.isdir()
+            if not entry.isdir():
+                yield _Member(entry.name, entry.size, entry.isreg(), entry)
 
 
 def _check_member(archive: Path, member: _Member) -> None:

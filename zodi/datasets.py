@@ -189,7 +189,7 @@ def pack(dataset: FolderDataset, folder: str | Path | None = None, progress: boo
     folder = dataset.images_folder.parent / "packed" if folder is None else Path(folder)
     origin = {"label_set": dataset.label_set.name, "keys": dataset.keys, "size": dataset.size}
     origin = to_plain(origin | {"files": dataset.file_stamps()})
-    if (folder / "index.json").exists() and {k: read_json(folder / "index.json")[k] for k in origin} == origin:
+    if (folder / "index.json").exists() and origin.items() <= read_json(folder / "index.json").items():
         return PackedDataset(folder)
     height, width = dataset[0].label.shape
     with atomic_path(folder) as temporary:

@@ -34,9 +34,9 @@ DEFAULTS_FILE = "transfer_defaults.json"
 MODULES = ("vae", "unet", "controlnet", "text_encoder")
 _VAE_CLASSES = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
 # The state of the repository that the code was written for; other repositories are taken as they are today.
-REVISIONS = {STABLE_DIFFUSION: "451f4fe16113bff5a5d2269ed5ad43b0592e9a14"}
+_REVISIONS = {STABLE_DIFFUSION: "451f4fe16113bff5a5d2269ed5ad43b0592e9a14"}
 # Without the half-precision and pickled copies that lie beside them.
-HUB_FILES = [
+_HUB_FILES = [
     "*.json",
     "*/*.json",
     "tokenizer/*",
@@ -234,17 +234,26 @@ def _locate(
             f"tokenizer/, scheduler/) or a hub id such as {paper_id}."
         )
     try:
-        files = [*HUB_FILES, *([f"unet/*.{variant}.safetensors"] if variant else [])]
-        revision = REVISIONS.get(model)
-        return Path(
-            snapshot_download(model, revision=revision, local_files_only=local_files_only, allow_patterns=files)
-        )
+        return snapshot(model, local_files_only, variant)
     except OSError as error:
         raise FileNotFoundError(
             f"{model!r} is not on this machine. The paper uses {paper_id} ({paper_size}). Download it once with "
             "--download (in Python: local_files_only=False), which puts it into the hub's cache (HF_HOME), or copy its "
             f"folder to any place and give that path instead. Cause: {error}"
         ) from error
+
+
+def snapshot(repository: str, local_files_only: bool = True, variant: str | None = None) -> Path:
+    """The folder of a repository of the hub with the files that `load` reads, at the revision that it reads.
+
+    Raises:
+        OSError: if it is not on this machine and may not, or cannot, be downloaded.
+    """
+    files = [*_HUB_FILES, *([f"unet/*.{variant}.safetensors"] if variant else [])]
+    revision = _REVISIONS.get(repository)
+    return Path(
+        snapshot_download(repository, revision=revision, local_files_only=local_files_only, allow_patterns=files)
+    )
 
 
 def _vae_class(folder: Path) -> type[AutoencoderKL] | type[AutoencoderTiny]:

@@ -186,7 +186,7 @@ def save_metrics(out: str | Path, stage: str, settings: Any, metrics: dict[str, 
 
     Args:
         out: the run's folder.
-        stage: "start", "source_only", "transfer", "adapt", "tables" or "miniature".
+        stage: what ran, for example "source_only", "transfer", "adapt", "tables".
         settings: dataclass or dict of everything that decides the result.
         metrics: the results; NaN becomes null.
         seconds: wall time of the run.

@@ -131,16 +131,23 @@ def _load_weights(network: SegmentationNetwork, file: Path) -> None:
         raise FileNotFoundError(
             f"{file}: no such weights. Make them with `python -m zodi pretrain` or choose weights=None"
         )
-    weights, expected = _read_weights(file), body_state(network)
+    _set_weights(network, _read_weights(file), str(file))
+
+
+def _set_weights(network: SegmentationNetwork, weights: dict[str, Tensor], origin: str) -> None:
+    """Put weights into encoder, and decoder if they have one; all of them must fit."""
+    expected = body_state(network)
     if not any(name.startswith("decoder.") for name in weights):
         expected = {name: value for name, value in expected.items() if name.startswith("encoder.")}
+    # Older files of torchvision have no counters of batches, which nothing here reads.
+    expected = {k: v for k, v in expected.items() if k in weights or not k.endswith("num_batches_tracked")}
     wrong = sorted(
         name for name in expected.keys() | weights.keys()
         if name not in weights or name not in expected or weights[name].shape != expected[name].shape
     )  # fmt: skip
     if wrong:
         raise ValueError(
-            f"{file}: {len(wrong)} tensors do not fit {network.config.name!r}, for example {wrong[:3]}; "
+            f"{origin}: {len(wrong)} tensors do not fit {network.config.name!r}, for example {wrong[:3]}; "
             "use the network that the weights were made for, or weights=None."
         )
     network.model.load_state_dict({name: weights[name].to(expected[name].dtype) for name in expected}, strict=False)
@@ -172,7 +179,7 @@ def _load_paper_weights(network: SegmentationNetwork, encoder: str) -> None:
             f"{encoder}: the ImageNet weights ({source.meta['_file_size']:.0f} MB) could not be downloaded ({error}). "
             f"Get {source.url} elsewhere and give the file as weights."
         ) from error
-    network.model.load_state_dict(_as_encoder(weights), strict=False)
+    _set_weights(network, _as_encoder(weights), str(source))
 
 
 def normalise(images: Tensor) -> Tensor:
