@@ -1,11 +1,20 @@
+import copy
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from cityscapesscripts.evaluation import evalPixelLevelSemanticLabeling as official
+from PIL import Image
 from torch import nn
 
 from zodi import evaluation
-from zodi.datasets import open_split, read_label, write_miniature
-from zodi.labels import CITYSCAPES, IGNORE_INDEX
+from zodi.datasets import FolderDataset, open_split, read_label, write_miniature
+from zodi.labels import CITYSCAPES, CITYSCAPES_IDS, IGNORE_INDEX
+from zodi.segmentation import IMAGENET_MEAN, IMAGENET_STD
+
+SHARED = Path(__file__).parents[2] / "shared" / "data" / "cityscapes_sample"
+IDS = np.array([values[0] for values in CITYSCAPES_IDS.values])
 
 
 class Constant(nn.Module):
@@ -73,3 +82,68 @@ def test_predictions_are_written_as_label_maps(dataset, tmp_path):
     files = sorted(tmp_path.iterdir())
     assert [file.stem for file in files] == dataset.keys[:2]
     assert (read_label(files[0], CITYSCAPES) == 4).all()
+
+
+class Readout(nn.Module):
+    """Calls every pixel what its red value says, so that a test can write any prediction as an image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parameter = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x):
+        index = ((x[:, 0] * IMAGENET_STD[0] + IMAGENET_MEAN[0]) * 255).round().long()
+        logits = nn.functional.one_hot(index, CITYSCAPES.num_classes).permute(0, 3, 1, 2).float()
+        return logits, logits
+
+
+def both_evaluations(folder, labels, predictions):
+    """Ours and cityscapesscripts', on maps of Cityscapes ids and of predicted train ids: class -> IoU, and the mean."""
+    for part in ("images", "labels", "predictions"):
+        (folder / part).mkdir(parents=True)
+    for index, (label, predicted) in enumerate(zip(labels, predictions, strict=True)):
+        Image.fromarray(np.stack([predicted] * 3, -1)).save(folder / "images" / f"{index}.png")
+        Image.fromarray(label).save(folder / "labels" / f"{index}.png")
+        Image.fromarray(IDS[predicted].astype(np.uint8)).save(folder / "predictions" / f"{index}.png")
+    dataset = FolderDataset(folder / "images", folder / "labels", CITYSCAPES_IDS)
+    ours = evaluation.evaluate(Readout(), dataset, CITYSCAPES_IDS)
+    args = copy.copy(official.args)
+    args.quiet, args.JSONOutput, args.evalInstLevelScore = True, False, False
+    files = [[str(file) for file in sorted((folder / part).iterdir())] for part in ("predictions", "labels")]
+    theirs = official.evaluateImgLists(*files, args)
+    return ours, theirs["classScores"], theirs["averageScoreClasses"]
+
+
+def test_agrees_with_cityscapesscripts(tmp_path):
+    rng = np.random.default_rng(0)
+    labels = [rng.integers(0, 34, (40, 70), dtype=np.uint8) for _ in range(3)]
+    predictions = [rng.integers(0, CITYSCAPES.num_classes, label.shape, dtype=np.uint8) for label in labels]
+    for label, predicted in zip(labels, predictions, strict=True):
+        known = rng.random(label.shape) < 0.7
+        for index, value in enumerate(IDS):
+            predicted[known & (label == value)] = index
+    ours, theirs, average = both_evaluations(tmp_path, labels, predictions)
+    assert ours["iou"] == pytest.approx({name: 100 * theirs[name] for name in CITYSCAPES.names}, abs=1e-9)
+    assert 20 < ours["miou"] < 90
+    assert ours["miou"] == pytest.approx(100 * average, abs=1e-9)
+
+
+def test_a_class_without_truth_is_where_cityscapesscripts_counts_a_zero(tmp_path):
+    labels = np.full((4, 4), IDS[0], np.uint8)
+    predicted = np.zeros((4, 4), np.uint8)
+    predicted[0] = 5
+    ours, theirs, average = both_evaluations(tmp_path, [labels], [predicted])
+    assert ours["miou"] == pytest.approx(75) and np.isnan(ours["iou"][CITYSCAPES.names[5]])
+    assert theirs[CITYSCAPES.names[5]] == 0 and average == pytest.approx(0.375)
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared/data/cityscapes_sample (a real label file)")
+def test_agrees_with_cityscapesscripts_on_a_real_label_file(tmp_path):
+    file = next(SHARED.rglob("*_labelIds.png"))
+    label = np.array(Image.open(file))
+    predicted = np.roll(read_label(file, CITYSCAPES_IDS), 5, axis=1)
+    predicted[predicted == IGNORE_INDEX] = 0
+    ours, theirs, _ = both_evaluations(tmp_path, [label], [predicted])
+    present = {name: value for name, value in ours["iou"].items() if not np.isnan(value)}
+    assert len(present) > 5
+    assert present == pytest.approx({name: 100 * theirs[name] for name in present}, abs=1e-9)
