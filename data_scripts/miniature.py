@@ -17,6 +17,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True, help="data set folder to make")
     parser.add_argument("--train", type=int, default=150, help="source scenes")
     parser.add_argument("--test", type=int, default=100, help="test scenes in every domain")
+    parser.add_argument("--held-out", type=int, default=0, help="further source scenes, in val/; for estimates")
     parser.add_argument("--domains", nargs="+", choices=TARGETS, default=list(TARGETS), help="target domains")
     parser.add_argument("--height", type=int, default=96, help="pixels")
     parser.add_argument("--width", type=int, default=192, help="pixels")

@@ -181,16 +181,14 @@ def run_snakemake(command: list[str], dry_run: bool) -> int:
 
 
 def report(results: Path) -> None:
-    """Print the main table and where everything is."""
-    tables = results / "tables"
-    print((tables / "main.md").read_text(encoding="utf-8"))
-    for what, pattern in {"tables": "tables/**/*.md", "data of the tables": "tables/**/*.csv"}.items():
+    """Print the main tables and where everything is."""
+    folders = [results / stage for stage in ("tables", "estimation") if (results / stage / "main.md").exists()]
+    for folder in folders:
+        print((folder / "main.md").read_text(encoding="utf-8"))
+    for what, suffix in {"tables": "md", "data of the tables": "csv", "figures": "png"}.items():
         print(f"{what}:")
-        for path in sorted(results.glob(pattern)):
+        for path in sorted(path for folder in folders for path in folder.glob(f"**/*.{suffix}")):
             print(f"  {path}")
-    print("figures:")
-    for path in sorted(tables.glob("**/*.png")):
-        print(f"  {path}")
     print(f"executed notebooks: {results / 'notebooks'}")
 
 

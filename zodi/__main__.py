@@ -15,7 +15,6 @@ from zodi.labels import LABEL_SETS, get_label_set
 
 # Modules that load torch are imported by the commands that need them, so that --help answers at once.
 
-FREE_PROMPT_STRENGTH = 0.65
 SHOWN_ERRORS = 20
 
 
@@ -81,6 +80,26 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--domains", nargs="+", help="test domains (default: all of the data set)")
     sub.add_argument("--out", type=Path, help="folder for metrics.json")
 
+    sub = command("estimate", _estimate, "estimate a network's mIoU on a domain without target images")
+    sub.add_argument("--network", type=Path, required=True, help="folder `network/` that `adapt` wrote")
+    sub.add_argument("--images", type=Path, required=True, help="folder of source images that it was not trained on")
+    sub.add_argument("--labels", type=Path, required=True, help="folder of their label maps")
+    sub.add_argument("--label-set", default="cityscapes", help="as for transfer (default: cityscapes)")
+    sub.add_argument("--domain", required=True, help="target domain, or a prompt")
+    sub.add_argument("--model", default="mini", help="mini (default), a folder in diffusers' format, or a hub id")
+    sub.add_argument("--seeds", type=int, default=2, help="transfers of every image (default: 2)")
+    sub.add_argument("--reference", type=Path, help="folder of a network that finds the layout in good images")
+    sub.add_argument("--out", type=Path, required=True, help="folder of the generated images and of classes.csv")
+
+    sub = command("candidate", _candidate, "train and score one network of the workflow's profile estimation")
+    sub.add_argument("--results", type=Path, required=True, help="the profile's results folder")
+    sub.add_argument("--variant", required=True, help="row of the tables")
+    sub.add_argument("--domain", default="", help="target domain; not for source-only")
+    sub.add_argument("--network", required=True, help="ARCHITECTURE/ENCODER")
+    sub.add_argument("--method", default="stochastic_inversion", help="of the held-out images' transfer")
+    sub.add_argument("--seed", type=int, default=0, help="(default: 0)")
+    sub.add_argument("--steps", type=int, default=200, help="optimisation steps (default: 200)")
+
     sub = command(
         "quality", _quality, "measure the transfer of a checkpoint on the miniature: domain, layout, use, speed"
     )
@@ -117,9 +136,7 @@ def _add_transfer_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--out", type=Path, required=True, help="folder of the result; the same settings go on there")
     sub.add_argument("--domain", choices=DOMAINS, help="take prompt and strength of a domain of the paper")
     sub.add_argument("--prompt", help="description of the target; ', best quality' is added as in the paper")
-    sub.add_argument(
-        "--strength", type=float, help=f"0 .. 1 (default: the domain's; {FREE_PROMPT_STRENGTH} for a free prompt)"
-    )
+    sub.add_argument("--strength", type=float, help="0 .. 1 (default: the domain's; 0.65 for a free prompt)")
     sub.add_argument(
         "--method",
         default="stochastic_inversion",
@@ -204,8 +221,7 @@ def _transfer(options: argparse.Namespace) -> int:
     if options.domain is not None:
         config = transfer.domain_config(options.domain, options.method, defaults, **changes)
     else:
-        free = {"strength": FREE_PROMPT_STRENGTH, "method": options.method}
-        config = transfer.TransferConfig(**defaults.settings() | free | changes)
+        config = transfer.prompt_config(defaults=defaults, method=options.method, **changes)
     runs.print_settings(config)
     report = transfer_folder(
         model,
@@ -297,6 +313,40 @@ def _scores(network: object, data: Path, domains: list[str] | None) -> dict[str,
         scores[domain] = evaluation.evaluate(network, test, test.label_set, progress=True)
         print(f"{domain:<10} mIoU {scores[domain]['miou']:5.1f} %  ({len(test)} images)")
     return scores
+
+
+def _estimate(options: argparse.Namespace) -> int:
+    from zodi import estimation, runs, segmentation
+
+    start = time.monotonic()
+    networks = [folder and segmentation.load_network(folder) for folder in (options.network, options.reference)]
+    found = estimation.estimate(
+        networks[0],
+        options.images,
+        options.labels,
+        options.domain,
+        options.out,
+        label_set=get_label_set(options.label_set),
+        model=options.model,
+        seeds=range(options.seeds),
+        reference=networks[1],
+    )
+    print(found.classes.round(1).to_string())
+    print(found)
+    with runs.atomic_path(options.out / "classes.csv") as temporary:
+        found.classes.to_csv(temporary, index_label="class", float_format="%.4f")
+    metrics = {"miou": found.miou, "low": found.low, "high": found.high, "kept": found.kept, "reliable": found.reliable}
+    settings = {name: value for name, value in vars(options).items() if name != "run"}
+    runs.save_metrics(options.out, "estimate", settings, metrics, time.monotonic() - start)
+    return 0 if found.reliable else 1
+
+
+def _candidate(options: argparse.Namespace) -> int:
+    from zodi import evidence
+
+    candidate = evidence.Candidate(options.variant, options.domain, options.network, options.seed)
+    print(f"metrics: {evidence.run_candidate(candidate, options.results, options.method, options.steps)}")
+    return 0
 
 
 def _quality(options: argparse.Namespace) -> int:

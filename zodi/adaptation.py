@@ -71,6 +71,7 @@ VARIANTS = {
         Variant("ade20k", "ZoDi, layout in ADE20K's colours", "ade20k"),
         *(Variant(f"strength_{s}", f"ZoDi, strength 0.{s // 10}", f"strength_{s}") for s in (30, 50, 70, 90)),
         Variant("zodi_no_similarity", "ZoDi, no similarity", "stochastic_inversion", 0.0),
+        Variant("zodi_faithful", "ZoDi, faithful images only", "stochastic_inversion"),
         Variant("zodi", "ZoDi", "stochastic_inversion"),
         Variant("oracle", "oracle (true target images)", None, 0.0),
     )

@@ -4,6 +4,7 @@ A data set folder holds `dataset.json`, `train/` (the labelled source images), `
 the oracle only, `train_DOMAIN/`. Each of these has `images/` and `labels/`; label files are 8-bit PNGs of class ids.
 """
 
+import copy
 import zlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -121,6 +122,19 @@ class FolderDataset:
                 f"{labels}: no label map for {len(missing)} of {len(self.keys)} images, for example "
                 f"{', '.join(f'{key}.png' for key in missing[:10])}; labels need the names of their images"
             )
+
+    def only(self, keys: Sequence[str]) -> "FolderDataset":
+        """The samples of these keys, in the order of the data set.
+
+        Raises:
+            ValueError: if none is there.
+        """
+        part, wanted = copy.copy(self), set(keys)
+        part.keys = [key for key in self.keys if key in wanted]
+        part._cache = {} if self._cache is not None else None
+        if not part.keys:
+            raise ValueError(f"{self.images_folder}: none of the {len(keys)} names is there; expected {self.keys[:3]}")
+        return part
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -302,6 +316,7 @@ def write_miniature(
     height: int = 96,
     width: int = 192,
     progress: bool = True,
+    held_out: int = 0,
 ) -> Path:
     """Render a miniature data set; all of it or nothing, and nothing again when it is there.
 
@@ -312,6 +327,7 @@ def write_miniature(
         domains: target domains.
         height, width: pixels.
         progress: show a bar.
+        held_out: number of further source scenes, the part `val/`, which are neither trained on nor tested on.
 
     Raises:
         ValueError: if `root` holds a data set with other settings; names them.
@@ -326,7 +342,7 @@ def write_miniature(
         "test": test,
         "height": height,
         "width": width,
-    }
+    } | ({"held_out": held_out} if held_out else {})
     if (root / INFO_FILE).exists():
         found = read_json(root / INFO_FILE)
         differing = [f"{key}: {found.get(key)} instead of {info[key]}" for key in info if found.get(key) != info[key]]
@@ -340,6 +356,7 @@ def write_miniature(
         for seed in scenes.TRAIN_SEEDS[:train]
         for d in info["domains"]
     ]
+    jobs += [(seed, "val", SOURCE) for seed in scenes.TRAIN_SEEDS[train : train + held_out]]
     jobs += [(seed, f"test/{d}", d) for seed in scenes.TEST_SEEDS[:test] for d in info["domains"]]
     with atomic_path(root) as temporary:
         for split in sorted({split for _, split, _ in jobs}):

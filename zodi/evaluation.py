@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 from tqdm.auto import tqdm
 
-from zodi.datasets import FolderDataset, Sample
+from zodi.datasets import AnyDataset, FolderDataset, Sample
 from zodi.labels import IGNORE_INDEX, LabelSet
 from zodi.runs import atomic_path
 from zodi.segmentation import normalise
@@ -28,33 +28,46 @@ def predict(network: nn.Module, image: np.ndarray) -> np.ndarray:
 
 
 @torch.inference_mode()
-def confusion(
+def image_confusions(
     network: nn.Module,
-    dataset: FolderDataset | Sequence[Sample],
+    dataset: AnyDataset | Sequence[Sample],
     num_classes: int,
     batch_size: int = 1,
     progress: bool = False,
 ) -> np.ndarray:
-    """Confusion matrix of a network over a data set.
+    """Confusion matrices of a network, one an image.
 
     Args:
-        network: from `zodi.segmentation.build_network`; put into evaluation mode.
+        network: images float (B, 3, H, W) of `zodi.segmentation.normalise` -> logits (B, C, H, W), or a tuple that
+            begins with them; put into evaluation mode.
         dataset: images and labels, all of one size when `batch_size` > 1.
         num_classes: C.
         batch_size: images a pass; the result does not depend on it.
         progress: show a bar.
 
     Returns:
-        int64 (C, C), rows truth, columns prediction.
+        int64 (N, C, C), rows truth, columns prediction.
     """
     network.eval()
-    total = torch.zeros(num_classes, num_classes, dtype=torch.int64)
+    matrices = []
     for start in tqdm(range(0, len(dataset), batch_size), "evaluate", unit="batch", disable=not progress):
         samples = [dataset[i] for i in range(start, min(start + batch_size, len(dataset)))]
         predicted = _predict(network, torch.from_numpy(np.stack([sample.image for sample in samples]))).cpu()
-        truth = torch.from_numpy(np.stack([sample.label for sample in samples])).long()
-        total += multiclass_confusion_matrix(predicted, truth, num_classes, ignore_index=IGNORE_INDEX)
-    return total.numpy()
+        for sample, classes in zip(samples, predicted, strict=True):
+            truth = torch.from_numpy(sample.label).long()
+            matrices.append(multiclass_confusion_matrix(classes, truth, num_classes, ignore_index=IGNORE_INDEX))
+    return torch.stack(matrices).numpy()
+
+
+def confusion(
+    network: nn.Module,
+    dataset: AnyDataset | Sequence[Sample],
+    num_classes: int,
+    batch_size: int = 1,
+    progress: bool = False,
+) -> np.ndarray:
+    """Confusion matrix of a network over a data set, int64 (C, C): the sum of `image_confusions`, same arguments."""
+    return image_confusions(network, dataset, num_classes, batch_size, progress).sum(0)
 
 
 def iou(confusion: np.ndarray) -> np.ndarray:
@@ -106,5 +119,6 @@ def _predict(network: nn.Module, images: Tensor) -> Tensor:
     pad = (0, -width % 32, 0, -height % 32)
     if any(pad):
         x = nn.functional.pad(x, pad, mode="replicate")
-    logits, _ = network(x)
+    output = network(x)
+    logits = output if isinstance(output, Tensor) else output[0]
     return logits[:, :, :height, :width].argmax(1)

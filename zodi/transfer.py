@@ -39,6 +39,7 @@ WITHOUT_DIFFUSION = ("vae_round_trip", "photometric")
 WITHOUT_MODEL = ("photometric",)
 WITHOUT_LAYOUT = (*WITHOUT_DIFFUSION, "instruct_pix2pix")
 INSTRUCTION = "turn it into {prompt}"
+FREE_PROMPT_STRENGTH = 0.65
 NOISE_CHOICES = ("per_image", "paper")
 # ZoDi with one thing changed: rows of the ablations, used like methods.
 ABLATIONS: dict[str, dict[str, Any]] = {
@@ -488,6 +489,20 @@ def domain_config(
         "domain": domain,
     }
     settings |= ABLATIONS.get(method, {})
+    return TransferConfig(**settings | changes)
+
+
+def prompt_config(prompt: str, defaults: TransferDefaults | None = None, **changes: object) -> TransferConfig:
+    """The settings for a target domain by its name or, if there is none of this name, for a free prompt.
+
+    Args:
+        prompt: a key of `zodi.domains.DOMAINS`, or the description of a domain; it is drawn at `FREE_PROMPT_STRENGTH`.
+        defaults: `model.defaults`; None = the paper's for Stable Diffusion.
+        changes: other fields of `TransferConfig`.
+    """
+    if prompt in DOMAINS:
+        return domain_config(prompt, defaults=defaults, **changes)
+    settings = (defaults or TransferDefaults()).settings() | {"prompt": prompt, "strength": FREE_PROMPT_STRENGTH}
     return TransferConfig(**settings | changes)
 
 

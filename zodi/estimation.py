@@ -1,0 +1,377 @@
+"""Performance without target images: labelled source images are transferred, and a network's mIoU on them estimates
+its mIoU on a target that nobody has photographed (claimed in the paper's Section 4; its program has no code for it).
+
+    estimate = zodi.estimation.estimate(network, "images", "labels", "night", out="results/estimate")
+
+The images must not have been trained on. An interval comes from resampling images and noise; a reference network says
+whether the layout is still there, without which the labels mean nothing; a straight line learned on domains with known
+truth corrects what all estimates have in common. Nothing here looks at a target image.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+from torch import nn
+
+from zodi import diffusion, transfer
+from zodi.datasets import AnyDataset, FolderDataset
+from zodi.evaluation import image_confusions, iou
+from zodi.labels import CITYSCAPES, LabelSet
+from zodi.transfer_folder import transfer_folder
+
+RESAMPLES = 10_000
+# A class seen in fewer images has an IoU that says nothing about the next image.
+MIN_IMAGES = 10
+# Half of the images must have kept their layout, or there is no estimate.
+MIN_KEPT = 0.5
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a network will reach on a target, in percent.
+
+    Attributes:
+        miou: mean IoU over all classes that are not rare.
+        low, high: percentile interval of `miou`.
+        level: its confidence level, 0 .. 1.
+        classes: a line a class of the labels: `iou`, `low`, `high`, the `images` that show it, whether it is `rare`;
+            with a reference, the reference's IoU as `fidelity`.
+        images, seeds: numbers of images and of transfers of each.
+        kept: share of the images that kept their layout, 0 .. 1; NaN without a reference.
+        reliable: False = abstains: too few images kept their layout.
+    """
+
+    miou: float
+    low: float
+    high: float
+    level: float
+    classes: pd.DataFrame
+    images: int
+    seeds: int
+    kept: float = float("nan")
+    reliable: bool = True
+
+    @property
+    def rare(self) -> list[str]:
+        """Classes that are too rare to be estimated; they are not part of the mean."""
+        return list(self.classes.index[self.classes["rare"]])
+
+    def __str__(self) -> str:
+        if not self.reliable:
+            return f"no estimate: only {100 * self.kept:.0f} % of the generated images kept their layout"
+        rare = f"; left out as too rare: {', '.join(self.rare)}" if self.rare else ""
+        return (
+            f"estimated mIoU {self.miou:.1f} % ({100 * self.level:.0f} % interval {self.low:.1f} .. {self.high:.1f}; "
+            f"{self.images} images, {self.seeds} transfers of each{rare})"
+        )
+
+
+def estimate(
+    network: nn.Module,
+    images: str | Path,
+    labels: str | Path,
+    domain: str,
+    out: str | Path,
+    *,
+    label_set: LabelSet = CITYSCAPES,
+    model: str | diffusion.DiffusionModel = "mini",
+    seeds: Sequence[int] = (0, 1),
+    reference: nn.Module | None = None,
+    min_fidelity: float = 0.5,
+    progress: bool = True,
+) -> Estimate:
+    """Estimate a network's mIoU on a domain from labelled source images that it was not trained on.
+
+    Args:
+        network: images float (B, 3, H, W), ImageNet-normalised -> logits (B, C, H, W) or a tuple that starts with them.
+        images, labels: folders of the source images and of their label maps, see `zodi.datasets.FolderDataset`.
+        domain: a target domain of `zodi.domains`, or a prompt.
+        out: folder of the generated images, one subfolder a seed; what is there of the same settings is used again.
+        label_set: meaning of the labels' pixel values.
+        model: the diffusion model, or what `zodi.diffusion.load` takes.
+        seeds: a transfer of every image for each.
+        reference: a network that finds the layout in good images of the domain; None = do not check.
+        min_fidelity: what `fidelity` must reach for an image to count as one that kept its layout, 0 .. 1.
+        progress: show a bar.
+
+    Raises:
+        FileNotFoundError: if a folder is missing or empty.
+        ValueError: if images cannot be transferred; names the report that lists them.
+    """
+    if isinstance(model, str):
+        model = diffusion.load(model)
+    generated = [
+        _generated(model, Path(images), Path(labels), domain, Path(out) / f"seed{seed}", label_set, seed, progress)
+        for seed in seeds
+    ]
+    confusions = np.stack([image_confusions(network, part, label_set.num_classes) for part in generated])
+    found = None
+    if reference is not None:
+        found = np.stack([image_confusions(reference, part, label_set.num_classes) for part in generated])
+    return estimate_from(confusions, label_set.names, found, min_fidelity)
+
+
+def _generated(
+    model: diffusion.DiffusionModel,
+    images: Path,
+    labels: Path,
+    domain: str,
+    out: Path,
+    label_set: LabelSet,
+    seed: int,
+    progress: bool,
+) -> FolderDataset:
+    config = transfer.prompt_config(domain, model.defaults, seed=seed)
+    report = transfer_folder(model, images, labels, out, config, label_set, progress=progress)
+    if not report.ok:
+        raise ValueError(f"{out}: {len(report.errors)} images could not be transferred; report.json there lists them")
+    return FolderDataset(out / "images", labels, label_set, cache=False)
+
+
+def estimate_from(
+    confusions: np.ndarray,
+    names: Sequence[str],
+    reference: np.ndarray | None = None,
+    min_fidelity: float = 0.5,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Estimate:
+    """The estimate from confusion matrices.
+
+    Args:
+        confusions: int (S, N, C, C) of the network, for S transfers of N images; rows truth, columns prediction.
+        names: of the C classes.
+        reference: the same of the reference network on the same images.
+        min_fidelity: see `estimate`.
+        level: of the interval, 0 .. 1.
+        seed: of the resampling.
+
+    Raises:
+        ValueError: for another shape, or if every class is rare.
+    """
+    if confusions.ndim != 4 or confusions.shape[2:] != (len(names), len(names)):
+        raise ValueError(f"confusions: found shape {confusions.shape}, expected (S, N, {len(names)}, {len(names)})")
+    seeds, images = confusions.shape[:2]
+    shown = (confusions[0].sum(2) > 0).sum(0)
+    common = shown >= min(MIN_IMAGES, images)
+    if not common.any():
+        raise ValueError(f"{images} images: no class is seen in {MIN_IMAGES} of them; give more images")
+    values = 100 * iou(confusions.sum((0, 1)))
+    resampled = 100 * bootstrap(confusions, resample_weights(images, seeds, seed=seed))
+    tails = [50 * (1 - level), 50 * (1 + level)]
+    low, high = np.nanpercentile(resampled[:, shown > 0], tails, axis=0)
+    classes = pd.DataFrame({"iou": values, "images": shown, "rare": ~common}, index=list(names))[shown > 0]
+    classes = classes.assign(low=low, high=high)[["iou", "low", "high", "images", "rare"]]
+    interval = np.percentile(np.nanmean(resampled[:, common], axis=1), tails)
+    kept = float("nan")
+    if reference is not None:
+        kept = float((fidelity(reference) >= min_fidelity).mean())
+        classes["fidelity"] = 100 * iou(reference.sum((0, 1)))[shown > 0]
+    return Estimate(
+        float(values[common].mean()), *interval.tolist(), level, classes, images, seeds, kept, not kept < MIN_KEPT
+    )  # fmt: skip
+
+
+# ---------------------------------------------------------------- uncertainty
+
+
+def resample_weights(images: int, seeds: int = 1, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
+    """How often each generated image counts in each resample.
+
+    Images are drawn with replacement, and for every drawn image as many of its transfers, again with replacement: what
+    the generator adds by its noise widens the interval.
+
+    Returns:
+        float32 (R, S * N), the transfers one after the other.
+    """
+    rng = np.random.default_rng(seed)
+    drawn = rng.integers(images, size=(resamples, images, 1))
+    transfers = rng.integers(seeds, size=(resamples, images, seeds)) if seeds > 1 else 0
+    places = (transfers * images + drawn).reshape(resamples, -1)
+    places += np.arange(resamples)[:, None] * seeds * images
+    counts = np.bincount(places.ravel(), minlength=resamples * seeds * images)
+    return counts.reshape(resamples, -1).astype(np.float32)
+
+
+def bootstrap(confusions: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """IoU of every class in every resample.
+
+    Args:
+        confusions: int (S, N, C, C).
+        weights: float (R, S * N) of `resample_weights`.
+
+    Returns:
+        float64 (R, C), 0 .. 1; NaN where the resample does not show the class.
+    """
+    matrices = confusions.reshape(-1, *confusions.shape[2:]).astype(np.float64)
+    weights = weights.astype(np.float64)
+    correct = weights @ np.diagonal(matrices, axis1=1, axis2=2)
+    truth, predicted = weights @ matrices.sum(2), weights @ matrices.sum(1)
+    return np.where(truth > 0, correct / np.maximum(truth + predicted - correct, 1), np.nan)
+
+
+# ---------------------------------------------------------------- is the layout still there?
+
+
+def fidelity(reference: np.ndarray) -> np.ndarray:
+    """Share of an image's labelled pixels in which a reference network finds the label.
+
+    Args:
+        reference: its confusion matrices, int (..., C, C), one an image.
+
+    Returns:
+        float64 (...), 0 .. 1.
+    """
+    return np.trace(reference, axis1=-2, axis2=-1) / np.maximum(reference.sum((-2, -1)), 1)
+
+
+def best_threshold(kept: np.ndarray, lost: np.ndarray) -> tuple[float, float]:
+    """The value that tells images that kept their layout from those that lost it.
+
+    Args:
+        kept: `fidelity` of images with their own labels, any shape.
+        lost: the same with labels that do not belong to them.
+
+    Returns:
+        The threshold, in the middle between the two neighbouring values, and the balanced accuracy, 0 .. 1.
+    """
+    values = np.unique(np.concatenate([kept.ravel(), lost.ravel()]))
+    cuts = (values[1:] + values[:-1]) / 2 if len(values) > 1 else values
+    accuracy = [((kept >= cut).mean() + (lost < cut).mean()) / 2 for cut in cuts]
+    best = int(np.argmax(accuracy))
+    return float(cuts[best]), float(accuracy[best])
+
+
+def faithful_keys(dataset: AnyDataset, reference: np.ndarray, min_fidelity: float) -> list[str]:
+    """Keys of the generated images that kept their layout; for `zodi.datasets.FolderDataset.only`.
+
+    Args:
+        dataset: the generated images.
+        reference: confusion matrices of the reference network on them, int (N, C, C).
+        min_fidelity: what `fidelity` must reach, 0 .. 1.
+
+    Raises:
+        ValueError: if none is left.
+    """
+    keys = [key for key, value in zip(dataset.keys, fidelity(reference), strict=True) if value >= min_fidelity]
+    if not keys:
+        raise ValueError(
+            f"min_fidelity={min_fidelity}: none of the {len(dataset)} images reaches it; choose a lower one"
+        )
+    return keys
+
+
+# ---------------------------------------------------------------- correction learned on other domains
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The line truth = intercept + slope * estimate, and the quantiles of what it misses, points of mIoU."""
+
+    slope: float
+    intercept: float
+    miss_low: float
+    miss_high: float
+
+    def __call__(self, estimate: np.ndarray) -> np.ndarray:
+        """Corrected estimates, percent."""
+        return self.intercept + self.slope * estimate
+
+
+def calibrate(estimate: np.ndarray, truth: np.ndarray, level: float = 0.95) -> Calibration:
+    """Learn the correction from networks whose truth is known.
+
+    Args:
+        estimate, truth: percent, one a network and domain.
+        level: of the interval.
+
+    Raises:
+        ValueError: for fewer than three networks.
+    """
+    if len(estimate) < 3:
+        raise ValueError(f"{len(estimate)} networks: a line takes at least 3")
+    slope, intercept = np.polyfit(estimate, truth, 1)
+    missed = truth - (intercept + slope * estimate)
+    low, high = np.quantile(missed, [(1 - level) / 2, (1 + level) / 2])
+    return Calibration(float(slope), float(intercept), float(low), float(high))
+
+
+def leave_one_domain_out(frame: pd.DataFrame) -> pd.DataFrame:
+    """Correct every domain by the line that all other domains teach.
+
+    Args:
+        frame: columns `domain`, `estimate`, `truth`, percent.
+
+    Returns:
+        The frame with `calibrated`, `calibrated_low` and `calibrated_high`.
+
+    Raises:
+        ValueError: if there is only one domain.
+    """
+    if frame["domain"].nunique() < 2:
+        raise ValueError("one domain: there are no others to learn the correction from")
+    parts = []
+    for domain, part in frame.groupby("domain", sort=False):
+        others = frame[frame["domain"] != domain]
+        line = calibrate(others["estimate"].to_numpy(), others["truth"].to_numpy())
+        value = line(part["estimate"].to_numpy())
+        parts.append(
+            part.assign(calibrated=value, calibrated_low=value + line.miss_low, calibrated_high=value + line.miss_high)
+        )
+    return pd.concat(parts).loc[frame.index]
+
+
+# ---------------------------------------------------------------- how good are estimates?
+
+
+def agreement(estimate: pd.Series, truth: pd.Series) -> dict[str, float]:
+    """Pearson's, Spearman's and Kendall's correlation of estimates with the truth, and `mae` in their unit.
+
+    A constant estimate has no correlation: NaN.
+    """
+    constant = estimate.nunique() < 2 or truth.nunique() < 2
+    tests = {"pearson": stats.pearsonr, "spearman": stats.spearmanr, "kendall": stats.kendalltau}
+    found = {name: float("nan") if constant else float(test(estimate, truth)[0]) for name, test in tests.items()}
+    return found | {"mae": float((estimate - truth).abs().mean())}
+
+
+def regret(score: pd.Series, truth: pd.Series) -> float:
+    """What is lost by taking the candidate with the best score instead of the best one; the unit of the truth.
+
+    Of several equal scores the first counts. NaN if no candidate has a score.
+    """
+    return float(truth.max() - truth.loc[score.idxmax()]) if score.notna().any() else float("nan")
+
+
+def select(
+    candidates: Mapping[str, nn.Module], generated: Sequence[FolderDataset], names: Sequence[str]
+) -> pd.DataFrame:
+    """Choose between networks, for example trained with other strengths or prompts, without target images.
+
+    All are judged on the same generated images; with several sets of them, say of all strengths in question, none is
+    favoured for having been trained on its own generator's.
+
+    Args:
+        candidates: networks by name.
+        generated: transfers of the same held-out images, with the same keys.
+        names: of the classes.
+
+    Returns:
+        Index name, best first: `miou`, `low`, `high`, and `chosen`, true for one.
+
+    Raises:
+        ValueError: if there is no candidate, or the transfers are of different images.
+    """
+    if not candidates or len({tuple(part.keys) for part in generated}) != 1:
+        raise ValueError("select needs at least one candidate, and transfers of one set of images")
+    rows: dict[str, dict[str, Any]] = {}
+    for name, network in candidates.items():
+        found = estimate_from(np.stack([image_confusions(network, part, len(names)) for part in generated]), names)
+        rows[name] = {"miou": found.miou, "low": found.low, "high": found.high}
+    table = pd.DataFrame.from_dict(rows, orient="index").sort_values("miou", ascending=False, kind="stable")
+    return table.assign(chosen=[True] + [False] * (len(table) - 1))
