@@ -157,12 +157,14 @@ def estimate_from(
     if confusions.ndim != 4 or confusions.shape[2:] != (len(names), len(names)):
         raise ValueError(f"confusions: found shape {confusions.shape}, expected (S, N, {len(names)}, {len(names)})")
     seeds, images = confusions.shape[:2]
+    # The order of the images must not change what is drawn.
+    order = sorted(range(images), key=lambda index: confusions[:, index].tobytes())
     shown = (confusions[0].sum(2) > 0).sum(0)
     common = shown >= min(MIN_IMAGES, images)
     if not common.any():
         raise ValueError(f"{images} images: no class is seen in {MIN_IMAGES} of them; give more images")
     values = 100 * iou(confusions.sum((0, 1)))
-    resampled = 100 * bootstrap(confusions, resample_weights(images, seeds, seed=seed))
+    resampled = 100 * bootstrap(confusions[:, order], resample_weights(images, seeds, seed=seed))
     tails = [50 * (1 - level), 50 * (1 + level)]
     low, high = np.nanpercentile(resampled[:, shown > 0], tails, axis=0)
     classes = pd.DataFrame({"iou": values, "images": shown, "rare": ~common}, index=list(names))[shown > 0]

@@ -1,0 +1,274 @@
+"""Estimates without target images: the statistics on cases whose answer is known, and the whole way on toy data."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from zodi import estimation, evidence
+from zodi.datasets import FolderDataset, open_split, write_miniature
+from zodi.evaluation import confusion, image_confusions, iou
+from zodi.labels import CITYSCAPES
+from zodi.runs import read_json
+from zodi.segmentation import build_network, load_network, save_network
+from zodi.transfer_folder import transfer_folder
+
+NAMES = ("a", "b")
+
+
+def simulated(rng, images, quality=0.8, pixels=200):
+    """Confusion matrices of two classes, int (1, images, 2, 2); images differ in how hard they are."""
+    right = np.clip(rng.normal(quality, 0.1, (images, 2)), 0.01, 0.99)
+    correct = rng.binomial(pixels, right)
+    matrices = np.zeros((1, images, 2, 2), int)
+    matrices[0, :, [0, 1], [0, 1]] = correct.T
+    matrices[0, :, [0, 1], [1, 0]] = pixels - correct.T
+    return matrices
+
+
+def test_interval_covers_the_truth_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    truth = 100 * iou(simulated(rng, 200_000)[0].sum(0)).mean()
+    found = [estimation.estimate_from(simulated(rng, 50), NAMES) for _ in range(150)]
+    covered = np.mean([estimate.low <= truth <= estimate.high for estimate in found])
+    assert 0.89 <= covered <= 0.99
+    assert abs(np.mean([estimate.miou for estimate in found]) - truth) < 0.5
+
+
+def test_interval_narrows_with_the_number_of_images():
+    rng = np.random.default_rng(1)
+    widths = [(e := estimation.estimate_from(simulated(rng, n), NAMES)).high - e.low for n in (40, 640)]
+    assert widths[0] / widths[1] == pytest.approx(4, rel=0.4)
+
+
+def test_order_of_the_images_and_seed_of_the_resampling():
+    matrices = simulated(np.random.default_rng(2), 30)
+    shuffled = matrices[:, np.random.default_rng(3).permutation(30)]
+    one, two = (estimation.estimate_from(m, NAMES) for m in (matrices, shuffled))
+    assert (one.miou, one.low, one.high) == (two.miou, two.low, two.high)
+    pd.testing.assert_frame_equal(one.classes, two.classes)
+    assert estimation.estimate_from(matrices, NAMES, seed=1).low != one.low
+
+
+def test_weights_are_numbers_of_copies():
+    matrices = simulated(np.random.default_rng(4), 3)
+    weights = np.array([[2, 0, 1], [1, 1, 1]], np.float32)
+    found = estimation.bootstrap(matrices, weights)
+    assert found[0] == pytest.approx(iou(2 * matrices[0, 0] + matrices[0, 2]))
+    assert found[1] == pytest.approx(iou(matrices[0].sum(0)))
+
+
+def test_resamples_draw_images_then_their_transfers():
+    weights = estimation.resample_weights(5, seeds=3, resamples=2000, seed=0)
+    assert weights.shape == (2000, 15) and (weights.sum(1) == 15).all()
+    by_image = weights.reshape(2000, 3, 5).sum(1)
+    assert (by_image % 3 == 0).all(), "an image comes with as many transfers as there are seeds"
+    assert by_image.mean(0) == pytest.approx(3, rel=0.05)
+    assert weights.mean(0) == pytest.approx(1, rel=0.08)
+
+
+def test_noise_of_the_generator_widens_the_interval():
+    rng = np.random.default_rng(5)
+    same = simulated(rng, 40)
+    steady = np.concatenate([same, same])
+    noisy = np.concatenate([simulated(rng, 40, 0.5), simulated(rng, 40, 0.95)])
+    steady, noisy = (estimation.estimate_from(m, NAMES) for m in (steady, noisy))
+    assert steady.seeds == noisy.seeds == 2
+    assert noisy.high - noisy.low > steady.high - steady.low
+
+
+def test_rare_classes_are_named_and_not_averaged():
+    matrices = np.zeros((1, 40, 3, 3), int)
+    matrices[0, :, :2, :2] = simulated(np.random.default_rng(6), 40)[0]
+    matrices[0, :4, 2, 0] = 5
+    found = estimation.estimate_from(matrices, ("a", "b", "c"))
+    assert found.rare == ["c"] and "too rare: c" in str(found)
+    assert found.classes.loc["c", "images"] == 4 and found.classes.loc["c", "iou"] == 0
+    assert found.miou == pytest.approx(found.classes.loc[["a", "b"], "iou"].mean())
+    assert found.low < found.miou < found.high
+
+
+def test_shapes_are_checked():
+    with pytest.raises(ValueError, match=r"expected \(S, N, 2, 2\)"):
+        estimation.estimate_from(np.zeros((3, 2, 2), int), NAMES)
+    with pytest.raises(ValueError, match="no class is seen"):
+        estimation.estimate_from(np.zeros((1, 20, 2, 2), int), NAMES)
+
+
+def test_fidelity_and_its_threshold():
+    matrices = np.array([[[8, 2], [0, 10]], [[1, 9], [10, 0]]])
+    assert estimation.fidelity(matrices) == pytest.approx([0.9, 0.05])
+    threshold, accuracy = estimation.best_threshold(np.array([0.9, 0.8, 0.7]), np.array([0.1, 0.3, 0.5]))
+    assert threshold == pytest.approx(0.6) and accuracy == 1
+    _, overlapping = estimation.best_threshold(np.array([0.9, 0.2]), np.array([0.1, 0.8]))
+    assert overlapping == 0.75
+
+
+def test_an_estimate_without_layout_abstains():
+    good = simulated(np.random.default_rng(7), 20)
+    lost = good[..., ::-1]
+    kept = estimation.estimate_from(good, NAMES, reference=good)
+    gone = estimation.estimate_from(good, NAMES, reference=lost)
+    assert kept.reliable and kept.kept == 1 and kept.classes["fidelity"].min() > 50
+    assert not gone.reliable and gone.kept == 0 and "no estimate" in str(gone)
+    assert estimation.estimate_from(good, NAMES).reliable, "without a reference nothing is checked"
+
+
+def test_calibration_learns_a_line_from_the_other_domains():
+    rng = np.random.default_rng(8)
+    estimate = pd.Series(rng.uniform(10, 60, 60))
+    frame = pd.DataFrame({"domain": ["a", "b", "c"] * 20, "estimate": estimate, "truth": 5 + 0.8 * estimate})
+    frame.loc[frame["domain"] == "c", "truth"] += 100
+    found = estimation.leave_one_domain_out(frame)
+    assert (found["domain"] == frame["domain"]).all()
+    c = found[found["domain"] == "c"]
+    assert c["calibrated"].to_numpy() == pytest.approx((5 + 0.8 * c["estimate"]).to_numpy())
+    assert (found["calibrated_low"] <= found["calibrated"]).all()
+    with pytest.raises(ValueError, match="one domain"):
+        estimation.leave_one_domain_out(frame[frame["domain"] == "a"])
+    with pytest.raises(ValueError, match="at least 3"):
+        estimation.calibrate(np.array([1.0, 2.0]), np.array([1.0, 2.0]))
+
+
+def test_agreement_and_regret_on_known_cases():
+    truth = pd.Series([10.0, 20.0, 30.0, 40.0])
+    swapped = pd.Series([10.0, 20.0, 40.0, 30.0])
+    found = estimation.agreement(swapped, truth)
+    assert found["pearson"] == pytest.approx(0.8) and found["spearman"] == pytest.approx(0.8)
+    assert found["kendall"] == pytest.approx(4 / 6) and found["mae"] == 5
+    assert np.isnan(estimation.agreement(pd.Series([1.0] * 4), truth)["pearson"])
+    assert estimation.regret(swapped, truth) == 10
+    assert estimation.regret(truth, truth) == 0
+    assert np.isnan(estimation.regret(pd.Series([np.nan] * 4), truth))
+
+
+# ---------------------------------------------------------------- on images
+
+
+class Constant(nn.Module):
+    """Calls every pixel road; returns logits alone, as networks of other people do."""
+
+    def __init__(self, index: int) -> None:
+        super().__init__()
+        self.index = nn.Parameter(torch.tensor(float(index)))
+
+    def forward(self, x):
+        logits = torch.zeros(len(x), CITYSCAPES.num_classes, *x.shape[2:])
+        logits[:, int(self.index)] = 1
+        return logits
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """A results folder of the profile "estimation" at toy size; photometric changes stand in for the transfer."""
+    root = tmp_path_factory.mktemp("estimation")
+    write_miniature(root / "data", 4, 3, ["night", "fog"], 64, 128, progress=False, held_out=3)
+    from zodi.transfer import domain_config
+
+    for domain in ("night", "fog"):
+        for part, seed in {"transfer": 0, "held_out": 0, "held_out_1": 1}.items():
+            split = root / "data" / ("train" if part == "transfer" else "val")
+            config = domain_config(domain, "photometric", seed=seed)
+            out = root / part / domain / "photometric"
+            transfer_folder(None, split / "images", split / "labels", out, config, CITYSCAPES, progress=False)
+    return root
+
+
+def test_matrices_of_images_add_up(results):
+    dataset = open_split(results / "data", "val")
+    road = CITYSCAPES.names.index("road")
+    matrices = image_confusions(Constant(road), dataset, CITYSCAPES.num_classes, batch_size=2)
+    assert matrices.shape == (3, CITYSCAPES.num_classes, CITYSCAPES.num_classes)
+    assert np.array_equal(matrices.sum(0), confusion(Constant(road), dataset, CITYSCAPES.num_classes))
+    assert np.array_equal(matrices[1], confusion(Constant(road), [dataset[1]], CITYSCAPES.num_classes))
+
+
+def test_held_out_scenes_are_in_no_other_part(results):
+    keys = {part: set(open_split(results / "data", part).keys) for part in ("train", "val", "test/night")}
+    assert not keys["val"] & keys["train"] and not keys["val"] & keys["test/night"]
+
+
+def test_estimate_transfers_and_resumes(results, tmp_path):
+    val = results / "data" / "val"
+    network = Constant(CITYSCAPES.names.index("road"))
+    arguments = (network, val / "images", val / "labels", "night", tmp_path / "night")
+    found = estimation.estimate(*arguments, seeds=(0, 1), progress=False)
+    assert found.images == 3 and found.seeds == 2 and 0 < found.miou < 20
+    written = {file: file.stat().st_mtime_ns for file in tmp_path.glob("night/seed*/images/*.png")}
+    assert len(written) == 6
+    again = estimation.estimate(*arguments, seeds=(0, 1), reference=network, progress=False)
+    assert {file: file.stat().st_mtime_ns for file in written} == written
+    assert again.miou == found.miou and not again.reliable, "a network that sees only road finds no layout"
+
+
+def test_select_takes_the_best_on_generated_images(results):
+    names = CITYSCAPES.names
+    generated = [
+        open_split(results / "data", "val", images=results / part / "night" / "photometric" / "images")
+        for part in ("held_out", "held_out_1")
+    ]
+    candidates = {name: Constant(names.index(name)) for name in ("train", "road")}
+    chosen = estimation.select(candidates, generated, names)
+    assert list(chosen.index) == ["road", "train"] and list(chosen["chosen"]) == [True, False]
+    with pytest.raises(ValueError, match="at least one candidate"):
+        estimation.select({}, generated, names)
+    with pytest.raises(ValueError, match="one set of images"):
+        estimation.select(candidates, [generated[0], generated[1].only(generated[1].keys[:1])], names)
+
+
+def test_candidates_are_scored_at_four_steps_and_tabulated(results):
+    network = "DeepLabV3Plus/tu-resnet10t"
+    runs = [evidence.Candidate("oracle", domain, network, 0) for domain in ("night", "fog")]
+    runs += [evidence.Candidate("source_only", "", network, 1), evidence.Candidate("photometric", "fog", network, 0)]
+    for run in runs:
+        file = evidence.run_candidate(run, results, "photometric", steps=4)
+        assert read_json(file)["metrics"]["variant"] == run.variant
+    frame = evidence.table(results)
+    assert len(frame) == len(runs) * 4 * 2
+    assert set(frame["step"]) == {1, 2, 3, 4}
+    assert frame[["estimate", "source", "truth", "confidence", "atc"]].notna().all().all()
+    assert (frame["low"] <= frame["high"]).all()
+    frame = estimation.leave_one_domain_out(frame)
+    scores = evidence.by_domain(frame)
+    assert len(scores) == 2 * len(evidence.SCORES) and (scores["models"] == 16).all()
+    assert (scores["regret"] >= 0).all()
+    covered = evidence.intervals(frame)
+    assert list(covered.index) == ["night", "fog"] and covered["coverage"].between(0, 100).all()
+    chosen = evidence.choices(frame)
+    assert len(chosen) == len(runs) * 2 and (chosen[["last", *evidence.SCORES]] >= 0).all().all()
+    layout = evidence.layout_table(results)
+    assert list(layout["domain"]) == ["night", "fog"] and layout["fidelity"].between(0, 100).all()
+
+
+def test_faithful_images_are_chosen_by_the_oracle(results):
+    network = "DeepLabV3Plus/tu-resnet10t"
+    reference = evidence.reference_of("night").folder(results) / "network"
+    save_network(build_network(network, CITYSCAPES.num_classes, "mini"), reference)
+    images = results / "transfer" / "night" / "stochastic_inversion" / "images"
+    images.parent.mkdir(parents=True, exist_ok=True)
+    if not images.exists():
+        images.symlink_to(results / "transfer" / "night" / "photometric" / "images")
+    second = evidence._second(evidence.Candidate("zodi_faithful", "night", network, 0), results)
+    assert 1 <= len(second) < 4
+    everything = FolderDataset(images, results / "data" / "train" / "labels", CITYSCAPES)
+    found = image_confusions(load_network(reference), everything, CITYSCAPES.num_classes)
+    with pytest.raises(ValueError, match="choose a lower one"):
+        estimation.faithful_keys(everything, found, 1.1)
+
+
+def test_table_says_what_to_run(tmp_path, results):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "dataset.json").write_text((results / "data" / "dataset.json").read_text())
+    with pytest.raises(FileNotFoundError, match="PROFILE=estimation"):
+        evidence.table(tmp_path)
+
+
+def test_atc_and_mean_confidence_on_known_histograms():
+    histogram = np.zeros(evidence.BINS, int)
+    histogram[[200, 800]] = [30, 70]
+    assert evidence.mean_confidence(histogram) == pytest.approx(100 * (0.3 * 0.2005 + 0.7 * 0.8005))
+    assert evidence.average_thresholded_confidence(histogram, histogram, 0.7) == pytest.approx(70)
+    shifted = np.zeros(evidence.BINS, int)
+    shifted[[200, 800]] = [60, 40]
+    assert evidence.average_thresholded_confidence(shifted, histogram, 0.7) == pytest.approx(40)
