@@ -164,7 +164,7 @@ def test_published_figures_come_with_the_package_and_name_their_source():
     logs, peers = tables.published_logs(), tables.published_peers()
     assert len(logs) == 47 and set(logs["domain"]) == set(TARGETS)
     assert (logs["best_target"] >= logs[["last", "at_best_source"]].max(axis=1)).all()
-    for table in (logs, peers):
+    for table in (logs, peers, tables.published_genval()):
         assert table["source"].str.len().min() > 3
 
 
@@ -178,6 +178,9 @@ def test_reproduced_runs_stand_beside_the_published_ones(tmp_path):
         (folder / "metrics.json").write_text(json.dumps(record))
     epochs = tables.collect_epochs(tmp_path)
     assert len(epochs) == 2 * len(RULES)
+    regret = tables.epoch_regret(epochs)
+    assert (regret["best_target"] == 0).all() and (regret >= 0).all().all() and len(regret) == 1
+    assert tables.epoch_regret(epochs.head(0)).empty
     table = tables.beside_published(epochs, tables.published_logs()).sort_index()
     line = table.loc[("night", "RefineNet-resnet50", "at_best_source")]
     assert line["reproduced"] == "21.0 ± 1.4" and line["seeds, reproduced"] == 2

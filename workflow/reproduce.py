@@ -87,6 +87,30 @@ def missing_models(names: list[str]) -> list[str]:
     return [f"model {name}: {advice}" for name in names if not is_here(name)]
 
 
+def has_graphics_card() -> bool:
+    """Whether this machine has an NVIDIA card whose driver is installed."""
+    return shutil.which("nvidia-smi") is not None
+
+
+def with_upgrade(name: str, profile: dict[str, Any], cluster: str) -> tuple[list[str], dict[str, Any], str]:
+    """A profile, changed by the one that it names as `upgrade` where this machine has what that one needs.
+
+    Returns:
+        Names of the profiles whose settings count, later ones first, the settings, and a sentence that says which.
+    """
+    upgrade = profile.get("upgrade")
+    if upgrade is None:
+        return [name], profile, ""
+    better = read_profile(upgrade)
+    if better.get("gpu") and not cluster and not has_graphics_card():
+        missing = ["a graphics card: found no nvidia-smi"]
+    else:
+        missing = missing_models(better.get("model_needs", []))
+    if missing:
+        return [name], profile, f"{profile['without_upgrade']} ({upgrade}.yaml needs {'; '.join(missing)})"
+    return [name, upgrade], profile | better, better["with_upgrade"]
+
+
 def check_needs(name: str, profile: dict[str, Any], data: str, cluster: str) -> None:
     """Check that data, models and the graphics card are there before anything runs.
 
@@ -99,7 +123,7 @@ def check_needs(name: str, profile: dict[str, Any], data: str, cluster: str) -> 
     except ValueError as error:
         problems.append(str(error))
     problems += missing_models(profile.get("model_needs", []))
-    if profile.get("gpu") and not cluster and shutil.which("nvidia-smi") is None:
+    if profile.get("gpu") and not cluster and not has_graphics_card():
         problems.append(
             f"PROFILE={name} needs a graphics card: found no nvidia-smi on this machine; or use CLUSTER=slurm"
         )
@@ -160,11 +184,12 @@ def show(lines: Iterable[str]) -> None:
     bar.close()
 
 
-def snakemake_command(profile: str, data: str, cores: int, cluster: str) -> list[str]:
-    """The call of Snakemake for a profile."""
+def snakemake_command(profiles: list[str], data: str, cores: int, cluster: str) -> list[str]:
+    """The call of Snakemake for a profile, and others that change it."""
     # Locks of Snakemake outlive a killed run and then block the next: `lock` takes their place.
     command = [sys.executable, "-m", "snakemake", "--nolock", "--rerun-incomplete", "--keep-going"]
-    command += ["--snakefile", "workflow/Snakefile", "--configfile", f"workflow/profiles/{profile}.yaml"]
+    command += ["--snakefile", "workflow/Snakefile", "--configfile"]
+    command += [f"workflow/profiles/{profile}.yaml" for profile in profiles]
     if data:
         command += ["--config", f"source={Path(data).resolve()}"]
     # On this machine every job sees the first graphics card, so that one runs at a time.
@@ -203,7 +228,8 @@ def main() -> int:
     arguments = parser.parse_args()
     try:
         profile = read_profile(arguments.profile)
-        command = snakemake_command(arguments.profile, arguments.data, arguments.cores, arguments.cluster)
+        profiles, profile, sentence = with_upgrade(arguments.profile, profile, arguments.cluster)
+        command = snakemake_command(profiles, arguments.data, arguments.cores, arguments.cluster)
         try:
             check_needs(arguments.profile, profile, arguments.data, arguments.cluster)
         except ValueError as error:
@@ -213,6 +239,8 @@ def main() -> int:
             print(f"missing: {error}", file=sys.stderr)
         results = Path(profile["results"])
         with lock(ROOT / results):
+            if sentence:
+                print(sentence)
             if "expected" in profile:
                 print(plan(planned_jobs(command), profile["expected"]))
             code = run_snakemake(command, arguments.dry_run)

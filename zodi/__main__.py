@@ -98,7 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--network", required=True, help="ARCHITECTURE/ENCODER")
     sub.add_argument("--method", default="stochastic_inversion", help="of the held-out images' transfer")
     sub.add_argument("--seed", type=int, default=0, help="(default: 0)")
-    sub.add_argument("--steps", type=int, default=200, help="optimisation steps (default: 200)")
+    sub.add_argument("--changes", type=json.loads, default={}, help="JSON: other values for settings of the recipe")
 
     sub = command(
         "quality", _quality, "measure the transfer of a checkpoint on the miniature: domain, layout, use, speed"
@@ -345,7 +345,7 @@ def _candidate(options: argparse.Namespace) -> int:
     from zodi import evidence
 
     candidate = evidence.Candidate(options.variant, options.domain, options.network, options.seed)
-    print(f"metrics: {evidence.run_candidate(candidate, options.results, options.method, options.steps)}")
+    print(f"metrics: {evidence.run_candidate(candidate, options.results, options.method, **options.changes)}")
     return 0
 
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -25,6 +26,8 @@ from zodi.runs import METRICS_FILE, atomic_path, read_json, save_metrics
 from zodi.segmentation import DEFAULT_NETWORK, load_network, normalise, save_network
 
 SCORES_FILE = "scores.npz"
+TABLE_FILE = "models.csv"
+LAYOUT_FILE = "layout.csv"
 # A data set without this part lends its source test images, on which no candidate is trained either.
 HELD_OUT = "val"
 # Transfers of every held-out image, one folder each.
@@ -64,7 +67,7 @@ class Candidate:
 
 
 def run_candidate(
-    candidate: Candidate, results: str | Path, method: str = "stochastic_inversion", steps: int = 200
+    candidate: Candidate, results: str | Path, method: str = "stochastic_inversion", **changes: Any
 ) -> Path:
     """Train a candidate and score it after every quarter of the training.
 
@@ -72,14 +75,14 @@ def run_candidate(
         candidate: which one; "zodi_faithful" needs the oracle of its domain, which says what is faithful.
         results: folder with `data/`, `transfer/` and `held_out*/`, as the workflow's profile "estimation" makes them.
         method: of the transfers that the estimates are made on.
-        steps: optimisation steps.
+        changes: other values for settings of the recipe, see `zodi.adaptation.recipe`.
 
     Returns:
         The file of its metrics, beside its scores.
     """
     start, results = time.monotonic(), Path(results)
     out = candidate.folder(results)
-    config = recipe("mini", candidate.variant, network=candidate.network, steps=steps, seed=candidate.seed)
+    config = recipe("mini", candidate.variant, network=candidate.network, seed=candidate.seed, **changes)
     source = open_split(results / "data", "train")
     quarters = sorted({max(1, round(config.steps * part / 4)) for part in (1, 2, 3, 4)})
     sets = scored_sets(results, candidate, method)
@@ -226,6 +229,34 @@ def table(results: str | Path) -> pd.DataFrame:
             f"{results}: no scores below candidates/; `make reproduce PROFILE=estimation` makes them"
         )
     return pd.DataFrame(rows)
+
+
+def load(results: str | Path, record: str | Path) -> tuple[pd.DataFrame, pd.DataFrame, str]:
+    """`table` and `layout_table` of `results`, or the recorded ones when there are no candidates.
+
+    Returns:
+        Both frames and where they come from, a phrase to print.
+
+    Raises:
+        FileNotFoundError: if there is neither.
+    """
+    if any(Path(results).glob(f"candidates/**/{SCORES_FILE}")):
+        return table(results), layout_table(results), f"the candidates below {results}"
+    files = [Path(record) / name for name in (TABLE_FILE, LAYOUT_FILE)]
+    if not all(file.exists() for file in files):
+        raise FileNotFoundError(
+            f"found no candidates below {results} and no record {record}; expected one of them. "
+            "Run `make reproduce PROFILE=estimation` first."
+        )
+    frame, layout = (pd.read_csv(file, keep_default_na=False) for file in files)
+    return frame, layout, f"our recorded candidates in {record} (there are none below {results})"
+
+
+def write_record(results: str | Path, record: str | Path) -> None:
+    """Write what `load` reads, percent with three decimals."""
+    for name, frame in {TABLE_FILE: table(results), LAYOUT_FILE: layout_table(results)}.items():
+        with atomic_path(Path(record) / name) as temporary:
+            frame.to_csv(temporary, index=False, float_format="%.3f")
 
 
 def _line(scores: Mapping[str, np.ndarray], domain: str, names: tuple[str, ...]) -> dict[str, float]:

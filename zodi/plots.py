@@ -233,3 +233,27 @@ def row_points(tested: pd.DataFrame, value: str = "iou", xlabel: str = "mIoU on 
             ax.axvline(0, color="0.3", linewidth=0.8)
         ax.set(title=domain, xlabel=xlabel, ylabel="", ylim=(len(order) - 0.5, -0.5))
     return figure
+
+
+def estimate_points(frame: pd.DataFrame, score: str = "estimate", xlabel: str = "estimated mIoU (%)") -> Figure:
+    """Estimate against truth: one point a model, one panel a domain, the line on which both are equal.
+
+    Args:
+        frame: columns domain, truth and `score`, percent; with `low` and `high` the estimates get their intervals.
+        score: the column to draw.
+        xlabel: what it is, with the unit.
+    """
+    domains = list(dict.fromkeys(frame["domain"]))
+    figure, axes = plt.subplots(
+        1, len(domains), figsize=(2 * len(domains) + 0.6, 2.5), sharey=True, squeeze=False, layout="constrained"
+    )
+    for ax, domain in zip(axes[0], domains, strict=True):
+        part, color = frame[frame["domain"] == domain], DOMAIN_COLORS.get(domain, "0.5")
+        if score == "estimate" and "low" in part:
+            ax.hlines(part["truth"], part["low"], part["high"], color=color, linewidth=0.6, alpha=0.35)
+        ax.scatter(part[score], part["truth"], color=color, s=9, alpha=0.8, linewidths=0)
+        ends = [min(part[score].min(), part["truth"].min()), max(part[score].max(), part["truth"].max())]
+        ax.plot(ends, ends, color="0.3", linewidth=0.8)
+        ax.set(title=domain, xlabel=xlabel)
+    axes[0, 0].set_ylabel("true mIoU (%)")
+    return figure

@@ -307,6 +307,23 @@ def collect_epochs(results: Path | str) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*RUN, "rule", "epoch", "source", "synthetic", "target"])
 
 
+def epoch_regret(epochs: pd.DataFrame) -> pd.DataFrame:
+    """What each rule of epoch choice loses against the best epoch on the target's labels.
+
+    Args:
+        epochs: from `collect_epochs`.
+
+    Returns:
+        Index row and domain, a column a rule: mean over the runs, points; empty if no run scored its epochs.
+    """
+    oracle = epochs.loc[epochs["rule"] == "best_target", [*RUN, "target"]].rename(columns={"target": "oracle"})
+    lost = epochs.merge(oracle, on=RUN)
+    lost = _ordered(lost.assign(regret=lost["oracle"] - lost["target"]))
+    lost["row"] = lost["variant"].map(label)
+    table = lost.pivot_table(index=["row", "domain"], columns="rule", values="regret", aggfunc="mean", sort=False)
+    return table.rename_axis(columns=None)
+
+
 def beside_published(epochs: pd.DataFrame, logs: pd.DataFrame) -> pd.DataFrame:
     """Target mIoU of ZoDi: published, reproduced, and their difference, for each rule.
 
@@ -346,6 +363,11 @@ def beside_published(epochs: pd.DataFrame, logs: pd.DataFrame) -> pd.DataFrame:
 def published_peers() -> pd.DataFrame:
     """What other methods report on the same targets: mIoU in percent by domain, their protocol, and the source."""
     return pd.read_csv(PUBLISHED / "peers.csv")
+
+
+def published_genval() -> pd.DataFrame:
+    """GenVal's correlations of mIoU on generated and on real images, by generator and domain, and their source."""
+    return pd.read_csv(PUBLISHED / "genval.csv")
 
 
 def write_table(table: pd.DataFrame, stem: Path | str) -> list[Path]:
