@@ -48,7 +48,9 @@ if "google.colab" in sys.modules:
 # Everything we use comes from the package `zodi`, one module for each step of the paper.
 
 # %%
+import subprocess
 import time
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -148,6 +150,16 @@ counts = {f"test/{name}": len(datasets.open_split(root, f"test/{name}")) for nam
 pd.Series({"train": len(datasets.open_split(root, "train"))} | counts, name="images").to_frame()
 
 # %% [markdown]
+# **Data sets and weights of others.** The miniature needs none. Real photographs and Stable Diffusion are looked for in the
+# folder `data/` of the repository; `make data` prints the same table, with what to do next.
+
+# %%
+script = Path("../data_scripts/status.py")
+if script.exists():
+    command = [sys.executable, str(script), "--root", "../data"]
+    print(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+# %% [markdown]
 # ## The map of the course
 #
 # | notebook | question | in the paper |
@@ -157,6 +169,8 @@ pd.Series({"train": len(datasets.open_split(root, "train"))} | counts, name="ima
 # | [03 Adaptation] | How does a network learn from both images of a pair? | Section 3, adaptation |
 # | [04 Tables] | Does it help, by how much, and can we be sure? | Section 4 |
 # | [05 The paper's tables, and what they hide] | What does the choice of the epoch do to a published number? | Section 4 |
+# | [06 Performance estimation] | How good will it be where nobody has been? | Section 4 |
+# | [07 Real photographs] | Does it work on photographs, from day to dusk? | not in the paper |
 # | [A1 How the miniature was made] | Where do the scenes and the small model come from? | not in the paper |
 #
 # [01 The domain gap]: 01_domain_gap.ipynb
@@ -164,9 +178,11 @@ pd.Series({"train": len(datasets.open_split(root, "train"))} | counts, name="ima
 # [03 Adaptation]: 03_adaptation.ipynb
 # [04 Tables]: 04_tables.ipynb
 # [05 The paper's tables, and what they hide]: 05_published_tables.ipynb
+# [06 Performance estimation]: 06_performance_estimation.ipynb
+# [07 Real photographs]: 07_real_photographs.ipynb
 # [A1 How the miniature was made]: A1_how_the_miniature_was_made.ipynb
 #
-# Read 01 to 05 in this order; A1 whenever you wonder about the miniature. `make reproduce` runs them all and ends with
+# Read 01 to 07 in this order; A1 whenever you wonder about the miniature. `make reproduce` runs them all and ends with
 # the table; with Stable Diffusion and real photographs the same notebooks need other parameters, not other code.
 
 # %% [markdown]

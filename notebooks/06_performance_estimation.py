@@ -437,7 +437,7 @@ settings = {"data": data, "domain": domain, "steps": steps, "results": results}
 _ = runs.save_metrics(out, "estimation", settings, metrics, time.perf_counter() - start)
 
 # %% [markdown]
-# **Next:** [A1 How the miniature was made](A1_how_the_miniature_was_made.ipynb), or estimate for your own network.
+# **Next:** [07 Real photographs](07_real_photographs.ipynb): does any of this hold outside the miniature?
 #
 # **References.** The paper, Section 4 (performance estimation) · S. Garg et al., *Leveraging Unlabeled Data to Predict
 # Out-of-Distribution Performance* (ATC), ICLR 2022 · *GenVal*, ECCV 2024, figures in `zodi/published/genval.csv` · B. Efron,

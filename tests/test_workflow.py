@@ -82,7 +82,8 @@ def plan(profile: str, results: Path) -> dict[str, int]:
             "full",
             {"data": 1, "start": 1, "miniature": 1, "published": 1, "transfer": 30, "source_only": 6, "adapt": 135},
         ),
-        ("camvid", {"data": 1, "transfer": 1, "source_only": 3, "adapt": 9}),
+        ("camvid", {"data": 1, "transfer": 3, "source_only": 3, "adapt": 9, "candidate": 5, "photographs": 1}),
+        ("estimation", {"data": 1, "transfer": 27, "candidate": 36, "estimation": 1}),
         (
             "paper",
             {"data": 1, "published": 1, "transfer_shard": 40, "transfer": 10, "source_only": 9, "adapt": 90},
@@ -94,7 +95,25 @@ def plan(profile: str, results: Path) -> dict[str, int]:
     ],
 )
 def test_profile_plans_one_job_a_point_of_its_grid(profile, jobs, tmp_path):
-    assert plan(profile, tmp_path) == jobs | {"tables": 1, "all": 1}
+    tables = {} if profile == "estimation" else {"tables": 1}
+    assert plan(profile, tmp_path) == jobs | tables | {"all": 1}
+
+
+def test_a_profile_takes_its_upgrade_where_this_machine_can(monkeypatch):
+    profile = reproduce.read_profile("camvid")
+    monkeypatch.setattr(reproduce, "has_graphics_card", lambda: False)
+    names, settings, sentence = reproduce.with_upgrade("camvid", profile, "")
+    assert names == ["camvid"] and settings == profile
+    assert sentence.startswith("the transfer is the photometric change") and "graphics card" in sentence
+    monkeypatch.setattr(reproduce, "has_graphics_card", lambda: True)
+    monkeypatch.setattr(reproduce, "missing_models", lambda names: [f"model {names[0]}: not here"])
+    names, _, sentence = reproduce.with_upgrade("camvid", profile, "")
+    assert names == ["camvid"] and "model stable-diffusion-v1-5" in sentence
+    monkeypatch.setattr(reproduce, "missing_models", lambda names: [])
+    names, settings, sentence = reproduce.with_upgrade("camvid", profile, "")
+    assert names == ["camvid", "with_diffusion/camvid"] and settings["gpu"] and "zodi" in settings["variants"]
+    assert sentence == "the transfer is Stable Diffusion 1.5 with ControlNet"
+    assert settings["variants"] == [name for name in VARIANTS if name in settings["variants"]]
 
 
 @pytest.mark.parametrize("profile", sorted(path.stem for path in PROFILES.glob("*.yaml")))
