@@ -101,6 +101,6 @@ python:
 
 .venv/.done: requirements.lock pyproject.toml | python $(UV)
 	"$(UV)" venv --quiet --allow-existing --python "$(PYTHON)" .venv
-	"$(UV)" pip sync --python $(BIN)/python --require-hashes requirements.lock
+	"$(UV)" pip sync --python $(BIN)/python --compile-bytecode --require-hashes requirements.lock
 	"$(UV)" pip install --python $(BIN)/python --quiet --no-deps --no-build-isolation --editable .
 	@touch $@

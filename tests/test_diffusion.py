@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from diffusers import PNDMScheduler
+from diffusers import ControlNetModel, PNDMScheduler
+from safetensors.torch import save_file
 
 from zodi import diffusion
 from zodi.diffusion import TransferDefaults
@@ -134,3 +135,20 @@ def test_the_unets_weights_of_another_variant_are_read(tmp_path):
     loaded = diffusion.load(tmp_path / "sd", variant="non_ema")
     assert torch.equal(loaded.unet.conv_in.weight, plain.unet.conv_in.weight)
     assert torch.equal(loaded.vae.decoder.conv_in.weight, averaged.vae.decoder.conv_in.weight)
+
+
+def test_a_controlnet_in_a_single_file(tmp_path):
+    model = tiny.stable_diffusion()
+    diffusion.save(model, tmp_path / "sd")
+    # Other than the tiny model's own: a single file has the shape of Stable Diffusion's.
+    control = ControlNetModel.from_unet(model.unet)
+    torch.nn.init.normal_(control.controlnet_mid_block.weight)
+    save_file({name: value.contiguous() for name, value in control.state_dict().items()}, tmp_path / "c.safetensors")
+    loaded = diffusion.load(tmp_path / "sd", controlnet=tmp_path / "c.safetensors").controlnet
+    assert loaded.state_dict().keys() == control.state_dict().keys()
+    assert torch.equal(loaded.controlnet_mid_block.weight, control.controlnet_mid_block.weight)
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        diffusion.load(tmp_path / "sd", controlnet=tmp_path / "d.safetensors")
+    save_file({"x": torch.zeros(1)}, tmp_path / "x.safetensors")
+    with pytest.raises(ValueError, match="does not fit the UNet"):
+        diffusion.load(tmp_path / "sd", controlnet=str(tmp_path / "x.safetensors"))

@@ -144,7 +144,7 @@ def _add_transfer_options(sub: argparse.ArgumentParser) -> None:
         "photometric, or with --domain an ablation of ZoDi, for example clear_prompt",
     )
     sub.add_argument("--model", default="mini", help="mini (default), a folder in diffusers' format, or a hub id")
-    sub.add_argument("--controlnet", help="folder or hub id, when the model's folder has none")
+    sub.add_argument("--controlnet", help="folder, hub id or .safetensors file, when the model has none")
     sub.add_argument("--download", action="store_true", help="allow a hub model to be downloaded")
     sub.add_argument("--device", default="cpu", help="for example cuda (default: cpu)")
     sub.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of the networks")

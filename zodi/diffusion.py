@@ -122,8 +122,9 @@ def load(
 
     Args:
         model: "mini" (shipped with this package), a folder in diffusers' format, or a hub id.
-        controlnet: folder or hub id of the ControlNet. None = the checkpoint's own `controlnet/` subfolder when it
-            has one, else the ControlNet that the paper uses (`CONTROLNET_SEG`).
+        controlnet: folder, hub id or single .safetensors file of the ControlNet, the file in diffusers' names and of
+            the shape that the UNet asks for. None = the checkpoint's own `controlnet/` subfolder when it has one, else
+            the ControlNet that the paper uses (`CONTROLNET_SEG`).
         device: where the weights go.
         dtype: type of the weights; float32 on CPU, bfloat16 or float16 are faster where the hardware has them.
         variant: of the UNet's weights, "non_ema" for those that the authors used; None = the averaged ones.
@@ -139,6 +140,8 @@ def load(
         controlnet_folder = folder / "controlnet"
     elif controlnet is None and _sees_an_image(folder):
         controlnet_folder = None
+    elif str(controlnet).endswith(".safetensors"):
+        controlnet_folder = Path(controlnet)
     else:
         controlnet_folder = _locate(controlnet or CONTROLNET_SEG, CONTROLNET_SEG, CONTROLNET_SEG_SIZE, local_files_only)
 
@@ -150,7 +153,9 @@ def load(
                 folder, subfolder="unet", torch_dtype=dtype, variant=variant, **only_safe
             )
             control = None
-            if controlnet_folder is not None:
+            if controlnet_folder is not None and controlnet_folder.suffix == ".safetensors":
+                control = _controlnet_of_file(controlnet_folder, unet, dtype)
+            elif controlnet_folder is not None:
                 control = ControlNetModel.from_pretrained(controlnet_folder, torch_dtype=dtype, **only_safe)
             text_encoder = CLIPTextModel.from_pretrained(folder, subfolder="text_encoder", dtype=dtype, **only_safe)
             tokenizer = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer", local_files_only=True)
@@ -254,6 +259,20 @@ def snapshot(repository: str, local_files_only: bool = True, variant: str | None
     return Path(
         snapshot_download(repository, revision=revision, local_files_only=local_files_only, allow_patterns=files)
     )
+
+
+def _controlnet_of_file(file: Path, unet: UNet2DConditionModel, dtype: torch.dtype) -> ControlNetModel:
+    """The ControlNet of a single file; its settings are those of the UNet that it was made for."""
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: no such file; expected the weights of a ControlNet as .safetensors")
+    controlnet = ControlNetModel.from_unet(unet, load_weights_from_unet=False)
+    try:
+        controlnet.load_state_dict(load_file(file))
+    except RuntimeError as error:
+        raise ValueError(
+            f"{file}: does not fit the UNet; expected names and shapes of {CONTROLNET_SEG}. Cause: {error}"
+        ) from error
+    return controlnet.to(dtype)
 
 
 def _vae_class(folder: Path) -> type[AutoencoderKL] | type[AutoencoderTiny]:
