@@ -24,7 +24,7 @@ from zodi.segmentation import normalise
 def predict(network: nn.Module, image: np.ndarray) -> np.ndarray:
     """Predicted train ids uint8 (H, W) of one image uint8 (H, W, 3); sides are padded to what the network needs."""
     network.eval()
-    return _predict(network, torch.from_numpy(image[None])).to(torch.uint8)[0].cpu().numpy()
+    return image_logits(network, image[None]).argmax(1).to(torch.uint8)[0].cpu().numpy()
 
 
 @torch.inference_mode()
@@ -52,7 +52,7 @@ def image_confusions(
     matrices = []
     for start in tqdm(range(0, len(dataset), batch_size), "evaluate", unit="batch", disable=not progress):
         samples = [dataset[i] for i in range(start, min(start + batch_size, len(dataset)))]
-        predicted = _predict(network, torch.from_numpy(np.stack([sample.image for sample in samples]))).cpu()
+        predicted = image_logits(network, np.stack([sample.image for sample in samples])).argmax(1).cpu()
         for sample, classes in zip(samples, predicted, strict=True):
             truth = torch.from_numpy(sample.label).long()
             matrices.append(multiclass_confusion_matrix(classes, truth, num_classes, ignore_index=IGNORE_INDEX))
@@ -110,15 +110,16 @@ def write_predictions(network: nn.Module, dataset: FolderDataset, folder: str | 
             Image.fromarray(predict(network, sample.image)).save(temporary)
 
 
-def _predict(network: nn.Module, images: Tensor) -> Tensor:
-    """Class indices int64 (B, H, W) of images uint8 (B, H, W, 3)."""
+@torch.inference_mode()
+def image_logits(network: nn.Module, images: np.ndarray) -> Tensor:
+    """Logits float (B, C, H, W) of images uint8 (B, H, W, 3); sides are padded to what the network needs."""
     height, width = images.shape[1:3]
     device = next(network.parameters()).device
-    x = normalise(images.to(device))
+    x = normalise(torch.from_numpy(images).to(device))
     # Encoders halve the size five times.
     pad = (0, -width % 32, 0, -height % 32)
     if any(pad):
         x = nn.functional.pad(x, pad, mode="replicate")
     output = network(x)
     logits = output if isinstance(output, Tensor) else output[0]
-    return logits[:, :, :height, :width].argmax(1)
+    return logits[:, :, :height, :width]

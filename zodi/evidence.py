@@ -20,10 +20,10 @@ from zodi import adaptation, estimation
 from zodi.adaptation import VARIANTS, recipe
 from zodi.datasets import AnyDataset, FolderDataset, dataset_info, open_split
 from zodi.domains import SOURCE
-from zodi.evaluation import image_confusions, iou
+from zodi.evaluation import image_confusions, image_logits, iou
 from zodi.labels import LabelSet, get_label_set
 from zodi.runs import METRICS_FILE, atomic_path, read_json, save_metrics
-from zodi.segmentation import DEFAULT_NETWORK, load_network, normalise, save_network
+from zodi.segmentation import DEFAULT_NETWORK, load_network, save_network
 
 SCORES_FILE = "scores.npz"
 TABLE_FILE = "models.csv"
@@ -175,8 +175,7 @@ def confidence_histogram(network: nn.Module, dataset: AnyDataset) -> np.ndarray:
     counts = torch.zeros(BINS, dtype=torch.int64)
     for first in range(0, len(dataset), BATCH):
         images = [dataset[i].image for i in range(first, min(first + BATCH, len(dataset)))]
-        logits, _ = network(normalise(torch.from_numpy(np.stack(images))))
-        confidence = logits.softmax(1).amax(1)
+        confidence = image_logits(network, np.stack(images)).softmax(1).amax(1)
         counts += torch.bincount((confidence * BINS).long().clamp(max=BINS - 1).flatten(), minlength=BINS)
     return counts.numpy()
 
