@@ -284,14 +284,14 @@ plots.show(
 #
 # One log gives three numbers. The rule is worth one to two and a half points, the source is a weak guide among runs of
 # one network, and a table without its rule cannot be compared. A rule that looks at neither label set is
-# the subject of [06](06_performance_estimation.ipynb).
+# the subject of performance estimation.
 
 # %%
 metrics = {"published": cells.drop(columns="published").to_dict("records"), "regret": regret.mean().to_dict()}
 _ = runs.save_metrics(out, "published", {}, metrics, time.perf_counter() - start)
 
 # %% [markdown]
-# **Next:** [06 Performance estimation](06_performance_estimation.ipynb): a rule that needs no labels of the target.
+# **Next:** [07 Real photographs](07_real_photographs.ipynb): day to dusk, without a dusk image.
 #
 # **References.** Training logs in azuma164/ZoDi, `model_adaptation/runs/results_on_paper` · sources of the peers' figures:
 # `zodi/published/peers.csv` · I. Gulrajani, D. Lopez-Paz, *In Search of Lost Domain Generalization*, ICLR 2021 (model

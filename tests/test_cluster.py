@@ -42,6 +42,9 @@ NodeName={host} CPUs={cpus} RealMemory=20000 State=UNKNOWN
 PartitionName=test Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
 
+# Where Slurm looks by itself: jobs do not inherit SLURM_CONF.
+CONFIG_FILE = Path("/etc/slurm/slurm.conf")
+
 pytestmark = pytest.mark.skipif(
     os.environ.get("ZODI_TEST_CLUSTER") != "1", reason="starts system services; run `make test-cluster`"
 )
@@ -72,12 +75,14 @@ def wait_for(condition, what: str, seconds: float) -> None:
 def slurm(tmp_path_factory) -> Iterator[dict[str, str]]:
     """A Slurm of one node; yields the environment in which its commands find it."""
     install()
+    if CONFIG_FILE.exists():
+        pytest.skip(f"{CONFIG_FILE} is there: this machine has a Slurm of its own, which the test leaves alone")
     folder = tmp_path_factory.mktemp("slurm")
     for name in ("state", "spool"):
         (folder / name).mkdir()
-    file = folder / "slurm.conf"
-    file.write_text(CONFIG.format(host=socket.gethostname(), cpus=os.cpu_count(), folder=folder))
-    environment = os.environ | {"SLURM_CONF": str(file), "PATH": f"/usr/sbin:/usr/bin:{os.environ['PATH']}"}
+    CONFIG_FILE.parent.mkdir(exist_ok=True)
+    CONFIG_FILE.write_text(CONFIG.format(host=socket.gethostname(), cpus=os.cpu_count(), folder=folder))
+    environment = os.environ | {"PATH": f"/usr/sbin:/usr/bin:{os.environ['PATH']}"}
     services = []
     if not Path("/run/munge/munge.socket.2").exists():
         Path("/run/munge").mkdir(exist_ok=True)
@@ -94,6 +99,7 @@ def slurm(tmp_path_factory) -> Iterator[dict[str, str]]:
         wait_for(idle, "idle node", 60)
         yield environment
     finally:
+        CONFIG_FILE.unlink()
         for service in reversed(services):
             service.terminate()
             service.wait(timeout=30)
@@ -122,7 +128,7 @@ def test_a_run_that_is_killed_finishes_only_what_is_missing(slurm):
     shutil.rmtree(RESULTS, ignore_errors=True)
     run = start(slurm)
     runs = RESULTS / "runs"
-    wait_for(lambda: any(runs.glob("**/metrics.json")) and running_jobs(slurm), "finished training", 900)
+    wait_for(lambda: any(runs.glob("**/metrics.json")) and running_jobs(slurm), "finished training", 1200)
     os.killpg(run.pid, signal.SIGKILL)
     subprocess.run(["scancel", *running_jobs(slurm)], env=slurm, check=True)
     wait_for(lambda: not running_jobs(slurm), "end of the jobs", 60)

@@ -161,7 +161,7 @@ class Constant(nn.Module):
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    """A results folder of the profile "estimation" at toy size; photometric changes stand in for the transfer."""
+    """A results folder of a profile with candidates, at toy size; photometric changes stand in for the transfer."""
     root = tmp_path_factory.mktemp("estimation")
     write_miniature(root / "data", 4, 3, ["night", "fog"], 64, 128, progress=False, held_out=3)
     from zodi.transfer import domain_config
@@ -260,7 +260,7 @@ def test_faithful_images_are_chosen_by_the_oracle(results):
 def test_table_says_what_to_run(tmp_path, results):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "dataset.json").write_text((results / "data" / "dataset.json").read_text())
-    with pytest.raises(FileNotFoundError, match="PROFILE=estimation"):
+    with pytest.raises(FileNotFoundError, match="zodi candidate"):
         evidence.table(tmp_path)
 
 

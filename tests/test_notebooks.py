@@ -19,7 +19,6 @@ COURSE = [
     "03_adaptation",
     "04_tables",
     "05_published_tables",
-    "06_performance_estimation",
     "07_real_photographs",
     "A1_how_the_miniature_was_made",
 ]

@@ -2,7 +2,6 @@
 
     make reproduce && make record      results/mini -> notebook 04 and the README
     make quality && make record        results/quality -> notebook A1
-    make reproduce PROFILE=estimation && make record            results/estimation -> notebook 06
     make reproduce PROFILE=camvid DATA=path && make record      results/camvid -> notebook 07
 
 The README's table is what stands between its two `record` comments; nobody types it.
@@ -22,8 +21,6 @@ RESULTS = ROOT / "results" / "mini"
 RECORD = ROOT / "notebooks" / "records" / "mini.csv"
 QUALITY = ROOT / "results" / "quality"
 QUALITY_RECORD = ROOT / "notebooks" / "records" / "quality"
-ESTIMATION = ROOT / "results" / "estimation"
-ESTIMATION_RECORD = ROOT / "notebooks" / "records" / "estimation"
 CAMVID = ROOT / "results" / "camvid"
 CAMVID_RECORD = ROOT / "notebooks" / "records" / "camvid"
 README = ROOT / "README.md"
@@ -65,15 +62,6 @@ def record_quality() -> None:
     print(f"written: {QUALITY_RECORD.relative_to(ROOT)}")
 
 
-def record_estimation() -> None:
-    """The scores of the candidates of PROFILE=estimation, if it was run to its end."""
-    if not (ESTIMATION / "estimation" / METRICS_FILE).exists():
-        print(f"{ESTIMATION.relative_to(ROOT)}: not run to its end, its record stays; PROFILE=estimation makes it")
-        return
-    evidence.write_record(ESTIMATION, ESTIMATION_RECORD)
-    print(f"written: {ESTIMATION_RECORD.relative_to(ROOT)}")
-
-
 def record_camvid() -> None:
     """The runs and candidates of PROFILE=camvid, if it was run to its end."""
     if not (CAMVID / "photographs" / METRICS_FILE).exists():
@@ -90,7 +78,6 @@ def main() -> int:
     try:
         record_runs()
         record_quality()
-        record_estimation()
         record_camvid()
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)

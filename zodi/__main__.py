@@ -91,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--reference", type=Path, help="folder of a network that finds the layout in good images")
     sub.add_argument("--out", type=Path, required=True, help="folder of the generated images and of classes.csv")
 
-    sub = command("candidate", _candidate, "train and score one network of the workflow's profile estimation")
+    sub = command("candidate", _candidate, "train and score one network on which estimates are tested")
     sub.add_argument("--results", type=Path, required=True, help="the profile's results folder")
     sub.add_argument("--variant", required=True, help="row of the tables")
     sub.add_argument("--domain", default="", help="target domain; not for source-only")

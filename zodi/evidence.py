@@ -73,7 +73,7 @@ def run_candidate(
 
     Args:
         candidate: which one; "zodi_faithful" needs the oracle of its domain, which says what is faithful.
-        results: folder with `data/`, `transfer/` and `held_out*/`, as the workflow's profile "estimation" makes them.
+        results: folder with `data/`, `transfer/` and `held_out*/`, made by a profile with `candidates`.
         method: of the transfers that the estimates are made on.
         changes: other values for settings of the recipe, see `zodi.adaptation.recipe`.
 
@@ -224,9 +224,7 @@ def table(results: str | Path) -> pd.DataFrame:
             where = run | {"step": int(step), "steps": int(scores["steps"][-1])}
             rows += [where | {"domain": domain} | _line(now, domain, names) for domain in domains]
     if not rows:
-        raise FileNotFoundError(
-            f"{results}: no scores below candidates/; `make reproduce PROFILE=estimation` makes them"
-        )
+        raise FileNotFoundError(f"{results}: no scores below candidates/; `python -m zodi candidate` makes them")
     return pd.DataFrame(rows)
 
 
@@ -245,7 +243,7 @@ def load(results: str | Path, record: str | Path) -> tuple[pd.DataFrame, pd.Data
     if not all(file.exists() for file in files):
         raise FileNotFoundError(
             f"found no candidates below {results} and no record {record}; expected one of them. "
-            "Run `make reproduce PROFILE=estimation` first."
+            "Run a profile with candidates first, for example `make reproduce PROFILE=camvid`."
         )
     frame, layout = (pd.read_csv(file, keep_default_na=False) for file in files)
     return frame, layout, f"our recorded candidates in {record} (there are none below {results})"
