@@ -184,6 +184,14 @@ def show(lines: Iterable[str]) -> None:
     bar.close()
 
 
+def status_command(cluster: str) -> list[str]:
+    """Options by which Snakemake asks for its jobs: a Slurm that keeps no accounts answers squeue, not sacct."""
+    if not cluster or shutil.which("sacct") is None:
+        return []
+    answer = subprocess.run(["sacct", "--noheader", "--allocations"], check=False, capture_output=True)
+    return ["--slurm-status-command", "squeue"] if answer.returncode else []
+
+
 def snakemake_command(profiles: list[str], data: str, cores: int, cluster: str) -> list[str]:
     """The call of Snakemake for a profile, and others that change it."""
     # Locks of Snakemake outlive a killed run and then block the next: `lock` takes their place.
@@ -194,7 +202,8 @@ def snakemake_command(profiles: list[str], data: str, cores: int, cluster: str) 
         command += ["--config", f"source={Path(data).resolve()}"]
     # On this machine every job sees the first graphics card, so that one runs at a time.
     here = ["--cores", str(cores), "--resources", "gpu=1"]
-    return command + (["--profile", f"workflow/profiles/{cluster}"] if cluster else here)
+    there = ["--profile", f"workflow/profiles/{cluster}", *status_command(cluster)]
+    return command + (there if cluster else here)
 
 
 def run_snakemake(command: list[str], dry_run: bool) -> int:
