@@ -229,7 +229,7 @@ comparison.xs(network, level="network").rename_axis(index=["domain", f"rule ({ne
 # %%
 epochs = tables.epoch_regret(tables.collect_epochs(results))
 _ = tables.write_table(epochs, Path(out) / "epoch_regret")
-epochs.round(2)
+epochs.round(2) if len(epochs) else Markdown("No run in these results has scored its epochs.")
 
 # %% [markdown]
 # ## Pitfalls
