@@ -169,7 +169,6 @@ if script.exists():
 # | [03 Adaptation] | How does a network learn from both images of a pair? | Section 3, adaptation |
 # | [04 Tables] | Does it help, by how much, and can we be sure? | Section 4 |
 # | [05 The paper's tables, and what they hide] | What does the choice of the epoch do to a published number? | Section 4 |
-# | [07 Real photographs] | Does it work on photographs, from day to dusk? | not in the paper |
 # | [A1 How the miniature was made] | Where do the scenes and the small model come from? | not in the paper |
 #
 # [01 The domain gap]: 01_domain_gap.ipynb
@@ -177,10 +176,9 @@ if script.exists():
 # [03 Adaptation]: 03_adaptation.ipynb
 # [04 Tables]: 04_tables.ipynb
 # [05 The paper's tables, and what they hide]: 05_published_tables.ipynb
-# [07 Real photographs]: 07_real_photographs.ipynb
 # [A1 How the miniature was made]: A1_how_the_miniature_was_made.ipynb
 #
-# Read 01 to 07 in this order; A1 whenever you wonder about the miniature. `make reproduce` runs them all and ends with
+# Read 01 to 05 in this order; A1 whenever you wonder about the miniature. `make reproduce` runs them all and ends with
 # the table; with Stable Diffusion and real photographs the same notebooks need other parameters, not other code.
 
 # %% [markdown]

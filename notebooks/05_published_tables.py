@@ -291,7 +291,8 @@ metrics = {"published": cells.drop(columns="published").to_dict("records"), "reg
 _ = runs.save_metrics(out, "published", {}, metrics, time.perf_counter() - start)
 
 # %% [markdown]
-# **Next:** [07 Real photographs](07_real_photographs.ipynb): day to dusk, without a dusk image.
+# **Next:** [A1 How the miniature was made](A1_how_the_miniature_was_made.ipynb), or change something: a network, a
+# domain, your own images.
 #
 # **References.** Training logs in azuma164/ZoDi, `model_adaptation/runs/results_on_paper` · sources of the peers' figures:
 # `zodi/published/peers.csv` · I. Gulrajani, D. Lopez-Paz, *In Search of Lost Domain Generalization*, ICLR 2021 (model

@@ -19,7 +19,6 @@ COURSE = [
     "03_adaptation",
     "04_tables",
     "05_published_tables",
-    "07_real_photographs",
     "A1_how_the_miniature_was_made",
 ]
 SMOKE_PARAMETERS = yaml.safe_load((ROOT / "tests" / "smoke_parameters.yaml").read_text(encoding="utf-8"))

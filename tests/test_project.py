@@ -78,10 +78,10 @@ def test_table_of_the_readme_is_the_record():
 
 def test_record_without_results_leaves_what_is_there(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(record, "ROOT", tmp_path)
-    for name in ("RESULTS", "QUALITY", "QUALITY_RECORD", "RECORD", "README", "CAMVID"):
+    for name in ("RESULTS", "QUALITY", "QUALITY_RECORD", "RECORD", "README"):
         monkeypatch.setattr(record, name, tmp_path / name.lower())
     assert record.main() == 0
-    assert capsys.readouterr().out.count("its record stays") == 3 and not list(tmp_path.iterdir())
+    assert capsys.readouterr().out.count("its record stays") == 2 and not list(tmp_path.iterdir())
 
 
 def test_record_of_a_measurement_is_a_copy_of_its_tables(tmp_path, monkeypatch):

@@ -2,7 +2,6 @@
 
     make reproduce && make record      results/mini -> notebook 04 and the README
     make quality && make record        results/quality -> notebook A1
-    make reproduce PROFILE=camvid DATA=path && make record      results/camvid -> notebook 07
 
 The README's table is what stands between its two `record` comments; nobody types it.
 """
@@ -12,7 +11,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from zodi import evidence, tables
+from zodi import tables
 from zodi.quality import RESULT_TABLES
 from zodi.runs import METRICS_FILE
 
@@ -21,8 +20,6 @@ RESULTS = ROOT / "results" / "mini"
 RECORD = ROOT / "notebooks" / "records" / "mini.csv"
 QUALITY = ROOT / "results" / "quality"
 QUALITY_RECORD = ROOT / "notebooks" / "records" / "quality"
-CAMVID = ROOT / "results" / "camvid"
-CAMVID_RECORD = ROOT / "notebooks" / "records" / "camvid"
 README = ROOT / "README.md"
 BETWEEN_MARKS = re.compile(r"(?<=<!-- record: made by `make record` -->\n).*?(?=<!-- end of record -->)", re.DOTALL)
 
@@ -62,23 +59,11 @@ def record_quality() -> None:
     print(f"written: {QUALITY_RECORD.relative_to(ROOT)}")
 
 
-def record_camvid() -> None:
-    """The runs and candidates of PROFILE=camvid, if it was run to its end."""
-    if not (CAMVID / "photographs" / METRICS_FILE).exists():
-        print(f"{CAMVID.relative_to(ROOT)}: not run to its end, its record stays; PROFILE=camvid makes it")
-        return
-    evidence.write_record(CAMVID, CAMVID_RECORD)
-    tables.write_record(tables.collect(CAMVID), CAMVID_RECORD / "runs.csv")
-    tables.collect_epochs(CAMVID).to_csv(CAMVID_RECORD / "epochs.csv", index=False, float_format="%.4f")
-    print(f"written: {CAMVID_RECORD.relative_to(ROOT)}")
-
-
 def main() -> int:
     """Command line; returns the exit code."""
     try:
         record_runs()
         record_quality()
-        record_camvid()
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

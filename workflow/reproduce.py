@@ -217,10 +217,9 @@ def run_snakemake(command: list[str], dry_run: bool) -> int:
 def report(results: Path) -> None:
     """Print the main table and where everything is."""
     print((results / "tables" / "main.md").read_text(encoding="utf-8"))
-    folders = [results / stage for stage in ("tables", "photographs")]
     for what, suffix in {"tables": "md", "data of the tables": "csv", "figures": "png"}.items():
         print(f"{what}:")
-        for path in sorted(path for folder in folders for path in folder.glob(f"**/*.{suffix}")):
+        for path in sorted((results / "tables").glob(f"**/*.{suffix}")):
             print(f"  {path}")
     print(f"executed notebooks: {results / 'notebooks'}")
 
