@@ -130,6 +130,7 @@ def test_a_run_that_is_killed_finishes_only_what_is_missing(slurm):
     runs = RESULTS / "runs"
     wait_for(lambda: any(runs.glob("**/metrics.json")) and running_jobs(slurm), "finished training", 1200)
     os.killpg(run.pid, signal.SIGKILL)
+    run.communicate()
     subprocess.run(["scancel", *running_jobs(slurm)], env=slurm, check=True)
     wait_for(lambda: not running_jobs(slurm), "end of the jobs", 60)
     before = finished()
