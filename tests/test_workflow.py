@@ -82,7 +82,7 @@ def plan(profile: str, results: Path) -> dict[str, int]:
             "full",
             {"data": 1, "start": 1, "miniature": 1, "published": 1, "transfer": 30, "source_only": 6, "adapt": 135},
         ),
-        ("camvid", {"data": 1, "transfer": 3, "source_only": 3, "adapt": 9}),
+        ("camvid", {"data": 1, "transfer": 2, "source_only": 3, "adapt": 9}),
         (
             "paper",
             {"data": 1, "published": 1, "transfer_shard": 40, "transfer": 10, "source_only": 9, "adapt": 90},
