@@ -165,17 +165,17 @@ if script.exists():
 # | notebook | question | in the paper |
 # |---|---|---|
 # | [01 The domain gap] | How much does a network lose when the weather changes? | Sections 1 and 4 |
-# | [02 Image transfer] | How does a diffusion model redraw an image and keep its labels true? | Section 3, transfer |
-# | [03 Adaptation] | How does a network learn from both images of a pair? | Section 3, adaptation |
-# | [04 Tables] | Does it help, by how much, and can we be sure? | Section 4 |
-# | [05 The paper's tables, and what they hide] | What does the choice of the epoch do to a published number? | Section 4 |
+# | [03 Layout-to-image] | How does a diffusion model redraw an image and keep its labels true? | Section 3, transfer |
+# | [05 Adaptation] | How does a network learn from both images of a pair? | Section 3, adaptation |
+# | [A3 Tables] | Does it help, by how much, and can we be sure? | Section 4 |
+# | [07 The paper's tables, and what they hide] | What does the choice of the epoch do to a published number? | Section 4 |
 # | [A1 How the miniature was made] | Where do the scenes and the small model come from? | not in the paper |
 #
 # [01 The domain gap]: 01_domain_gap.ipynb
-# [02 Image transfer]: 02_image_transfer.ipynb
-# [03 Adaptation]: 03_adaptation.ipynb
-# [04 Tables]: 04_tables.ipynb
-# [05 The paper's tables, and what they hide]: 05_published_tables.ipynb
+# [03 Layout-to-image]: 03_layout_to_image.ipynb
+# [05 Adaptation]: 05_adaptation.ipynb
+# [A3 Tables]: A3_tables.ipynb
+# [07 The paper's tables, and what they hide]: 07_published_tables.ipynb
 # [A1 How the miniature was made]: A1_how_the_miniature_was_made.ipynb
 #
 # Read 01 to 05 in this order; A1 whenever you wonder about the miniature. `make reproduce` runs them all and ends with
@@ -187,7 +187,7 @@ if script.exists():
 # - The miniature is not Stable Diffusion. It has seen six kinds of weather and nothing else; do not judge the method's
 #   image quality by it. What carries over is every step of the method and every way to get it wrong.
 # - A transferred image that looks good to you may still have lost a pedestrian. Whether the images are good is decided
-#   by a network that has to learn from them, in 03, not by our eyes.
+#   by a network that has to learn from them, in 05, not by our eyes.
 
 # %% [markdown]
 # ## Try it
@@ -199,7 +199,7 @@ if script.exists():
 #
 # Walls, roads and cars stay in place. Thin poles, traffic signs and far pedestrians suffer most: the model works on
 # latents of a quarter of the image's width, where a pole is less than one cell wide. The layout still says that it is
-# there, and 02 shows how much the ControlNet listens.
+# there, and 03 shows how much the ControlNet listens.
 # </details>
 #
 # **2.** Before you run it: what happens to the night image when you give the *snow* prompt with night's strength?

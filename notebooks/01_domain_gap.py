@@ -229,7 +229,7 @@ plots.show(
 # - **Classes that do not occur.** They have no IoU. Counting them as 0 or as 100 changes everything on small test sets.
 # - **Void.** Pixels without a label are left out of the truth, but a network may predict what it likes there.
 # - **Choosing the best epoch on the target.** It uses labels that a zero-shot method does not have. We report the last
-#   step, always; 05 shows what the difference is worth.
+#   step, always; 07 shows what the difference is worth.
 
 # %% [markdown]
 # ## Try it
@@ -287,7 +287,7 @@ for name, split in test.items():
 _ = runs.save_metrics(out, "source_only", {"data": data, "config": config}, metrics, time.perf_counter() - start)
 
 # %% [markdown]
-# **Next:** [02 Image transfer](02_image_transfer.ipynb): where the other images come from.
+# **Next:** [03 Layout-to-image](03_layout_to_image.ipynb): where the other images come from.
 #
 # **References.** The paper, Section 4 · M. Everingham et al., *The PASCAL Visual Object Classes Challenge*, IJCV 2010
 # (IoU) · M. Cordts et al., *The Cityscapes Dataset*, CVPR 2016 · L.-C. Chen et al., *Encoder-Decoder with Atrous

@@ -24,7 +24,7 @@
 # **What you will learn:** what a scene is made of before weather · what the VAE keeps and what it loses · why the model
 # predicts $v$ and why its noise schedule ends in pure noise · how to retrain it, all of it or a toy.
 #
-# **What you need:** [02 Image transfer](02_image_transfer.ipynb). **How long it takes:** half an hour to read; a minute
+# **What you need:** [03 Layout-to-image](03_layout_to_image.ipynb). **How long it takes:** half an hour to read; a minute
 # or two to run on two CPU cores, with a toy training of a few steps.
 
 # %% [markdown]

@@ -15,11 +15,13 @@ TWINS = sorted((ROOT / "notebooks").glob("*.py"))
 COURSE = [
     "00_start_here",
     "01_domain_gap",
-    "02_image_transfer",
-    "03_adaptation",
-    "04_tables",
-    "05_published_tables",
+    "03_layout_to_image",
+    "05_adaptation",
+    "06_performance_estimation",
+    "07_published_tables",
+    "08_real_photographs",
     "A1_how_the_miniature_was_made",
+    "A3_tables",
 ]
 SMOKE_PARAMETERS = yaml.safe_load((ROOT / "tests" / "smoke_parameters.yaml").read_text(encoding="utf-8"))
 MACHINE_PATH = re.compile(

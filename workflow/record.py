@@ -1,7 +1,9 @@
 """Put results where readers see them: the records that the notebooks read, and the README's table.
 
-    make reproduce && make record      results/mini -> notebook 04 and the README
+    make reproduce && make record      results/mini -> notebook A3 and the README
     make quality && make record        results/quality -> notebook A1
+    make reproduce PROFILE=estimation && make record            results/estimation -> notebook 06
+    make reproduce PROFILE=camvid DATA=path && make record      results/camvid -> notebook 08
 
 The README's table is what stands between its two `record` comments; nobody types it.
 """
@@ -11,7 +13,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from zodi import tables
+from zodi import evidence, tables
 from zodi.quality import RESULT_TABLES
 from zodi.runs import METRICS_FILE
 
@@ -20,6 +22,10 @@ RESULTS = ROOT / "results" / "mini"
 RECORD = ROOT / "notebooks" / "records" / "mini.csv"
 QUALITY = ROOT / "results" / "quality"
 QUALITY_RECORD = ROOT / "notebooks" / "records" / "quality"
+ESTIMATION = ROOT / "results" / "estimation"
+ESTIMATION_RECORD = ROOT / "notebooks" / "records" / "estimation"
+CAMVID = ROOT / "results" / "camvid"
+CAMVID_RECORD = ROOT / "notebooks" / "records" / "camvid"
 README = ROOT / "README.md"
 BETWEEN_MARKS = re.compile(r"(?<=<!-- record: made by `make record` -->\n).*?(?=<!-- end of record -->)", re.DOTALL)
 
@@ -59,11 +65,33 @@ def record_quality() -> None:
     print(f"written: {QUALITY_RECORD.relative_to(ROOT)}")
 
 
+def record_estimation() -> None:
+    """The scores of the candidates of PROFILE=estimation, if it was run to its end."""
+    if not (ESTIMATION / "estimation" / METRICS_FILE).exists():
+        print(f"{ESTIMATION.relative_to(ROOT)}: not run to its end, its record stays; PROFILE=estimation makes it")
+        return
+    evidence.write_record(ESTIMATION, ESTIMATION_RECORD)
+    print(f"written: {ESTIMATION_RECORD.relative_to(ROOT)}")
+
+
+def record_camvid() -> None:
+    """The runs and candidates of PROFILE=camvid, if it was run to its end."""
+    if not (CAMVID / "photographs" / METRICS_FILE).exists():
+        print(f"{CAMVID.relative_to(ROOT)}: not run to its end, its record stays; PROFILE=camvid makes it")
+        return
+    evidence.write_record(CAMVID, CAMVID_RECORD)
+    tables.write_record(tables.collect(CAMVID), CAMVID_RECORD / "runs.csv")
+    tables.collect_epochs(CAMVID).to_csv(CAMVID_RECORD / "epochs.csv", index=False, float_format="%.4f")
+    print(f"written: {CAMVID_RECORD.relative_to(ROOT)}")
+
+
 def main() -> int:
     """Command line; returns the exit code."""
     try:
         record_runs()
         record_quality()
+        record_estimation()
+        record_camvid()
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -215,11 +215,13 @@ def run_snakemake(command: list[str], dry_run: bool) -> int:
 
 
 def report(results: Path) -> None:
-    """Print the main table and where everything is."""
-    print((results / "tables" / "main.md").read_text(encoding="utf-8"))
+    """Print the main tables and where everything is."""
+    folders = [results / stage for stage in ("tables", "photographs", "estimation") if (results / stage).is_dir()]
+    for main in (folder / "main.md" for folder in folders):
+        print(main.read_text(encoding="utf-8"))
     for what, suffix in {"tables": "md", "data of the tables": "csv", "figures": "png"}.items():
         print(f"{what}:")
-        for path in sorted((results / "tables").glob(f"**/*.{suffix}")):
+        for path in sorted(path for folder in folders for path in folder.glob(f"**/*.{suffix}")):
             print(f"  {path}")
     print(f"executed notebooks: {results / 'notebooks'}")
 

@@ -1,6 +1,6 @@
 """Execute one course notebook with given parameters and keep the executed copy, also when it fails.
 
-    python workflow/run_notebook.py notebooks/03_adaptation.py results/log.ipynb --parameters '{"seed": 1}'
+    python workflow/run_notebook.py notebooks/05_adaptation.py results/log.ipynb --parameters '{"seed": 1}'
 
 The notebook's text twin is what runs, with its folder as working directory, so paths in parameters are relative to it.
 The copy's outputs, with the traceback if there is one, are written as the cells run. With --out and --inputs, a run

@@ -48,7 +48,7 @@ def collect(results: Path | str) -> pd.DataFrame:
         missing = [key for key in (*RUN, "images_seen", "miou", "iou") if key not in metrics]
         if missing:
             raise ValueError(
-                f"{file}: found no {missing} under 'metrics'; expected the metrics of 01_domain_gap or 03_adaptation. "
+                f"{file}: found no {missing} under 'metrics'; expected the metrics of 01_domain_gap or 05_adaptation. "
                 "Delete the file and run the workflow again."
             )
         run = tuple(metrics[key] for key in RUN)

@@ -14,9 +14,9 @@
 # ---
 
 # %% [markdown]
-# # 02 · Image transfer: the same street at night
+# # 03 · Layout-to-image: the same street at night
 #
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/zodi-companion/zodi/blob/main/notebooks/02_image_transfer.ipynb)
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/zodi-companion/zodi/blob/main/notebooks/03_layout_to_image.ipynb)
 #
 # **In one sentence.** *Stochastic inversion* adds noise to the latent of an image, lets the diffusion model say which
 # noise it believes was added, and starts the redrawing from that noise, so that the new image keeps the old scene.
@@ -375,7 +375,7 @@ plots.show(figure, f"Training images and their transfer ({method}, {domain}). Th
 # - **Forgetting the layout.** With the prompt alone the model may move a pavement, and the label there becomes a lie.
 # - **One noise for all images.** The authors' program restarts the seed for every image, so all get the *same* noise
 #   (`noise="paper"`). We seed by file name: still reproducible, but different for every image.
-# - **Judging by beauty.** The network in 03 is not impressed by it. What counts is whether labels stay true and whether
+# - **Judging by beauty.** The network in 05 is not impressed by it. What counts is whether labels stay true and whether
 #   the domain is right.
 
 # %% [markdown]
@@ -427,7 +427,7 @@ settings = {"data": data, "model": model, "limit": limit, "config": config}
 _ = runs.save_metrics(out, "transfer", settings, metrics, time.perf_counter() - start)
 
 # %% [markdown]
-# **Next:** [03 Adaptation](03_adaptation.ipynb): a network learns from both images of every pair.
+# **Next:** [05 Adaptation](05_adaptation.ipynb): a network learns from both images of every pair.
 #
 # **References.** The paper, Section 3 (image transfer) · C. Meng et al., *SDEdit*, ICLR 2022 · J. Song, C. Meng,
 # S. Ermon, *Denoising Diffusion Implicit Models*, ICLR 2021 · J. Ho, T. Salimans, *Classifier-Free Diffusion Guidance*,

@@ -14,9 +14,9 @@
 # ---
 
 # %% [markdown]
-# # 03 · Adaptation: learning from both images of a pair
+# # 05 · Adaptation: learning from both images of a pair
 #
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/zodi-companion/zodi/blob/main/notebooks/03_adaptation.ipynb)
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/zodi-companion/zodi/blob/main/notebooks/05_adaptation.ipynb)
 #
 # **In one sentence.** The network sees every scene twice, in clear weather and transferred, with one label map for
 # both, and a third loss term asks it to *think the same* of the two.
@@ -24,7 +24,7 @@
 # **What you will learn:** the three terms of the loss and their gradient · why the two images go through the network in
 # two separate passes · reading training curves with several terms · where a gain comes from, class by class.
 #
-# **What you need:** [01 The domain gap](01_domain_gap.ipynb) and [02 Image transfer](02_image_transfer.ipynb); their
+# **What you need:** [01 The domain gap](01_domain_gap.ipynb) and [03 Layout-to-image](03_layout_to_image.ipynb); their
 # results are used when they are there, and made again when not.
 #
 # **How long it takes:** half an hour to read, a few minutes to run on two CPU cores.
@@ -63,7 +63,7 @@ start = time.perf_counter()
 
 # %% tags=["parameters"]
 data: str = "../results/course/data"  # folder of the data set; rendered there when it is missing
-synth: str = ""  # folder with images/ transferred by 02, "" to transfer them now
+synth: str = ""  # folder with images/ transferred by 03, "" to transfer them now
 domain: str = "night"  # target domain
 variant: str = "zodi"  # row of the table, one of adaptation.VARIANTS
 network: str = "DeepLabV3Plus/tu-resnet10t"  # architecture/encoder of segmentation_models_pytorch
@@ -89,7 +89,7 @@ test = {name: datasets.open_split(root, f"test/{name}") for name in ("clear", do
 row = adaptation.VARIANTS[variant]
 
 # %% [markdown]
-# If there are no transferred images yet, they are made now, as in 02. This is the slow cell of the notebook.
+# If there are no transferred images yet, they are made now, as in 03. This is the slow cell of the notebook.
 
 # %%
 if row.method and not synth:
@@ -185,7 +185,7 @@ brightness.mean().round(1).rename("mean grey value (0 to 255)").to_frame()
 #
 # The same crop and flip for both images, because they share one label map; colour jitter is drawn for each on its own.
 # With transferred held-out images every epoch is scored, so that rules of choice can be compared, as in
-# [05](05_published_tables.ipynb); the one that counts is the epoch best on these synthetic images, which needs no target.
+# [07](07_published_tables.ipynb); the one that counts is the epoch best on these synthetic images, which needs no target.
 
 # %%
 config = adaptation.recipe(recipe, variant, network=network, seed=seed, **changes)
@@ -247,7 +247,7 @@ comparison["difference (points)"] = comparison[row.label] - comparison["source o
 comparison.rename_axis("mIoU (%) on").round(1)
 
 # %% [markdown]
-# One seed decides nothing; [04](04_tables.ipynb) looks at several. But *where* the difference comes from can be seen
+# One seed decides nothing; [A3](A3_tables.ipynb) looks at several. But *where* the difference comes from can be seen
 # already: class by class.
 
 # %%
@@ -345,7 +345,7 @@ settings = {"data": data, "synth": synth, "config": config}
 _ = runs.save_metrics(out, "adapt", settings, metrics, time.perf_counter() - start)
 
 # %% [markdown]
-# **Next:** [04 Tables](04_tables.ipynb): all rows, several seeds.
+# **Next:** [A3 Tables](A3_tables.ipynb): all rows, several seeds.
 #
 # **References.** The paper, Section 3 (model adaptation) · S. Ioffe, C. Szegedy, *Batch Normalization*, ICML 2015 ·
 # X. Chen, K. He, *Exploring Simple Siamese Representation Learning* (cosine similarity of two views), CVPR 2021.

@@ -14,9 +14,9 @@
 # ---
 
 # %% [markdown]
-# # 05 · The paper's tables, and what they hide
+# # 07 · The paper's tables, and what they hide
 #
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/zodi-companion/zodi/blob/main/notebooks/05_published_tables.ipynb)
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/zodi-companion/zodi/blob/main/notebooks/07_published_tables.ipynb)
 #
 # **In one sentence.** The authors publish 47 training logs; which epoch of each counts is a choice, and the choice alone
 # moves a result by one to two and a half points of mIoU.
@@ -24,7 +24,7 @@
 # **What you will learn:** three rules that turn a log into one number · how much they differ, run by run · whether the
 # source tells when to stop · how to read a table of peers.
 #
-# **What you need:** [04 Tables](04_tables.ipynb). No GPU and no runs: everything here is **published** by others, none
+# **What you need:** [A3 Tables](A3_tables.ipynb). No GPU and no runs: everything here is **published** by others, none
 # of it was run by us. **How long it takes:** twenty minutes to read, seconds to run.
 
 # %% [markdown]

@@ -14,17 +14,17 @@
 # ---
 
 # %% [markdown]
-# # 04 · Tables: does it help, by how much, and can we be sure?
+# # A3 · Tables: does it help, by how much, and can we be sure?
 #
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/zodi-companion/zodi/blob/main/notebooks/04_tables.ipynb)
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/zodi-companion/zodi/blob/main/notebooks/A3_tables.ipynb)
 #
-# **In one sentence.** All runs of 01 and 03 become one table, mean and spread over seeds, and every claim about it is a
+# **In one sentence.** All runs of 01 and 05 become one table, mean and spread over seeds, and every claim about it is a
 # sentence that this notebook computes.
 #
 # **What you will learn:** why a single run proves nothing · how to compare two methods seed by seed · which rows a
 # table needs so that a gain can be *explained*.
 #
-# **What you need:** [01](01_domain_gap.ipynb) for mIoU, [03](03_adaptation.ipynb) for the rows. No GPU; when you have
+# **What you need:** [01](01_domain_gap.ipynb) for mIoU, [05](05_adaptation.ipynb) for the rows. No GPU; when you have
 # no runs of your own, the record of ours is read.
 #
 # **How long it takes:** half an hour to read, seconds to run.
@@ -213,7 +213,7 @@ for name in dict.fromkeys(tested["domain"] if origin.startswith("the runs") else
 # The paper's tables hold DeepLabv3+ and RefineNet on Cityscapes, adapted to ACDC (night, snow, rain, fog) and GTA5
 # (game), with Stable Diffusion. The column *published* **was not run by us**: it is averaged from the training logs that
 # the authors publish in their repository; *reproduced* is what `make reproduce PROFILE=paper` has left in these results,
-# and `-` where it was not run. [05](05_published_tables.ipynb) takes the logs apart.
+# and `-` where it was not run. [07](07_published_tables.ipynb) takes the logs apart.
 
 # %%
 comparison = tables.beside_published(tables.collect_epochs(results), tables.published_logs())
@@ -294,7 +294,7 @@ settings = {"results": results, "record": record}
 _ = runs.save_metrics(out, "tables", settings, metrics, time.perf_counter() - start)
 
 # %% [markdown]
-# **Next:** [05 The paper's tables, and what they hide](05_published_tables.ipynb).
+# **Next:** [07 The paper's tables, and what they hide](07_published_tables.ipynb).
 #
 # **References.** The paper, Section 4 · J. Demšar, *Statistical Comparisons of Classifiers over Multiple Data Sets*,
 # JMLR 2006 · X. Bouthillier et al., *Accounting for Variance in Machine Learning Benchmarks*, MLSys 2021 · sources of
