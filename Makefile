@@ -5,6 +5,7 @@ PYTHON ?= python3
 PROFILE ?= mini
 CORES ?= 2
 DATA ?=
+REPO ?=
 CLUSTER ?=
 DRY_RUN ?=
 UV := $(or $(shell command -v uv),.uv/bin/uv)
@@ -62,6 +63,10 @@ test: lint ## lint, unit tests, and every notebook with toy parameters
 test-cluster: .venv/.done ## PROFILE=paper-smoke through a real Slurm on this machine, killed in the middle and resumed
 	ZODI_TEST_CLUSTER=1 $(BIN)/python -m pytest -v tests/test_cluster.py
 
+.PHONY: test-browser
+test-browser: .venv/.done ## JupyterLab and the site in a headless Chromium; screenshots into results/browser
+	ZODI_TEST_BROWSER=1 $(BIN)/python -m pytest -v tests/test_browser.py
+
 .PHONY: lint
 lint: .venv/.done ## check style and formatting
 	$(BIN)/ruff check .
@@ -73,9 +78,11 @@ sync: .venv/.done ## bring each notebook and its text twin in step, outputs kept
 
 .PHONY: notebooks
 notebooks: sync ## execute the notebooks again and keep the outputs
-	$(BIN)/jupyter nbconvert --execute --inplace \
-		--ExecutePreprocessor.record_timing=False --ExecutePreprocessor.store_widget_state=False \
-		$(NOTEBOOKS:.py=.ipynb)
+	$(BIN)/python workflow/execute_notebooks.py $(NOTEBOOKS:.py=.ipynb)
+
+.PHONY: badges
+badges: .venv/.done ## write the address and version of pyproject.toml into every badge and Colab cell; REPO=owner/name moves
+	$(BIN)/python workflow/badges.py --repository "$(REPO)"
 
 .PHONY: lock
 lock: $(UV) ## choose the newest versions anew: requirements.lock and environment.yml

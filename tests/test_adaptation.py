@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from zodi.adaptation import (
@@ -19,7 +20,9 @@ from zodi.adaptation import (
 )
 from zodi.datasets import open_split, write_miniature
 from zodi.evaluation import evaluate
-from zodi.segmentation import build_network
+from zodi.labels import CITYSCAPES
+from zodi.runs import read_json
+from zodi.segmentation import OwnNetwork, build_network
 from zodi.selection import RULES, EpochSelection, choose_epochs
 
 NETWORK = "Unet/resnet18"
@@ -196,6 +199,11 @@ def test_every_epoch_is_scored_and_each_rule_keeps_its_network(source, target, t
     score = evaluate(kept, target, target.label_set)["miou"]
     assert score == pytest.approx(table.loc["best_target", "target"])
 
+    splits = {"source": source, "synthetic": target, "target": target}
+    sparse = EpochSelection(splits, 2, tmp_path / "sparse", every=3)
+    train(settings, source, target, None, callback=sparse)
+    pd.testing.assert_frame_equal(sparse.scores(), scores[scores["epoch"] == 3].reset_index(drop=True))
+
     class Stop(Exception):
         pass
 
@@ -233,6 +241,45 @@ def test_resumed_training_equals_one_that_ran_through(source, target, tmp_path):
     pd.testing.assert_frame_equal(history, resumed_history)
     assert list(history["step"]) == [1, 2, 3, 4]
     assert np.isfinite(history.to_numpy()).all()
+
+
+def own_network(channels, head=None):
+    torch.manual_seed(0)
+    encoder = nn.Sequential(nn.Conv2d(3, channels, 3, 2, 1), nn.BatchNorm2d(channels), nn.ReLU())
+    head_layers = nn.Sequential(nn.Conv2d(channels, CITYSCAPES.num_classes, 1), nn.Upsample(scale_factor=2))
+    return OwnNetwork(nn.Sequential(encoder, head_layers), "0", head)
+
+
+def test_a_network_of_ones_own_is_trained_and_resumed(source, target, tmp_path):
+    before = own_network(4).state_dict()
+    own, whole = own_network(4), config(learning_rate=1e-2)
+    trained, history = train(whole, source, target, tmp_path / "whole", network=own)
+    assert trained is own and {"ce_source", "ce_synth", "similarity"} <= set(history)
+    assert all(not torch.equal(value, before[name]) for name, value in own.state_dict().items() if value.ndim == 4)
+    assert read_json(tmp_path / "whole" / "settings.json")["network"] == "Sequential"
+
+    def stop(step, network):
+        if step == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(whole, source, target, tmp_path / "parts", callback=stop, save_every=1, network=own_network(4))
+    resumed, _ = train(whole, source, target, tmp_path / "parts", network=own_network(4))
+    for name, value in trained.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+    _, other = train(whole, source, target, tmp_path / "parts", network=own_network(6))
+    assert len(other) == whole.steps and not other["loss"].equals(history["loss"]), "another shape starts anew"
+
+
+def test_only_the_head_of_a_network_of_ones_own_learns_at_the_full_rate(source):
+    def change(head):
+        network = own_network(4, head)
+        before = [value.clone() for value in network.parameters()]
+        train(config(steps=1, body_factor=0.0, weight_decay=0.0), source, None, None, network=network)
+        return [not torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True)]
+
+    assert change("1") == [False] * 4 + [True] * 2
+    assert change(None)[0] and all(change(None)[-2:])
 
 
 def test_a_state_of_other_settings_is_not_resumed(source, tmp_path):

@@ -102,7 +102,7 @@ def test_record_of_a_measurement_is_a_copy_of_its_tables(tmp_path, monkeypatch):
 def test_links_and_commands_of_the_readme_exist():
     links = re.findall(r"\]\((?!https?://)([^)#]+)", README)
     assert len(links) > 6 and not [link for link in links if not (ROOT / link).exists()]
-    badges = re.findall(r"blob/main/([\w/]+\.ipynb)", README)
+    badges = re.findall(r"blob/[\w.]+/([\w/]+\.ipynb)", README)
     assert sorted(badges) == sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("notebooks/*.ipynb"))
     targets = set(re.findall(r"^make (\w+)", README, flags=re.MULTILINE))
     assert targets <= set(re.findall(r"^\.PHONY: (\w+)$", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))

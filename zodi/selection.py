@@ -29,22 +29,29 @@ class EpochSelection:
         steps_per_epoch: see `zodi.adaptation.epoch_length`.
         out: folder of `epochs.csv` and of the networks; a resumed training goes on with what is there.
         batch_size: images a pass in the evaluation.
+        every: epochs from one score to the next; a divisor of their number, or the last one goes without.
     """
 
     def __init__(
-        self, splits: Mapping[str, FolderDataset], steps_per_epoch: int, out: str | Path, batch_size: int = 1
+        self,
+        splits: Mapping[str, FolderDataset],
+        steps_per_epoch: int,
+        out: str | Path,
+        batch_size: int = 1,
+        every: int = 1,
     ) -> None:
         self.splits = dict(splits)
         self.steps_per_epoch = steps_per_epoch
         self.out = Path(out)
         self.batch_size = batch_size
+        self.every = every
 
     def __call__(self, step: int, network: nn.Module) -> None:
-        """Score the network if an epoch has just ended."""
+        """Score the network if an epoch that counts has just ended."""
         if step == 0:
             # A new training, so what an earlier one of other settings left must not count.
             (self.out / EPOCHS_FILE).unlink(missing_ok=True)
-        if step == 0 or step % self.steps_per_epoch:
+        if step == 0 or step % (self.every * self.steps_per_epoch):
             return
         epoch = step // self.steps_per_epoch
         earlier = self.scores()

@@ -1,0 +1,57 @@
+"""Execute notebooks in place, as they are committed: with outputs, without timings and without live widgets.
+
+    python workflow/execute_notebooks.py notebooks/*.ipynb
+
+An explorer (`zodi.explore`) leaves the picture of its first choice, which GitHub, the site and a JupyterLab that has
+not run the cell can show; running the cell brings the controls back.
+"""
+
+import sys
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+from tqdm import tqdm
+
+from zodi.runs import atomic_path
+
+WIDGET = "application/vnd.jupyter.widget-view+json"
+
+
+def make_static(notebook: nbformat.NotebookNode) -> None:
+    """Drop live widgets where the output has a picture of them."""
+    for output in (output for cell in notebook.cells for output in cell.get("outputs", [])):
+        if "image/png" in output.get("data", {}):
+            output["data"].pop(WIDGET, None)
+
+
+def execute(file: Path) -> None:
+    """Run a notebook from a fresh kernel in its own folder; nothing is written when a cell fails."""
+    notebook = nbformat.read(file, as_version=4)
+    client = NotebookClient(
+        notebook,
+        kernel_name="python3",
+        record_timing=False,
+        store_widget_state=False,
+        timeout=None,
+        resources={"metadata": {"path": str(file.parent)}},
+    )
+    client.execute()
+    make_static(notebook)
+    with atomic_path(file) as temporary:
+        nbformat.write(notebook, temporary)
+
+
+def main(arguments: list[str]) -> int:
+    """Command line; returns the exit code."""
+    if not arguments:
+        print(__doc__, file=sys.stderr)
+        return 2
+    for file in (bar := tqdm(sorted(Path(argument) for argument in arguments))):
+        bar.set_description(file.stem)
+        execute(file)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
