@@ -16,7 +16,7 @@
 # %% [markdown]
 # # 00 · Start here
 #
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/zodi-companion/zodi/blob/main/notebooks/00_start_here.ipynb)
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/zodi-companion/zodi/blob/v0.1.0/notebooks/00_start_here.ipynb)
 #
 # **In one sentence.** ZoDi takes labelled photographs of sunny streets, lets a diffusion model redraw each of them at
 # night or in snow *without moving a single object*, and trains a segmentation network on both, so that the network
@@ -35,13 +35,16 @@
 # **How long it takes:** a few minutes to read, well under a minute to run on two CPU cores.
 
 # %% [markdown]
-# On Google Colab this cell installs the package; anywhere else it does nothing.
+# On Google Colab this cell gets the course and installs what is missing; anywhere else it does nothing.
 
 # %%
 import sys
+from pathlib import Path
 
-if "google.colab" in sys.modules:
-    # %pip install -q "zodi[course] @ git+https://github.com/zodi-companion/zodi@main"
+if "google.colab" in sys.modules and not Path("../pyproject.toml").exists():
+    # !git clone -q --depth 1 --branch v0.1.0 https://github.com/zodi-companion/zodi
+    # %cd -q zodi/notebooks
+    # %pip install -q "..[course]"
     print("Installed. If Colab asks for it, restart the runtime before you go on.")
 
 # %% [markdown]
@@ -50,7 +53,6 @@ if "google.colab" in sys.modules:
 # %%
 import subprocess
 import time
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -165,21 +167,34 @@ if script.exists():
 # | notebook | question | in the paper |
 # |---|---|---|
 # | [01 The domain gap] | How much does a network lose when the weather changes? | Sections 1 and 4 |
+# | [02 Diffusion in one hour] | How does noise become a picture, and who steers it? | background |
 # | [03 Layout-to-image] | How does a diffusion model redraw an image and keep its labels true? | Section 3, transfer |
+# | [04 Transferring a data set] | What changes when it is three thousand images, and which of them failed? | Section 3, transfer |
 # | [05 Adaptation] | How does a network learn from both images of a pair? | Section 3, adaptation |
-# | [A3 Tables] | Does it help, by how much, and can we be sure? | Section 4 |
+# | [06 Performance estimation] | How good will it be where nobody has been? | Section 4 |
 # | [07 The paper's tables, and what they hide] | What does the choice of the epoch do to a published number? | Section 4 |
+# | [08 Real photographs] | Does it work on photographs, from day to dusk? | not in the paper |
+# | [09 Bring your own domain] | Your images, your sentence, your network: where to start? | not in the paper |
 # | [A1 How the miniature was made] | Where do the scenes and the small model come from? | not in the paper |
+# | [A2 Running at paper scale] | What does it take on a GPU or a cluster, and what to check first? | not in the paper |
+# | [A3 Tables] | Does it help, by how much, and can we be sure? | Section 4 |
 #
 # [01 The domain gap]: 01_domain_gap.ipynb
+# [02 Diffusion in one hour]: 02_diffusion.ipynb
 # [03 Layout-to-image]: 03_layout_to_image.ipynb
+# [04 Transferring a data set]: 04_transferring_a_data_set.ipynb
 # [05 Adaptation]: 05_adaptation.ipynb
-# [A3 Tables]: A3_tables.ipynb
+# [06 Performance estimation]: 06_performance_estimation.ipynb
 # [07 The paper's tables, and what they hide]: 07_published_tables.ipynb
+# [08 Real photographs]: 08_real_photographs.ipynb
+# [09 Bring your own domain]: 09_bring_your_own_domain.ipynb
 # [A1 How the miniature was made]: A1_how_the_miniature_was_made.ipynb
+# [A2 Running at paper scale]: A2_paper_scale.ipynb
+# [A3 Tables]: A3_tables.ipynb
 #
-# Read 01 to 05 in this order; A1 whenever you wonder about the miniature. `make reproduce` runs them all and ends with
-# the table; with Stable Diffusion and real photographs the same notebooks need other parameters, not other code.
+# Read 01 to 09 in this order; the appendix whenever you wonder about the miniature, the GPU or the numbers. `make reproduce`
+# runs the experiments and ends with the table; with Stable Diffusion and real photographs the same notebooks need other
+# parameters, not other code.
 
 # %% [markdown]
 # ## Pitfalls

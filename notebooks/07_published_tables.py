@@ -16,7 +16,7 @@
 # %% [markdown]
 # # 07 · The paper's tables, and what they hide
 #
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/zodi-companion/zodi/blob/main/notebooks/07_published_tables.ipynb)
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/zodi-companion/zodi/blob/v0.1.0/notebooks/07_published_tables.ipynb)
 #
 # **In one sentence.** The authors publish 47 training logs; which epoch of each counts is a choice, and the choice alone
 # moves a result by one to two and a half points of mIoU.
@@ -24,17 +24,20 @@
 # **What you will learn:** three rules that turn a log into one number · how much they differ, run by run · whether the
 # source tells when to stop · how to read a table of peers.
 #
-# **What you need:** [A3 Tables](A3_tables.ipynb). No GPU and no runs: everything here is **published** by others, none
+# **What you need:** [05 Adaptation](05_adaptation.ipynb) for the rows, [06](06_performance_estimation.ipynb) for regret. No GPU and no runs: everything here is **published** by others, none
 # of it was run by us. **How long it takes:** twenty minutes to read, seconds to run.
 
 # %% [markdown]
-# On Google Colab this cell installs the package; anywhere else it does nothing.
+# On Google Colab this cell gets the course and installs what is missing; anywhere else it does nothing.
 
 # %%
 import sys
+from pathlib import Path
 
-if "google.colab" in sys.modules:
-    # %pip install -q "zodi[course] @ git+https://github.com/zodi-companion/zodi@main"
+if "google.colab" in sys.modules and not Path("../pyproject.toml").exists():
+    # !git clone -q --depth 1 --branch v0.1.0 https://github.com/zodi-companion/zodi
+    # %cd -q zodi/notebooks
+    # %pip install -q "..[course]"
     print("Installed. If Colab asks for it, restart the runtime before you go on.")
 
 # %% [markdown]
@@ -48,7 +51,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
 
-from zodi import plots, runs, tables
+from zodi import explore, plots, runs, tables
 
 plots.use_theme()
 start = time.perf_counter()
@@ -172,33 +175,35 @@ ranking.unstack("rule").loc[domains, rules]
 # %% [markdown]
 # ## Explore
 #
-# Choose a network: bars are the means over its seeds under each rule. Without a running kernel, the table above holds
-# the same numbers.
+# Choose a rule, another to set it against, and a network. Every dot is a published log: the mIoU that the first rule reports
+# minus what the second would have reported for the same training.
 
 
 # %%
-def rule_bars(network: str) -> plt.Figure:
-    """Bars of all rules and domains for one network."""
-    figure, ax = plt.subplots(figsize=(7, 2.8), layout="constrained")
-    sns.barplot(cells[cells["network"] == network], x="domain", y="mean", hue="rule", hue_order=rules, ax=ax)
-    ax.set(xlabel="target domain", ylabel="target mIoU (%)", title=f"{network}, published logs")
-    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
-    return figure
+def rule_against_rule(rule: str, against: str, network: str) -> tuple[bytes, str]:
+    """Differences of two rules, run by run, and their mean in words."""
+    part = optimism if network == "all" else optimism[optimism["network"] == network]
+    part = part.assign(gain=part[rule] - part[against], row=part["network"])
+    figure = plots.row_points(part, "gain", f"{rule} − {against} (points)")
+    picture = plots.png(figure)
+    plt.close(figure)
+    gain = part["gain"]
+    return picture, f"{len(part)} logs: mean {gain.mean():+.2f} points, from {gain.min():+.2f} to {gain.max():+.2f}"
 
 
 # %% [markdown]
-# The pictures are drawn once, so that the choice answers at once.
+# Without a running kernel you see the first choice: what the oracle adds to the last epoch.
 
 # %%
-pictures = {}
-for network in cells["network"].unique():
-    figure = rule_bars(network)
-    pictures[network] = plots.png(figure)
-    plt.close(figure)
-choice = widgets.ToggleButtons(options=list(pictures), description="network")
-picture = widgets.Image(value=pictures[choice.value], format="png")
-choice.observe(lambda change: setattr(picture, "value", pictures[change["new"]]), "value")
-widgets.VBox([choice, picture])
+explore.Explorer(
+    rule_against_rule,
+    {
+        "rule": widgets.Dropdown(options=rules, value="best_target", description="rule"),
+        "against": widgets.Dropdown(options=rules, value="last", description="against"),
+        "network": widgets.Dropdown(options=["all", *logs["network"].unique()], description="network"),
+    },
+    "Selection-rule explorer: for every published log, what one rule of epoch choice reports more than another.",
+)
 
 # %% [markdown]
 # ## Peers
@@ -283,16 +288,15 @@ plots.show(
 # ## Recap
 #
 # One log gives three numbers. The rule is worth one to two and a half points, the source is a weak guide among runs of
-# one network, and a table without its rule cannot be compared. A rule that looks at neither label set is
-# the subject of performance estimation.
+# one network, and a table without its rule cannot be compared. A rule that needs no labels of the target and does not
+# ask the source is the one of [06](06_performance_estimation.ipynb): best on synthetic images.
 
 # %%
 metrics = {"published": cells.drop(columns="published").to_dict("records"), "regret": regret.mean().to_dict()}
 _ = runs.save_metrics(out, "published", {}, metrics, time.perf_counter() - start)
 
 # %% [markdown]
-# **Next:** [A1 How the miniature was made](A1_how_the_miniature_was_made.ipynb), or change something: a network, a
-# domain, your own images.
+# **Next:** [08 Real photographs](08_real_photographs.ipynb): from day to dusk without a dusk image.
 #
 # **References.** Training logs in azuma164/ZoDi, `model_adaptation/runs/results_on_paper` · sources of the peers' figures:
 # `zodi/published/peers.csv` · I. Gulrajani, D. Lopez-Paz, *In Search of Lost Domain Generalization*, ICLR 2021 (model

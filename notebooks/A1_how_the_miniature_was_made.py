@@ -16,7 +16,7 @@
 # %% [markdown]
 # # A1 · How the miniature was made
 #
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/zodi-companion/zodi/blob/main/notebooks/A1_how_the_miniature_was_made.ipynb)
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/zodi-companion/zodi/blob/v0.1.0/notebooks/A1_how_the_miniature_was_made.ipynb)
 #
 # **In one sentence.** A renderer draws streets whose labels, depth and weather are known exactly, and on its images
 # a small latent diffusion model with ControlNet is trained from nothing, on a CPU, in Stable Diffusion's file format.
@@ -28,15 +28,16 @@
 # or two to run on two CPU cores, with a toy training of a few steps.
 
 # %% [markdown]
-# On Google Colab this cell fetches the course with its records; anywhere else it does nothing.
+# On Google Colab this cell gets the course and installs what is missing; anywhere else it does nothing.
 
 # %%
 import sys
+from pathlib import Path
 
-if "google.colab" in sys.modules:
-    # %pip install -q "zodi[course] @ git+https://github.com/zodi-companion/zodi@main"
-    # !git clone -q --depth 1 https://github.com/zodi-companion/zodi
+if "google.colab" in sys.modules and not Path("../pyproject.toml").exists():
+    # !git clone -q --depth 1 --branch v0.1.0 https://github.com/zodi-companion/zodi
     # %cd -q zodi/notebooks
+    # %pip install -q "..[course]"
     print("Installed. If Colab asks for it, restart the runtime before you go on.")
 
 # %% [markdown]
@@ -44,7 +45,6 @@ if "google.colab" in sys.modules:
 
 # %%
 import time
-from pathlib import Path
 
 import numpy as np
 import pandas as pd

@@ -16,7 +16,7 @@
 # %% [markdown]
 # # A3 · Tables: does it help, by how much, and can we be sure?
 #
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/zodi-companion/zodi/blob/main/notebooks/A3_tables.ipynb)
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/zodi-companion/zodi/blob/v0.1.0/notebooks/A3_tables.ipynb)
 #
 # **In one sentence.** All runs of 01 and 05 become one table, mean and spread over seeds, and every claim about it is a
 # sentence that this notebook computes.
@@ -30,15 +30,16 @@
 # **How long it takes:** half an hour to read, seconds to run.
 
 # %% [markdown]
-# On Google Colab this cell fetches the course with its recorded runs; anywhere else it does nothing.
+# On Google Colab this cell gets the course and installs what is missing; anywhere else it does nothing.
 
 # %%
 import sys
+from pathlib import Path
 
-if "google.colab" in sys.modules:
-    # %pip install -q "zodi[course] @ git+https://github.com/zodi-companion/zodi@main"
-    # !git clone -q --depth 1 https://github.com/zodi-companion/zodi
+if "google.colab" in sys.modules and not Path("../pyproject.toml").exists():
+    # !git clone -q --depth 1 --branch v0.1.0 https://github.com/zodi-companion/zodi
     # %cd -q zodi/notebooks
+    # %pip install -q "..[course]"
     print("Installed. If Colab asks for it, restart the runtime before you go on.")
 
 # %% [markdown]
@@ -46,7 +47,6 @@ if "google.colab" in sys.modules:
 
 # %%
 import time
-from pathlib import Path
 
 from IPython.display import Markdown, display
 
@@ -294,7 +294,7 @@ settings = {"results": results, "record": record}
 _ = runs.save_metrics(out, "tables", settings, metrics, time.perf_counter() - start)
 
 # %% [markdown]
-# **Next:** [07 The paper's tables, and what they hide](07_published_tables.ipynb).
+# **Back to:** [05 Adaptation](05_adaptation.ipynb), or on to [07 The paper's tables, and what they hide](07_published_tables.ipynb).
 #
 # **References.** The paper, Section 4 · J. Demšar, *Statistical Comparisons of Classifiers over Multiple Data Sets*,
 # JMLR 2006 · X. Bouthillier et al., *Accounting for Variance in Machine Learning Benchmarks*, MLSys 2021 · sources of

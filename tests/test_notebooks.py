@@ -1,5 +1,6 @@
 """The committed notebooks: paired with their text twins, executed once from top to bottom, small and clean."""
 
+import itertools
 import json
 import re
 from pathlib import Path
@@ -84,6 +85,42 @@ def test_no_machine_paths(notebook):
 def test_small_and_without_widget_state(notebook):
     assert notebook.stat().st_size < 400_000
     assert "widgets" not in read(notebook)["metadata"]
+
+
+@each_notebook
+def test_headings_are_in_order(notebook):
+    text = "\n".join("".join(cell["source"]) for cell in read(notebook)["cells"] if cell["cell_type"] == "markdown")
+    levels = [
+        len(marks) for marks in re.findall(r"^(#+) ", re.sub(r"```.*?```", "", text, flags=re.DOTALL), re.MULTILINE)
+    ]
+    assert levels[0] == 1 and levels.count(1) == 1
+    assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
+
+
+@each_notebook
+def test_pictures_have_alternative_texts(notebook):
+    for output in (output for cell in code_cells(notebook) for output in cell["outputs"]):
+        for kind in [kind for kind in output.get("data", {}) if kind.startswith("image/")]:
+            alt = output["metadata"].get("alt") or output["metadata"].get(kind, {}).get("alt")
+            assert alt, "show figures by `zodi.plots.show`"
+
+
+@each_notebook
+def test_code_cells_are_short_and_have_prose_before_them(notebook):
+    cells = [cell for cell in read(notebook)["cells"] if "".join(cell["source"]).strip()]
+    for before, cell in itertools.pairwise(cells):
+        if cell["cell_type"] == "code":
+            assert before["cell_type"] == "markdown", "".join(cell["source"])
+            assert len("".join(cell["source"]).splitlines()) <= 20, "".join(cell["source"])
+
+
+@each_notebook
+def test_anatomy(notebook):
+    text = "\n".join("".join(cell["source"]) for cell in read(notebook)["cells"] if cell["cell_type"] == "markdown")
+    for part in ("**In one sentence.**", "**What you need:**", "**How long it takes:**", "## Pitfalls", "## Try it"):
+        assert part in text
+    assert text.count("<details><summary>Solution</summary>") >= 2
+    assert "**What you will" in text
 
 
 @pytest.mark.parametrize("twin", TWINS, ids=lambda path: path.stem)

@@ -6,6 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.colors import to_rgb
 from PIL import Image
 
 from zodi import plots
@@ -96,3 +97,14 @@ def test_row_points_put_the_mean_of_every_row_in_its_line():
     assert [ax.get_title() for ax in figure.axes] == ["night", "snow"]
     means = {tuple(map(float, point)) for point in figure.axes[0].collections[-1].get_offsets()}
     assert means == {(10.0, 0.0), (31.0, 1.0)}
+
+
+def test_domain_colours_stand_out_from_white():
+    """Contrast of at least 3:1, as WCAG 2.1 asks of graphics."""
+
+    def luminance(color: str) -> float:
+        red, green, blue = ((c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4) for c in to_rgb(color))
+        return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+    low = {name: color for name, color in plots.DOMAIN_COLORS.items() if 1.05 / (luminance(color) + 0.05) < 3}
+    assert low == {}

@@ -5,6 +5,7 @@ old positions of a slider: while a picture is being drawn only the newest choice
 """
 
 import asyncio
+import base64
 import html
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -95,6 +96,5 @@ class Explorer(widgets.VBox):
         data, metadata = bundle if isinstance(bundle, tuple) else (bundle, {})
         if not self.picture.value:
             return data, metadata
-        return data | {"image/png": self.picture.value, "text/plain": self.alt}, metadata | {
-            "image/png": {"alt": self.alt}
-        }
+        image = base64.b64encode(self.picture.value).decode()
+        return data | {"image/png": image, "text/plain": self.alt}, metadata | {"image/png": {"alt": self.alt}}
