@@ -84,6 +84,10 @@ notebooks: sync ## execute the notebooks again and keep the outputs
 badges: .venv/.done ## write the address and version of pyproject.toml into every badge and Colab cell; REPO=owner/name moves
 	$(BIN)/python workflow/badges.py --repository "$(REPO)"
 
+.PHONY: site
+site: .venv/.done ## the course as web pages, from the executed notebooks: build/site/index.html
+	$(BIN)/python workflow/site/build.py build/site
+
 .PHONY: lock
 lock: $(UV) ## choose the newest versions anew: requirements.lock and environment.yml
 	"$(UV)" pip compile pyproject.toml --all-extras --universal --python-version 3.11 --fork-strategy fewest --upgrade \

@@ -24,8 +24,10 @@
 # **What you will learn:** three rules that turn a log into one number · how much they differ, run by run · whether the
 # source tells when to stop · how to read a table of peers.
 #
-# **What you need:** [05 Adaptation](05_adaptation.ipynb) for the rows, [06](06_performance_estimation.ipynb) for regret. No GPU and no runs: everything here is **published** by others, none
-# of it was run by us. **How long it takes:** twenty minutes to read, seconds to run.
+# **What you need:** [05 Adaptation](05_adaptation.ipynb) for the rows, [06](06_performance_estimation.ipynb) for regret.
+# No GPU and no runs: everything here is **published** by others, none of it was run by us.
+#
+# **How long it takes:** twenty minutes to read, seconds to run.
 
 # %% [markdown]
 # On Google Colab this cell gets the course and installs what is missing; anywhere else it does nothing.

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 PROFILES = ROOT / "workflow" / "profiles"
 PARAMETERS = {
     "01_domain_gap": ["data", "variant", "network", "seed", "changes", "out"],
-    "03_layout_to_image": ["data", "domain", "method", "limit", "out"],
+    "04_transferring_a_data_set": ["data", "domain", "method", "limit", "out"],
     "05_adaptation": ["data", "synth", "domain", "variant", "network", "seed", "changes", "out"],
     "A3_tables": ["results", "out"],
 }
@@ -83,7 +83,7 @@ def plan(profile: str, results: Path) -> dict[str, int]:
             {"data": 1, "start": 1, "miniature": 1, "published": 1, "transfer": 30, "source_only": 6, "adapt": 135},
         ),
         ("camvid", {"data": 1, "transfer": 3, "source_only": 3, "adapt": 9, "candidate": 3, "photographs": 1}),
-        ("estimation", {"data": 1, "transfer": 27, "candidate": 36, "estimation": 1}),
+        ("estimation", {"data": 1, "transfer": 23, "candidate": 18, "estimation": 1}),
         (
             "paper",
             {"data": 1, "published": 1, "transfer_shard": 40, "transfer": 10, "source_only": 9, "adapt": 90},
@@ -166,7 +166,7 @@ class TestRun:
         (project / "notebooks" / "fail").touch()
         result = make(project)
         assert result.returncode == 1
-        assert "03_layout_to_image.py, cell 3: RuntimeError: on purpose" in result.stderr
+        assert "04_transferring_a_data_set.py, cell 3: RuntimeError: on purpose" in result.stderr
         log = project / "results/tiny/notebooks/transfer/night/stochastic_inversion.ipynb"
         assert "on purpose" in log.read_text()
         assert not metrics(project)
@@ -208,7 +208,7 @@ class TestRun:
 
     def test_runs_again_what_depends_on_a_change_and_forgets_the_old_results(self, project):
         before = metrics(project)
-        with (project / "notebooks" / "03_layout_to_image.py").open("a") as file:
+        with (project / "notebooks" / "04_transferring_a_data_set.py").open("a") as file:
             file.write("\n# changed\n")
         result = make(project)
         assert result.returncode == 0, result.stderr

@@ -21,7 +21,7 @@ WIDGET = "application/vnd.jupyter.widget-view+json"
 def make_static(notebook: nbformat.NotebookNode) -> None:
     """Drop live widgets where the output has a picture of them."""
     for output in (output for cell in notebook.cells for output in cell.get("outputs", [])):
-        if "image/png" in output.get("data", {}):
+        if any(kind.startswith("image/") for kind in output.get("data", {})):
             output["data"].pop(WIDGET, None)
 
 

@@ -217,8 +217,9 @@ def run_snakemake(command: list[str], dry_run: bool) -> int:
 def report(results: Path) -> None:
     """Print the main tables and where everything is."""
     folders = [results / stage for stage in ("tables", "photographs", "estimation") if (results / stage).is_dir()]
-    for main in (folder / "main.md" for folder in folders):
-        print(main.read_text(encoding="utf-8"))
+    # The photographs' notebook shows the same main table as the tables' notebook.
+    for text in dict.fromkeys((folder / "main.md").read_text(encoding="utf-8") for folder in folders):
+        print(text)
     for what, suffix in {"tables": "md", "data of the tables": "csv", "figures": "png"}.items():
         print(f"{what}:")
         for path in sorted(path for folder in folders for path in folder.glob(f"**/*.{suffix}")):

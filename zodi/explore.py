@@ -14,7 +14,7 @@ from typing import Any
 import ipywidgets as widgets
 import numpy as np
 
-from zodi.plots import encode_png
+from zodi.plots import compact, encode_png
 
 # Drawn pictures that are kept; one is some 50 kB.
 CACHE_SIZE = 500
@@ -96,5 +96,6 @@ class Explorer(widgets.VBox):
         data, metadata = bundle if isinstance(bundle, tuple) else (bundle, {})
         if not self.picture.value:
             return data, metadata
-        image = base64.b64encode(self.picture.value).decode()
-        return data | {"image/png": image, "text/plain": self.alt}, metadata | {"image/png": {"alt": self.alt}}
+        picture, kind = compact(self.picture.value)
+        image = {f"image/{kind}": base64.b64encode(picture).decode(), "text/plain": self.alt}
+        return data | image, metadata | {f"image/{kind}": {"alt": self.alt}}

@@ -58,13 +58,20 @@ def show(figure: Figure, caption: str, file: Path | str | None = None) -> None:
     if file is not None:
         with atomic_path(file) as temporary:
             temporary.write_bytes(data)
-    # Pictures of streets are smaller as JPEG, lines and bars as PNG; a notebook should open quickly.
+    smaller, kind = compact(data)
+    display(Image(smaller, format=kind, alt=caption))
+    display(Markdown(f"*Figure.* {caption}"))
+
+
+def compact(data: bytes) -> tuple[bytes, str]:
+    """A PNG as it is or as JPEG, whichever is smaller, and "png" or "jpeg"; a notebook should open quickly.
+
+    Pictures of streets are smaller as JPEG, lines and bars as PNG.
+    """
     jpeg = BytesIO()
     with PIL.Image.open(BytesIO(data)) as image:
         image.convert("RGB").save(jpeg, format="jpeg", quality=65, optimize=True)
-    smaller = min((data, "png"), (jpeg.getvalue(), "jpeg"), key=lambda choice: len(choice[0]))
-    display(Image(smaller[0], format=smaller[1], alt=caption))
-    display(Markdown(f"*Figure.* {caption}"))
+    return min((data, "png"), (jpeg.getvalue(), "jpeg"), key=lambda choice: len(choice[0]))
 
 
 def encode_png(image: np.ndarray) -> bytes:

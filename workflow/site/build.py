@@ -1,0 +1,98 @@
+"""Build the course's site from README, executed notebooks and docstrings, without a network: `make site`.
+
+    python workflow/site/build.py build/site
+
+FOLDER and its neighbour FOLDER-source are deleted first. Sphinx wants one tree of sources, so the neighbour gets copies
+that lie as in the repository: the links between README and notebooks hold as they are. No notebook is executed. Every
+warning is an error, which the exit code says; the pages are there all the same.
+"""
+
+import ast
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+
+from sphinx.cmd.build import main as sphinx_build
+
+ROOT = Path(__file__).parents[2]
+IMAGE = re.compile(r"!\[[^\]]*\]\((?!https?://)([^)\s]+)\)")
+
+
+def short_title(notebook: Path) -> str:
+    """A notebook's title up to the colon, for the sidebar.
+
+    Raises:
+        ValueError: if its first line is no title.
+    """
+    first = "".join(json.loads(notebook.read_text(encoding="utf-8"))["cells"][0]["source"]).splitlines()[0]
+    if not first.startswith("# "):
+        raise ValueError(
+            f"{notebook}: found {first!r} in its first line, expected a title like '# 05 · Name: subtitle'"
+        )
+    return first.removeprefix("# ").partition(":")[0]
+
+
+def toctree(caption: str, entries: list[str]) -> str:
+    """A part of the sidebar."""
+    return "\n".join(["```{toctree}", ":hidden:", f":caption: {caption}", "", *entries, "```", ""])
+
+
+def collect_course(source: Path) -> None:
+    """README with its images, the notebooks, and a landing page that shows the README and lists the pages."""
+    readme = ROOT / "README.md"
+    files = [readme, *sorted((ROOT / "notebooks").glob("*.ipynb"))]
+    files += [ROOT / path for path in IMAGE.findall(readme.read_text(encoding="utf-8"))]
+    for file in files:
+        copy = source / file.relative_to(ROOT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, copy)
+    parts = {"Course": [], "Appendix": []}
+    for path in files:
+        if path.suffix == ".ipynb":
+            part = "Appendix" if path.name.startswith("A") else "Course"
+            parts[part].append(f"{short_title(path)} <notebooks/{path.stem}>")
+    trees = [toctree(caption, entries) for caption, entries in {**parts, "Reference": ["api/index"]}.items()]
+    text = "\n".join(["```{include} README.md", "```", "", *trees])
+    (source / "index.md").write_text(text, encoding="utf-8")
+
+
+def collect_reference(source: Path) -> None:
+    """A page a public module of `zodi`, and their list."""
+    folder = source / "api"
+    folder.mkdir()
+    rows = []
+    for module in sorted((ROOT / "zodi").glob("[!_]*.py")):
+        name = f"zodi.{module.stem}"
+        page = [name, "=" * len(name), "", f".. automodule:: {name}", "   :members:", ""]
+        (folder / f"{module.stem}.rst").write_text("\n".join(page), encoding="utf-8")
+        docstring = ast.get_docstring(ast.parse(module.read_text(encoding="utf-8"))) or ""
+        summary = docstring.partition("\n\n")[0].replace("\n", " ")
+        rows.append(f":doc:`{name} <{module.stem}>`\n   {summary}")
+    title = "The package zodi"
+    tree = [".. toctree::", "   :hidden:", "   :glob:", "", "   *", ""]
+    names = "All names from A to Z: :ref:`genindex`."
+    text = "\n".join([title, "=" * len(title), "", *tree, *rows, "", names, ""])
+    (folder / "index.rst").write_text(text, encoding="utf-8")
+
+
+def main(folder: Path) -> int:
+    """Build the site into `folder`; returns Sphinx's exit code."""
+    source = folder.with_name(f"{folder.name}-source")
+    for old in (folder, source):
+        shutil.rmtree(old, ignore_errors=True)
+    source.mkdir(parents=True)
+    collect_course(source)
+    collect_reference(source)
+    options = ["-q", "-W", "--keep-going", "-c", str(Path(__file__).parent), "-d", str(source / ".doctrees")]
+    code = sphinx_build([*options, str(source), str(folder)])
+    print(f"{folder / 'index.html'}: {'built' if code == 0 else 'built with the warnings above'}")
+    return code
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(Path(sys.argv[1])))
+    except ValueError as error:
+        sys.exit(f"error: {error}")
