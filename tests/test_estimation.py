@@ -200,6 +200,8 @@ def test_estimate_transfers_and_resumes(results, tmp_path):
     again = estimation.estimate(*arguments, seeds=(0, 1), reference=network, progress=False)
     assert {file: file.stat().st_mtime_ns for file in written} == written
     assert again.miou == found.miou and not again.reliable, "a network that sees only road finds no layout"
+    with pytest.raises(ValueError, match=r"strength: .* there, 0.5 asked for"):
+        estimation.estimate(*arguments, seeds=(0, 1), progress=False, strength=0.5)
 
 
 def test_select_takes_the_best_on_generated_images(results):

@@ -16,12 +16,16 @@ TWINS = sorted((ROOT / "notebooks").glob("*.py"))
 COURSE = [
     "00_start_here",
     "01_domain_gap",
+    "02_diffusion",
     "03_layout_to_image",
+    "04_transferring_a_data_set",
     "05_adaptation",
     "06_performance_estimation",
     "07_published_tables",
     "08_real_photographs",
+    "09_bring_your_own_domain",
     "A1_how_the_miniature_was_made",
+    "A2_paper_scale",
     "A3_tables",
 ]
 SMOKE_PARAMETERS = yaml.safe_load((ROOT / "tests" / "smoke_parameters.yaml").read_text(encoding="utf-8"))

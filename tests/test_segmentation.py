@@ -2,11 +2,13 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from zodi.labels import CITYSCAPES
 from zodi.segmentation import (
     DEFAULT_NETWORK,
     MINI_SEGMENTER_FILE,
+    OwnNetwork,
     body_state,
     build_network,
     load_network,
@@ -40,6 +42,19 @@ def test_saved_network_is_the_same_again(tmp_path):
         assert torch.equal(network(x)[0], again(x)[0])
     with pytest.raises(FileNotFoundError, match="nothing_here"):
         load_network(tmp_path / "nothing_here")
+
+
+def test_any_network_returns_the_output_of_one_of_its_parts_as_features():
+    encoder = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU())
+    head = nn.Sequential(nn.Conv2d(8, 5, 1), nn.Upsample(scale_factor=2))
+    model = nn.Sequential(encoder, head)
+    network, x = OwnNetwork(model, "0", head="1"), torch.randn(2, 3, 32, 64)
+    logits, features = network(x)
+    assert torch.equal(logits, model(x)) and torch.equal(features, encoder(x))
+    assert network.head is head and OwnNetwork(model, "0").head is None
+    assert not encoder._forward_hooks, "the model is left as it was"
+    with pytest.raises(ValueError, match=r"no part 'layer4'.*'0.1'"):
+        OwnNetwork(model, "layer4")
 
 
 def test_normalise_takes_bytes_and_floats():

@@ -83,7 +83,7 @@ def plan(profile: str, results: Path) -> dict[str, int]:
             {"data": 1, "start": 1, "miniature": 1, "published": 1, "transfer": 30, "source_only": 6, "adapt": 135},
         ),
         ("camvid", {"data": 1, "transfer": 3, "source_only": 3, "adapt": 9, "candidate": 3, "photographs": 1}),
-        ("estimation", {"data": 1, "transfer": 23, "candidate": 18, "estimation": 1}),
+        ("estimation", {"data": 1, "transfer": 22, "candidate": 12, "estimation": 1}),
         (
             "paper",
             {"data": 1, "published": 1, "transfer_shard": 40, "transfer": 10, "source_only": 9, "adapt": 90},

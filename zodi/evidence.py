@@ -336,7 +336,7 @@ def choices(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def layout_table(results: str | Path) -> pd.DataFrame:
-    """Does the fidelity score tell images that kept their layout from those that lost it? A line a domain.
+    """Does the fidelity score tell images that kept their layout from those that lost it? A line for each oracle.
 
     Returns:
         `fidelity` and `fidelity_lost`, mean over the generated images with their own labels and with others', percent;
@@ -344,15 +344,20 @@ def layout_table(results: str | Path) -> pd.DataFrame:
         `abstains`: whether an estimate would be refused for the domain, and for the shuffled images (`abstains_lost`).
 
     Raises:
-        FileNotFoundError: if an oracle is missing.
+        FileNotFoundError: if there is no oracle at all.
     """
     results = Path(results)
     found = {}
     for domain in [name for name in dataset_info(results / "data")["domains"] if name != SOURCE]:
-        scores = np.load(reference_of(domain).folder(results) / SCORES_FILE)
+        file = reference_of(domain).folder(results) / SCORES_FILE
+        if not file.exists():
+            continue
+        scores = np.load(file)
         found[domain] = tuple(
             estimation.fidelity(scores[f"{kind}/{domain}"][-1]) for kind in (TRANSFERS[0], "shuffled")
         )
+    if not found:
+        raise FileNotFoundError(f"{results}: no oracle among the candidates; fidelity needs one as its reference")
     rows = []
     for domain, (kept, lost) in found.items():
         others = [pair for name, pair in found.items() if name != domain] or [(kept, lost)]
