@@ -16,7 +16,7 @@
 # %% [markdown]
 # # 01 · The domain gap: trained in sunshine, tested at night
 #
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/zodi-companion/zodi/blob/main/notebooks/01_domain_gap.ipynb)
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/zodi-companion/zodi/blob/v0.1.0/notebooks/01_domain_gap.ipynb)
 #
 # **In one sentence.** A segmentation network is trained on clear weather until it stops getting better, and then we
 # count what is left of it when the same streets are seen at night, in snow or in fog.
@@ -29,13 +29,16 @@
 # **How long it takes:** half an hour to read, a few minutes to run on two CPU cores.
 
 # %% [markdown]
-# On Google Colab this cell installs the package; anywhere else it does nothing.
+# On Google Colab this cell gets the course and installs what is missing; anywhere else it does nothing.
 
 # %%
 import sys
+from pathlib import Path
 
-if "google.colab" in sys.modules:
-    # %pip install -q "zodi[course] @ git+https://github.com/zodi-companion/zodi@main"
+if "google.colab" in sys.modules and not Path("../pyproject.toml").exists():
+    # !git clone -q --depth 1 --branch v0.1.0 https://github.com/zodi-companion/zodi
+    # %cd -q zodi/notebooks
+    # %pip install -q "..[course]"
     print("Installed. If Colab asks for it, restart the runtime before you go on.")
 
 # %% [markdown]
@@ -287,7 +290,7 @@ for name, split in test.items():
 _ = runs.save_metrics(out, "source_only", {"data": data, "config": config}, metrics, time.perf_counter() - start)
 
 # %% [markdown]
-# **Next:** [03 Layout-to-image](03_layout_to_image.ipynb): where the other images come from.
+# **Next:** [02 Diffusion in one hour](02_diffusion.ipynb): how a network draws images out of noise.
 #
 # **References.** The paper, Section 4 · M. Everingham et al., *The PASCAL Visual Object Classes Challenge*, IJCV 2010
 # (IoU) · M. Cordts et al., *The Cityscapes Dataset*, CVPR 2016 · L.-C. Chen et al., *Encoder-Decoder with Atrous

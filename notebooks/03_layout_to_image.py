@@ -21,22 +21,26 @@
 # **In one sentence.** *Stochastic inversion* adds noise to the latent of an image, lets the diffusion model say which
 # noise it believes was added, and starts the redrawing from that noise, so that the new image keeps the old scene.
 #
-# **What you will learn:** noise, denoise and guide in latent space, every equation beside its line of code · why the
-# layout goes in too · what pure noise, SDEdit, DDIM inversion and stochastic inversion keep of a scene, with the *true*
-# target image beside them · what the strength does · how to transfer a whole data set.
+# **What you will learn:** what a ControlNet adds, and what happens without the layout, with a wrong one and with wrong
+# colours · stochastic inversion in three lines · what pure noise, SDEdit, DDIM inversion and stochastic inversion keep
+# of a scene, measured against the *true* target images · what the strength does · two oddities of the authors'
+# program.
 #
-# **What you need:** [01 The domain gap](01_domain_gap.ipynb) for the problem, some PyTorch. No knowledge of diffusion.
+# **What you need:** [02 Diffusion in one hour](02_diffusion.ipynb): latents, $\bar\alpha_t$, the DDIM step, guidance.
 #
-# **How long it takes:** an hour to read, a few minutes to run on two CPU cores.
+# **How long it takes:** an hour to read, two minutes to run on two CPU cores.
 
 # %% [markdown]
-# On Google Colab this cell installs the package; anywhere else it does nothing.
+# On Google Colab this cell gets the course and installs what is missing; anywhere else it does nothing.
 
 # %%
 import sys
+from pathlib import Path
 
-if "google.colab" in sys.modules:
-    # %pip install -q "zodi[course] @ git+https://github.com/zodi-companion/zodi@main"
+if "google.colab" in sys.modules and not Path("../pyproject.toml").exists():
+    # !git clone -q --depth 1 --branch v0.1.0 https://github.com/zodi-companion/zodi
+    # %cd -q zodi/notebooks
+    # %pip install -q "..[course]"
     print("Installed. If Colab asks for it, restart the runtime before you go on.")
 
 # %% [markdown]
@@ -50,9 +54,9 @@ import numpy as np
 import pandas as pd
 import torch
 
-from zodi import datasets, diffusion, plots, runs, scenes, transfer, transfer_folder
+from zodi import diffusion, explore, plots, runs, scenes, transfer
 from zodi.domains import DOMAINS, NEGATIVE_PROMPT, PROMPT_SUFFIX, TARGETS
-from zodi.labels import CITYSCAPES, get_label_set
+from zodi.labels import CITYSCAPES
 
 plots.use_theme()
 start = time.perf_counter()
@@ -61,97 +65,141 @@ start = time.perf_counter()
 # The parameters. `make reproduce` fills in other values; these make the notebook run on its own.
 
 # %% tags=["parameters"]
-data: str = "../results/course/data"  # folder of the data set; rendered there when it is missing
-domain: str = "night"  # target domain
-method: str = "stochastic_inversion"  # one of transfer.METHODS, or "clear_prompt"
+domain: str = "night"  # target domain, one of the renderer's
 model: str = "mini"  # diffusion model: "mini", a local folder or a hub id
 num_inference_steps: int = 12  # denoising steps on the full schedule
-limit: int = 8  # training images to transfer, 0 for all
+scene_count: int = 6  # scenes that a number is averaged over
 seed: int = 0  # rules all noise
-out: str = "../results/course/transfer"  # folder of this notebook's results
+out: str = "../results/course/layout_to_image"  # folder of this notebook's results
 
 # %% [markdown]
-# ## The pieces
+# ## The task
 #
-# A latent diffusion model has a VAE (image $x$ to latent $z_0 = E(x)$ and back), a text encoder, a UNet that looks at a
-# noisy latent, and here a *ControlNet*, a second encoder that looks at the layout and whispers to the UNet.
+# A few scenes that the model has never seen. The renderer knows each of them in every domain, so there is a *truth* to
+# compare with, which no real data set has.
 
 # %%
 mini = diffusion.load(model)
-scene_seed = scenes.TEST_SEEDS[3]
-# Photographs may have a domain that the renderer lacks; the scene of this notebook then goes to night.
-shown = domain if domain in TARGETS else "night"
-source, truth = scenes.render(scene_seed, "clear"), scenes.render(scene_seed, shown).image
-layout = CITYSCAPES.colorize(source.label)
+scene_seeds = scenes.TEST_SEEDS[3 : 3 + scene_count]
+sources = [scenes.render(scene_seed, "clear") for scene_seed in scene_seeds]
+images = [scene.image for scene in sources]
+layouts = [CITYSCAPES.colorize(scene.label) for scene in sources]
+truths = [scenes.render(scene_seed, domain).image for scene_seed in scene_seeds]
+keys = [str(scene_seed) for scene_seed in scene_seeds]
+common = {"defaults": mini.defaults, "num_inference_steps": num_inference_steps, "seed": seed}
+
+# %% [markdown]
+# What goes in is the image, the layout and a prompt. What shall come out is the same street in other weather, so that
+# the label map stays true.
+
+
+# %%
+def redraw(count=1, method="stochastic_inversion", name=domain, given=layouts, **changes):
+    """The first scenes transferred to the domain `name`, with the layouts `given` and other settings changed."""
+    config = transfer.domain_config(name, method, **common | changes)
+    return transfer.transfer_images(mini, images[:count], given[:count], keys[:count], config)
+
+
+pictures = [images[0], layouts[0], redraw()[0], truths[0]]
 plots.show(
-    plots.image_grid([[source.image, layout, truth]], ["source image x", "layout", "truth, hidden from the model"]),
-    "A scene that the model has never seen. Only the first two images and a prompt go in.",
+    plots.image_grid([pictures], ["source image x", "layout", "transferred", "truth"]),
+    f"Image, layout and “{DOMAINS[domain].prompt}” go in, the third picture comes out. The truth stays hidden from the model.",
 )
 
 # %% [markdown]
-# Everything happens in latents. The prompt and its counterpart, the negative prompt, become embeddings; the layout
-# becomes an image of values between 0 and 1.
+# ## What the ControlNet adds
+#
+# A sentence cannot say where the pavement ends. A *ControlNet* can: it is a copy of the UNet's first half which reads
+# the layout besides $z_t$. Its outputs $c_i$ are added to the features $h_i$ that the UNet hands from its first to its
+# second half; nothing else changes:
+#
+# $$ h_i \leftarrow h_i + c_i(z_t, t, \text{prompt}, \text{layout}) . $$
 
 # %%
 ac = mini.scheduler.alphas_cumprod
-z0 = diffusion.encode(mini, torch.from_numpy(source.image)[None])
-prompt_embeds = diffusion.embed(mini, [DOMAINS[shown].prompt + PROMPT_SUFFIX])
-negative_prompt_embeds = diffusion.embed(mini, [NEGATIVE_PROMPT])
-control = torch.from_numpy(layout).permute(2, 0, 1)[None].float() / 255
-strength = transfer.domain_config(shown, defaults=mini.defaults).strength
-
-# %% [markdown]
-# ## Forward: adding noise
-#
-# At time $t$ (0 to 999) a share of the latent is replaced by Gaussian noise $\epsilon \sim \mathcal N(0, 1)$:
-#
-# $$ z_t = \sqrt{\bar\alpha_t}\, z_0 + \sqrt{1 - \bar\alpha_t}\, \epsilon . $$
-#
-# $\bar\alpha_t$ falls from one to zero; in the code it is `ac`. A decoded $z_t$ shows what a given time still knows.
-
-# %%
-generator = torch.Generator().manual_seed(seed)
-eps = torch.randn(z0.shape, generator=generator)
-times = [0, 200, 400, 600, 800, 950]
-noised = [diffusion.decode(mini, ac[t].sqrt() * z0 + (1 - ac[t]).sqrt() * eps)[0].numpy() for t in times]
-plots.show(
-    plots.image_grid([noised[:3], noised[3:]], titles=[f"t = {t}" for t in times], width=7),
-    "Decoded latents at six times. Detail goes first, the coarse arrangement of light and dark last.",
-)
-
-# %% [markdown]
-# ## What the network predicts
-#
-# The UNet looks at $z_t$ and says what it believes was added. Ours says it as a *velocity*
-# $v = \sqrt{\bar\alpha_t}\,\epsilon - \sqrt{1-\bar\alpha_t}\,z_0$ ([A1](A1_how_the_miniature_was_made.ipynb) tells
-# why); solved for the noise,
-#
-# $$ \epsilon_\theta(z_t, t) = \sqrt{\bar\alpha_t}\, v_\theta + \sqrt{1 - \bar\alpha_t}\, z_t . $$
-#
-# The ControlNet's whispers are added inside the UNet.
+z0 = diffusion.encode(mini, torch.from_numpy(images[0])[None])
+prompt_embeds = diffusion.embed(mini, [DOMAINS[domain].prompt + PROMPT_SUFFIX])
+negative_embeds = diffusion.embed(mini, [NEGATIVE_PROMPT])
+control = transfer.prepare_layout(layouts[0], layouts[0].shape[:2], mini.defaults.palette)[None]
 
 
-# %%
 @torch.inference_mode()
-def predict(z, t, embeds):
+def predict(z, t, embeds, layout=control):
     """Noise that the model sees in z at time t."""
-    down, mid = mini.controlnet(z, t, embeds, controlnet_cond=control, return_dict=False)
+    down, mid = mini.controlnet(z, t, embeds, controlnet_cond=layout, return_dict=False)
     v = mini.unet(z, t, embeds, down_block_additional_residuals=down, mid_block_additional_residual=mid).sample
     return ac[t].sqrt() * v + (1 - ac[t]).sqrt() * z
 
 
 # %% [markdown]
+# How many such outputs are there, and on which scales? Large arrays can say *where*, small ones *what*.
+
+# %% tags=["nbval-check-output"]
+with torch.inference_mode():
+    down, mid = mini.controlnet(z0, 900, prompt_embeds, controlnet_cond=control, return_dict=False)
+sizes = pd.Series([f"{c.shape[2]} x {c.shape[3]}" for c in (*down, mid)])
+sizes.value_counts(sort=False).rename_axis("rows x columns").rename("outputs").to_frame()
+
+# %% [markdown]
+# Now what it is worth. We draw in clear weather, because night hides what we want to see: once from pure noise, where
+# only prompt and layout are known, and once from the noised source. Four layouts: the scene's own, none (black), that
+# of another scene, and its own in other colours. `palette` names the colours. A ControlNet understands those that it
+# was trained with: the miniature's were Cityscapes', those of the public ControlNet for Stable Diffusion are ADE20K's.
+# (The authors' program hands it Cityscapes' all the same; with `palette="ade20k"` both can be tried.)
+
+# %%
+black = np.zeros_like(layouts[0])
+ade20k = transfer.prepare_layout(layouts[0], black.shape[:2], "ade20k").permute(1, 2, 0).mul(255).byte().numpy()
+given = {"own layout": layouts[0], "no layout": black, "another scene's": layouts[1]}
+rows = [[*given.values(), ade20k]]
+for method, s in (("controlnet_only", 1.0), ("stochastic_inversion", DOMAINS["clear"].strength)):
+    plain = [redraw(method=method, name="clear", given=[layout], strength=s)[0] for layout in given.values()]
+    rows.append([*plain, redraw(method=method, name="clear", palette="ade20k", strength=s)[0]])
+
+# %% [markdown]
+# Does the drawing keep to the label map? Then it has its edges where the classes change. One number for it: how much
+# larger the differences of neighbouring pixels are on the borders of classes than elsewhere; 1 means that nothing is
+# kept.
+
+
+# %%
+def border_contrast(image, label):
+    """Mean difference of horizontal neighbours across borders of classes, divided by that within classes."""
+    steps = np.abs(np.diff(image.mean(2), axis=1))
+    border = label[:, 1:] != label[:, :-1]
+    return steps[border].mean() / steps[~border].mean()
+
+
+columns = [*given, "ADE20K's colours"]
+follows = {name: [border_contrast(row[i], sources[0].label) for row in rows[1:]] for i, name in enumerate(columns)}
+plots.show(
+    plots.image_grid(rows, columns, ["layout", "from noise", "from source"]),
+    "Clear weather, drawn from pure noise and by stochastic inversion from the source, with four layouts. Contrast on the "
+    "borders of the scene's own label map, from noise and from source: "
+    + ", ".join(f"{name} {a:.1f} and {b:.1f}" for name, (a, b) in follows.items()) + ".",
+)  # fmt: skip
+
+# %% [markdown]
+# Without a layout there is no street, only its colours. The layout of another scene is obeyed, even against the image.
+# And wrong colours are worse than they look: no error, no warning, and the pavement has become something else.
+
+# %% [markdown]
 # ## Stochastic inversion
 #
-# The strength $s$ says how far to go back: $t_\text{enc} = \lfloor 1000\, s \rfloor$. Three lines are the heart of the
-# method. Add noise, ask for the noise, and rebuild the latent with the *answer*:
+# The layout says where a car is, not which car. That the image knows. The strength $s$ says how far to go back:
+# $t_\text{enc} = \lfloor 1000\, s \rfloor$. Three lines are the heart of the method. Add noise, ask for the noise, and
+# rebuild the latent with the *answer*:
 #
 # $$ z_{t} = \sqrt{\bar\alpha_{t}}\, z_0 + \sqrt{1 - \bar\alpha_{t}}\, \epsilon, \qquad
 # \hat\epsilon = \epsilon_\theta(z_t, t, \text{prompt}, \text{layout}), \qquad
 # \hat z_t = \sqrt{\bar\alpha_t}\, z_0 + \sqrt{1 - \bar\alpha_t}\, \hat\epsilon . $$
 
 # %%
+strength = transfer.domain_config(domain, defaults=mini.defaults).strength
+generator = torch.Generator().manual_seed(seed)
+eps = torch.randn(z0.shape, generator=generator)
 t_enc = int(strength * 1000)
+
 z_t = ac[t_enc].sqrt() * z0 + (1 - ac[t_enc]).sqrt() * eps
 eps_hat = predict(z_t, t_enc, prompt_embeds)
 z_hat = ac[t_enc].sqrt() * z0 + (1 - ac[t_enc]).sqrt() * eps_hat
@@ -166,67 +214,63 @@ reference = transfer.stochastic_inversion(
 assert torch.allclose(z_hat, reference, atol=1e-4)
 
 # %% [markdown]
-# Why should that help? $\epsilon$ knows nothing of the scene. $\hat\epsilon$ does: where the model could not tell noise
-# from image, part of the image has moved into it. Look at what the two differ in.
+# Why should that help? $\epsilon$ knows nothing of the scene. $\hat\epsilon$ does: where the model cannot tell noise
+# from image, part of the image has moved into it. With $\hat z_0$, the model's guess of the clean latent, the three
+# lines come down to one,
+#
+# $$ \hat z_t = z_t + \sqrt{\bar\alpha_t}\, (z_0 - \hat z_0) . $$
+#
+# What prompt and layout did not let the model guess is put in once more.
 
 # %%
-maps = [eps[0, 0], eps_hat[0, 0], (eps_hat - eps)[0, 0]]
-pictures = [(((m / 3).clamp(-1, 1) + 1) * 127.5).byte().numpy() for m in maps]
+guess = (z_t - (1 - ac[t_enc]).sqrt() * eps_hat) / ac[t_enc].sqrt()
+assert torch.allclose(z_hat, z_t + ac[t_enc].sqrt() * (z0 - guess), atol=1e-4)
+
+# %% [markdown]
+# And what is it that the model did not guess? Look at the difference of the two noises, once where the transfer starts
+# and once at half the time.
+
+# %%
+half = t_enc // 2
+eps_half = predict(ac[half].sqrt() * z0 + (1 - ac[half]).sqrt() * eps, half, prompt_embeds)
+maps = [z0, eps, 4 * (eps_half - eps), 4 * (eps_hat - eps)]
+pictures = [(((m[0, 0] / 3).clamp(-1, 1) + 1) * 127.5).byte().numpy() for m in maps]
+correlation = [np.corrcoef((e - eps).flatten(), z0.flatten())[0, 1] for e in (eps_half, eps_hat)]
+names = ["latent z_0", "noise eps", f"4 (eps_hat - eps), t = {half}", f"4 (eps_hat - eps), t = {t_enc}"]
 plots.show(
-    plots.image_grid([pictures], ["noise eps", "prediction eps_hat", "eps_hat - eps"]),
-    f"First latent channel at t = {t_enc}, grey is zero. Correlation of the difference with the image's latent: "
-    f"{np.corrcoef((eps_hat - eps).flatten(), z0.flatten())[0, 1]:.2f}.",
+    plots.image_grid([pictures], names),
+    f"First latent channel, grey is zero. Correlation of the differences with the image's latent, all channels: "
+    f"{correlation[0]:.2f} at t = {half}, {correlation[1]:.2f} at t = {t_enc}.",
 )
 
 # %% [markdown]
-# ## Backward: denoising, with guidance
-#
-# From $\hat z_t$ we walk back over a coarse grid of times. *Guidance* exaggerates what the prompt changes: with the
-# prediction for the prompt and the one for the negative prompt,
-#
-# $$ \epsilon = \epsilon_\theta(z, t, \text{negative}) + g\, \big( \epsilon_\theta(z, t, \text{prompt}) -
-# \epsilon_\theta(z, t, \text{negative}) \big) . $$
-#
-# One DDIM step from $t$ to the next time $p$ estimates the clean latent, goes there, and adds a little fresh noise $n$:
-#
-# $$ \hat z_0 = \frac{z_t - \sqrt{1 - \bar\alpha_t}\, \epsilon}{\sqrt{\bar\alpha_t}}, \quad
-# \sigma = \eta \sqrt{\tfrac{1 - \bar\alpha_p}{1 - \bar\alpha_t}} \sqrt{1 - \tfrac{\bar\alpha_t}{\bar\alpha_p}}, \quad
-# z_p = \sqrt{\bar\alpha_p}\, \hat z_0 + \sqrt{1 - \bar\alpha_p - \sigma^2}\, \epsilon + \sigma n . $$
-
-
-# %%
-def ddim_step(z, t, p, guidance_scale, n, eta=1.0):
-    """One step from time t down to p; n is fresh noise."""
-    negative, positive = predict(z, t, negative_prompt_embeds), predict(z, t, prompt_embeds)
-    e = negative + guidance_scale * (positive - negative)
-    z0_hat = (z - (1 - ac[t]).sqrt() * e) / ac[t].sqrt()
-    sigma = eta * ((1 - ac[p]) / (1 - ac[t])).sqrt() * (1 - ac[t] / ac[p]).sqrt()
-    return ac[p].sqrt() * z0_hat + (1 - ac[p] - sigma**2).sqrt() * e + sigma * n, z0_hat
-
+# Late in the schedule it is the whole picture, with the things that no layout names (windows, markings, the colour of a
+# house), and with its *daylight* too, since the guess is already dark. Early it is only the edges.
 
 # %% [markdown]
-# With $N$ steps the grid is $1 + k \lfloor 1000 / N \rfloor$ (the paper's 20 steps: 1, 51, 101, …); of it we walk the
-# lowest $\lfloor s N \rfloor$ times, downwards. The pictures are the estimates $\hat z_0$ on the way, decoded.
+# ## The walk back
+#
+# From $\hat z_t$ it is the loop of [02](02_diffusion.ipynb), derived there: guided noise, a guess of the clean latent,
+# a DDIM step with fresh noise. Only the beginning is new. Of the $N$ times $1 + k \lfloor 1000 / N \rfloor$ we walk
+# the lowest $\lfloor s N \rfloor$.
 
 # %%
 grid = [1 + k * (1000 // num_inference_steps) for k in range(int(strength * num_inference_steps))][::-1]
 fresh = [torch.randn(z0.shape, generator=generator) for _ in grid]
-z, film = z_hat, []
+z = z_hat
 for t, p, n in zip(grid, [*grid[1:], 0], fresh, strict=True):
-    z, z0_hat = ddim_step(z, t, p, mini.defaults.guidance_scale, n)
-    film.append(diffusion.decode(mini, z0_hat)[0].numpy())
-chosen = np.linspace(0, len(film) - 1, 4).round().astype(int)
-plots.show(
-    plots.image_grid([[film[i] for i in chosen]], [f"t = {grid[i]}" for i in chosen]),
-    f"The clean image that the model believes in, at four of {len(grid)} times. First the light, then the things.",
-)
+    negative = predict(z, t, negative_embeds)
+    e = negative + mini.defaults.guidance_scale * (predict(z, t, prompt_embeds) - negative)
+    clean = (z - (1 - ac[t]).sqrt() * e) / ac[t].sqrt()
+    sigma = ((1 - ac[p]) / (1 - ac[t])).sqrt() * (1 - ac[t] / ac[p]).sqrt()
+    z = ac[p].sqrt() * clean + (1 - ac[p] - sigma**2).sqrt() * e + sigma * n
 
 # %% [markdown]
 # `transfer_latents` does the same for a batch. With the same noise it gives the same latent:
 
 # %%
 reference = transfer.transfer_latents(
-    mini.unet, mini.controlnet, z0, prompt_embeds, negative_prompt_embeds, control,
+    mini.unet, mini.controlnet, z0, prompt_embeds, negative_embeds, control,
     strength=strength, num_inference_steps=num_inference_steps, guidance_scale=mini.defaults.guidance_scale,
     noise=[eps, *fresh], scheduler=mini.scheduler,
 )  # fmt: skip
@@ -240,87 +284,98 @@ assert torch.allclose(z, reference, atol=1e-3 * z.abs().max().item())
 # trip* has no diffusion, the *photometric* change no model at all.
 
 # %%
-common = {"defaults": mini.defaults, "num_inference_steps": num_inference_steps, "seed": seed}
-
-
-def redraw(name, method="stochastic_inversion", **changes):
-    """The scene transferred to the domain `name`."""
-    config = transfer.domain_config(name, method, **common | changes)
-    return transfer.transfer_images(mini, [source.image], [layout], ["scene"], config)[0]
-
-
-# InstructPix2Pix needs a checkpoint of its own.
-by_method = {name: redraw(shown, name) for name in transfer.METHODS if name != "instruct_pix2pix"}
+by_method, seconds = {}, {}
+for method in transfer.METHODS:
+    if method != "instruct_pix2pix":  # which needs a checkpoint of its own
+        # Time of the processor, so that other programs on the machine do not count.
+        begin = time.process_time()
+        by_method[method] = redraw(scene_count, method)
+        seconds[method] = (time.process_time() - begin) / scene_count
 
 # %% [markdown]
-# Which of them keep the street, and which are night? Look at the cars and at the pavement's edge.
+# Which of them keep the street, and which are in the new domain? Look at the cars and at the pavement's edge.
 
 # %%
-pictures = by_method | {"source": source.image, "truth": truth, "layout": layout}
-images = list(pictures.values())
+pictures = {name: result[0] for name, result in by_method.items()}
+pictures |= {"source": images[0], "truth": truths[0], "layout": layouts[0]}
+row = list(pictures.values())
 plots.show(
-    plots.image_grid([images[:3], images[3:6], images[6:]], titles=list(pictures)),
-    f"One scene on its way to {shown} by every method, with its source, the true target image and the layout below.",
+    plots.image_grid([row[:3], row[3:6], row[6:]], titles=list(pictures)),
+    f"One scene on its way to {domain} by every method, with its source, the true target image and the layout below.",
 )
 
 # %% [markdown]
-# Two distances put a number on it: how far from the *source* (is it still the same picture?) and how far from the
-# *truth* (is it the right one?), as mean absolute difference of grey values, 0 to 255. Lower is closer.
+# One scene may mislead, so the numbers are means over all of ours. Two distances: how far from the *source* (is it
+# still the same picture?) and how far from the *truth* (is it the right one?), as mean absolute difference of grey
+# values, 0 to 255, lower is closer. And the contrast on borders, as above, which is best where it is as high as the
+# truth's.
+
 
 # %% tags=["distances"]
-distance = pd.DataFrame(
-    {
-        "to the source": {name: np.abs(image.astype(int) - source.image).mean() for name, image in by_method.items()},
-        "to the truth": {name: np.abs(image.astype(int) - truth).mean() for name, image in by_method.items()},
-    }
-)
-distance.round(1).sort_values("to the truth")
+def distance(results, others):
+    """Mean absolute difference of grey values."""
+    return np.abs(np.stack(results).astype(int) - np.stack(others)).mean()
+
+
+def measure(results):
+    """Distances and contrast on the borders of classes, means over scenes."""
+    kept = np.mean([border_contrast(image, scene.label) for image, scene in zip(results, sources, strict=True)])
+    return {"to the source": distance(results, images), "to the truth": distance(results, truths), "on borders": kept}
+
+
+table = pd.DataFrame({name: measure(results) for name, results in by_method.items()}).T
+table["CPU seconds an image"] = pd.Series(seconds)
+table = table.sort_values("to the truth")
+table.loc["truth"] = measure(truths)
+table.style.format("{:.1f}", na_rep="").format("{:.2f}", subset=["on borders"])
+
+# %% [markdown]
+# Read it with care. At this strength hardly anything of the source's latent is left at the start, so pure noise,
+# SDEdit and stochastic inversion draw almost the same picture, and the less of the source's daylight a method brings
+# along, the closer it comes to the truth. DDIM inversion brings most: windows and markings, and a grey light. The
+# photometric change is dark everywhere, but no lamp is lit. Which images *train* best is another question;
+# [A3](A3_tables.ipynb) counts.
 
 # %% [markdown]
 # ## Strength
 #
-# Little strength keeps the image and its domain; much strength changes the domain and may lose the scene. The paper
-# gives each domain its own; a checkpoint may bring strengths of its own, as the miniature does. Here are all of them,
-# precomputed; the explorer below only looks them up.
+# Little strength keeps the image and its domain; much strength changes the domain and may lose the scene. At which
+# strength does it matter what one starts from? Stochastic inversion against SDEdit:
 
 # %%
-strengths = [0.2, 0.4, 0.6, 0.8, 0.95]
-frames = {(name, s): redraw(name, strength=s) for name in TARGETS for s in strengths}
-rows = [[frames[name, s] for s in strengths] for name in TARGETS]
+strengths = [0.25, 0.5, 0.75, strength]
+redrawn = {
+    (method, s): redraw(scene_count, method, strength=s) if s != strength else by_method[method]
+    for method in ("stochastic_inversion", "sdedit")
+    for s in strengths
+}
+rows = [[redrawn[method, s][0] for s in strengths] for method in ("stochastic_inversion", "sdedit")]
 plots.show(
-    plots.image_grid(rows, [f"strength {s}" for s in strengths], TARGETS, width=7),
-    "One scene, five prompts, five strengths. The paper's strengths, and this checkpoint's: "
-    + ", ".join(
-        f"{name} {DOMAINS[name].strength} and {transfer.domain_config(name, defaults=mini.defaults).strength}"
-        for name in TARGETS
-    ) + ".",
-)  # fmt: skip
+    plots.image_grid(rows, [f"strength {s}" for s in strengths], ["stoch. inversion", "SDEdit"]),
+    f"One scene on its way to {domain} at four strengths, the last one this checkpoint's own for {domain}.",
+)
 
 # %% [markdown]
-# The **domain explorer** puts source, transferred and true image beside each other. Without a running kernel, the
-# figure above shows the same frames.
+# The same over all scenes.
 
 # %%
-truths = {name: scenes.render(scene_seed, name).image for name in TARGETS}
-picture = widgets.Image(format="png", width=900)
-domain_choice = widgets.ToggleButtons(options=TARGETS, value=TARGETS[0], description="domain")
-strength_choice = widgets.SelectionSlider(options=strengths, value=strengths[3], description="strength")
+lines = pd.DataFrame([{"method": m, "strength": s} | measure(results) for (m, s), results in redrawn.items()])
+lines.pivot(index="strength", columns="method", values=["to the source", "to the truth", "on borders"]).round(1)
 
 # %% [markdown]
-# Moving a control looks up a frame; nothing is computed, so it answers at once.
+# At every strength stochastic inversion stays closer to the source: it puts back what the model did not guess, daylight
+# included. In the middle of the range daylight and prompt contradict each other, and the model answers with colours and
+# outlines that belong to no domain. The tipping point lies high, between the last two columns.
 
+# %% [markdown]
+# The paper gives each domain a strength of its own, found for Stable Diffusion; a checkpoint may bring others. This
+# table holds both:
 
 # %%
-def update(_=None):
-    """Show the frame of the chosen domain and strength."""
-    frame = frames[domain_choice.value, strength_choice.value]
-    picture.value = plots.encode_png(np.hstack([source.image, frame, truths[domain_choice.value]]))
-
-
-update()
-domain_choice.observe(update, "value")
-strength_choice.observe(update, "value")
-widgets.VBox([domain_choice, strength_choice, widgets.Label("source · transferred · truth"), picture])
+pd.DataFrame({
+    "the paper": {name: DOMAINS[name].strength for name in TARGETS},
+    mini.name: {name: transfer.domain_config(name, defaults=mini.defaults).strength for name in TARGETS},
+}).T  # fmt: skip
 
 # %% [markdown]
 # ## The missing realignment
@@ -329,52 +384,108 @@ widgets.VBox([domain_choice, strength_choice, widgets.Label("source · transferr
 # at the first time of the grid *below*. How much clean signal does the step assume, and how much is there?
 
 # %%
+aligned = redraw(scene_count, align=True)
+results = {"as published": by_method["stochastic_inversion"], "aligned": aligned, "truth": truths}
+to_truth = {name: distance(result, truths) for name, result in results.items()}
 encoded, assumed = ac[t_enc].sqrt().item(), ac[grid[0]].sqrt().item()
-pictures = [redraw(shown), redraw(shown, align=True), truth]
 plots.show(
-    plots.image_grid([pictures], ["as published", "aligned", "truth"]),
-    f"Encoded at t = {t_enc} (signal {encoded:.3f}), denoised from t = {grid[0]} (signal {assumed:.3f}). "
-    "The aligned variant encodes at the time at which the denoising starts.",
+    plots.image_grid([result[:4] for result in results.values()], [f"scene {key}" for key in keys[:4]], list(results)),
+    f"Encoded at t = {t_enc} (signal {encoded:.3f}), denoised from t = {grid[0]} (signal {assumed:.3f}). The aligned variant "
+    "encodes where the denoising starts. Distance to the truth over all scenes: "
+    f"as published {to_truth['as published']:.1f}, aligned {to_truth['aligned']:.1f}.",
 )
 
 # %% [markdown]
-# ## A whole data set
+# The first step takes its latent for cleaner than it is, so the rest of daylight in it looks weak, and the prompt
+# wins. The oddity acts like more strength. Aligned, the rest of some scenes outweighs the prompt, and they stay day;
+# the strength would have to be chosen anew.
+
+# %% [markdown]
+# ## One noise for all
 #
-# Training needs every image of the training set, transferred once. `transfer_folder` writes them to disk with a
-# manifest; stop it at any instant and start it again, and it goes on where it was. Two rows of our tables need no
-# method of their own: *clear prompt* is stochastic inversion with the prompt for clear weather.
+# The second oddity: the authors' program restarts the seed for every image, so all images get the *same* noise
+# (`noise="paper"`). We seed by file name: still reproducible, but different for every image (`noise="per_image"`).
+# Does it show? We transfer every scene twice, with two seeds, and subtract. What is left of a scene is what the noise
+# has drawn.
 
 # %%
-root = datasets.prepare(data)
-label_set = get_label_set(datasets.dataset_info(root)["label_set"])
-config = transfer.domain_config(domain, method, **common)
-images, labels = root / "train" / "images", root / "train" / "labels"
-report = transfer_folder.transfer_folder(
-    mini, images, labels, out, config, label_set, limit=limit or None, progress=False
-)
-assert report.ok, report.errors
+effects = {}
+for noise in ("paper", "per_image"):
+    # The first of the per-image runs is the one of the comparison above.
+    first = by_method["stochastic_inversion"] if noise == "per_image" else redraw(scene_count, noise=noise)
+    second = redraw(scene_count, noise=noise, seed=seed + 1)
+    effects[noise] = (np.stack(first).astype(float) - np.stack(second)).mean(-1)
+similar = {name: np.corrcoef(d.reshape(scene_count, -1)) for name, d in effects.items()}
+pairs = np.triu_indices(scene_count, 1)
+similar = {name: matrix[pairs].mean() for name, matrix in similar.items()}
 
 # %% [markdown]
-# A look at the first of them. Go through the pairs with the layout in mind: does every label still name what is there?
+# With the same noise the differences of *different* scenes resemble each other.
 
 # %%
-pairs = datasets.FolderDataset(f"{out}/images", labels, label_set)
-sources = datasets.open_split(root, "train")
-keys = pairs.keys[:4]
-by_key = {sample.key: sample for sample in (sources[i] for i in range(len(sources))) if sample.key in keys}
-rows = [[by_key[key].image, label_set.colorize(by_key[key].label), pairs[i].image] for i, key in enumerate(keys)]
-figure = plots.image_grid(rows, ["source", "layout", "transferred"], width=6.5)
-plots.label_legend(figure, [by_key[key].label for key in keys], label_set)
-plots.show(figure, f"Training images and their transfer ({method}, {domain}). The label map on disk serves both.")
+rows = [[(127.5 + 3 * d).clip(0, 255).astype(np.uint8) for d in effects[name][:4]] for name in effects]
+plots.show(
+    plots.image_grid(rows, [f"scene {key}" for key in keys[:4]], list(effects)),
+    "What another seed changes in four scenes, three times, grey is no change. Mean correlation between scenes: "
+    + ", ".join(f"{value:.2f} with noise “{name}”" for name, value in similar.items()) + ".",
+)  # fmt: skip
+
+# %% [markdown]
+# Lamps light up and go out at the same places in every scene. A network that learns from such images sees one pattern
+# again and again, and may take it for a mark of the domain.
+
+# %% [markdown]
+# ## Explore
+#
+# Every setting of this notebook in one place. Above: source, layout, truth. Below: the transferred image, its
+# difference to the source and its difference to the truth.
+
+
+# %%
+def draw(scene, domain, method, strength, guidance):
+    """One transfer in the explorer, with few steps so that it answers quickly."""
+    source, truth = scenes.render(scene, "clear"), scenes.render(scene, domain).image
+    layout = CITYSCAPES.colorize(source.label)
+    changes = common | {
+        "strength": strength,
+        "guidance_scale": guidance,
+        "num_inference_steps": min(8, num_inference_steps),
+    }
+    config = transfer.domain_config(domain, method, **changes)
+    (image,) = transfer.transfer_images(mini, [source.image], [layout], [str(scene)], config)
+    apart = [np.abs(image.astype(int) - other).astype(np.uint8) for other in (source.image, truth)]
+    picture = np.vstack([np.hstack([source.image, layout, truth]), np.hstack([image, *apart])])
+    text = f"mean difference to the source {apart[0].mean():.1f}, to the truth {apart[1].mean():.1f} grey levels"
+    return picture, text
+
+
+# %% [markdown]
+# Try a low strength at night, then the same with another method.
+
+# %%
+slider = {"continuous_update": False}
+choices = [method for method in transfer.METHODS if method != "instruct_pix2pix"]
+explore.Explorer(
+    draw,
+    {
+        "scene": widgets.IntSlider(scene_seeds[0], scene_seeds[0], scene_seeds[0] + 50, description="scene", **slider),
+        "domain": widgets.Dropdown(options=TARGETS, value=domain, description="domain"),
+        "method": widgets.Dropdown(options=choices, description="inversion"),
+        "strength": widgets.FloatSlider(strength, min=0, max=1, step=0.02, description="strength", **slider),
+        "guidance": widgets.FloatSlider(
+            mini.defaults.guidance_scale, min=1, max=12, step=0.5, description="guidance", **slider
+        ),
+    },
+    alt=f"Source, layout and truth of a scene above; transferred to {domain}, difference to source and to truth below.",
+)
 
 # %% [markdown]
 # ## Pitfalls
 #
+# - **Another palette.** A ControlNet that was trained with other colours reads another street, without any error.
 # - **Another guidance scale.** Large models bear the paper's value; small ones burn their colours with it. A checkpoint
 #   brings its own default along.
-# - **Forgetting the layout.** With the prompt alone the model may move a pavement, and the label there becomes a lie.
-# - **One noise for all images.** The authors' program restarts the seed for every image, so all get the *same* noise
-#   (`noise="paper"`). We seed by file name: still reproducible, but different for every image.
+# - **Augmenting image or layout alone.** A crop or flip must hit both; the last exercise shows who wins if not.
 # - **Judging by beauty.** The network in 05 is not impressed by it. What counts is whether labels stay true and whether
 #   the domain is right.
 
@@ -386,50 +497,62 @@ plots.show(figure, f"Training images and their transfer ({method}, {domain}). Th
 # <details><summary>Solution</summary>
 #
 # ```python
-# plots.show(plots.image_grid([[redraw(shown, strength=0.0), redraw(shown, strength=1.0), source.image]]), "Extremes.")
+# pictures = [redraw(strength=0.0)[0], redraw(strength=1.0)[0], images[0]]
+# plots.show(plots.image_grid([pictures], ["strength 0", "strength 1", "source"]), "The extremes.")
 # ```
 # Strength 0 takes no step: the VAE round trip. Strength 1 encodes at the last time of the schedule, where the miniature
 # has no signal left; only the layout and $\hat\epsilon$ still know the scene.
 # </details>
 #
-# **2. Modify:** take the layout away. Give the transfer a black layout and compare where objects end up.
+# **2. Modify:** clear the road. Paint all cars, trucks and buses of the layout in the colour of the road and draw from
+# pure noise, then from the source at strength 0.5. Who believes you?
 #
 # <details><summary>Solution</summary>
 #
 # ```python
-# config = transfer.domain_config(shown, **common)
-# (blind,) = transfer.transfer_images(mini, [source.image], [np.zeros_like(layout)], ["scene"], config)
-# plots.show(plots.image_grid([[redraw(shown), blind, layout]], ["with", "without", "layout"]), "The layout's share.")
+# edited = layouts[0].copy()
+# for name in ("car", "truck", "bus"):
+#     edited[sources[0].label == CITYSCAPES.names.index(name)] = CITYSCAPES.colors[CITYSCAPES.names.index("road")]
+# pictures = [redraw(method=m, given=[edited], strength=s)[0] for m, s in (("controlnet_only", 1.0), ("sdedit", 0.5))]
+# plots.show(plots.image_grid([[edited, *pictures]], ["layout", "pure noise", "strength 0.5"]), "An empty road.")
 # ```
+# Without the image the layout is all that the model knows. With half of the image left, the cars are in the latent.
 # </details>
 #
-# **3. Break:** set `guidance_scale` to 1 and to 12. What happens to the colours, and which network evaluations are
-# saved at exactly 1?
+# **3. Break:** flip the source images from left to right, but not their layouts. Which of the two wins at strength 0.3,
+# and which at this domain's own?
 #
 # <details><summary>Solution</summary>
 #
 # ```python
-# pictures = [redraw(shown, guidance_scale=g) for g in (1.0, 2.0, 12.0)]
-# plots.show(plots.image_grid([pictures], ["1", "2", "12"]), "Guidance scale.")
+# flipped, pictures = [np.ascontiguousarray(images[0][:, ::-1])], []
+# for s in (0.3, strength):
+#     config = transfer.domain_config(domain, **common | {"strength": s})
+#     pictures += transfer.transfer_images(mini, flipped, layouts[:1], keys[:1], config)
+# plots.show(plots.image_grid([[*flipped, *pictures, layouts[0]]], ["source", "0.3", f"{strength}", "layout"]), "Who wins?")
 # ```
-# At 1 the two predictions need not be told apart, so the one for the negative prompt is skipped: half the work.
+# At low strength the image, at high strength the layout. A network that learns from such pairs learns from false
+# labels.
 # </details>
 
 # %% [markdown]
 # ## Recap
 #
-# Noise, ask, rebuild with the answer, denoise with prompt and layout. The transferred images lie in a folder beside a
-# manifest, under the names of their sources, so that every label map finds its second image.
+# The layout goes in through the ControlNet, the scene through the noise: noise, ask, rebuild with the answer, denoise
+# with prompt and layout. How much of the scene is left is the strength's choice more than the method's.
 
 # %%
-metrics = {"domain": domain, "method": method, "images": len(pairs), "distance": distance.to_dict()}
-settings = {"data": data, "model": model, "limit": limit, "config": config}
-_ = runs.save_metrics(out, "transfer", settings, metrics, time.perf_counter() - start)
+metrics = {
+    "domain": domain, "by_method": table.to_dict("index"), "strength": lines.to_dict("records"),
+    "border_contrast": follows, "to_truth": to_truth, "correlation_between_scenes": similar,
+}  # fmt: skip
+settings = {"model": model, "num_inference_steps": num_inference_steps, "scene_count": scene_count, "seed": seed}
+_ = runs.save_metrics(out, "layout_to_image", settings, metrics, time.perf_counter() - start)
 
 # %% [markdown]
-# **Next:** [05 Adaptation](05_adaptation.ipynb): a network learns from both images of every pair.
+# **Next:** [04 Transferring a data set](04_transferring_a_data_set.ipynb): every training image, once, to disk.
 #
-# **References.** The paper, Section 3 (image transfer) · C. Meng et al., *SDEdit*, ICLR 2022 · J. Song, C. Meng,
-# S. Ermon, *Denoising Diffusion Implicit Models*, ICLR 2021 · J. Ho, T. Salimans, *Classifier-Free Diffusion Guidance*,
-# 2022 · Y. Zhang et al., *Inversion-Based Style Transfer with Diffusion Models* (stochastic inversion), CVPR 2023 ·
-# L. Zhang et al., *Adding Conditional Control to Text-to-Image Diffusion Models*, ICCV 2023.
+# **References.** The paper, Section 3.1 (image transfer) · C. Meng et al., *SDEdit*, ICLR 2022 · J. Song, C. Meng, S.
+# Ermon, *Denoising Diffusion Implicit Models*, ICLR 2021 · Y. Zhang et al., *Inversion-Based Style Transfer with
+# Diffusion Models* (stochastic inversion), CVPR 2023 · L. Zhang et al., *Adding Conditional Control to Text-to-Image
+# Diffusion Models*, ICCV 2023.

@@ -1,0 +1,729 @@
+# ---
+# jupyter:
+#   jupytext:
+#     cell_metadata_filter: tags,-all
+#     notebook_metadata_filter: kernelspec,jupytext,-jupytext.text_representation.jupytext_version
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 09 · Bring your own domain: own images, own prompt, own network
+#
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/zodi-companion/zodi/blob/v0.1.0/notebooks/09_bring_your_own_domain.ipynb)
+#
+# **In one sentence.** You have a folder of labelled images, a sentence for a place that nobody has photographed, and a
+# network of your own: this notebook takes the three from the raw files to an estimate of how good the network will be
+# there.
+#
+# **What you will learn:** reading foreign label files by a mapping, and what the checker says when files are wrong · a
+# prompt and a strength chosen without a target image · a transfer that may be killed · adapting *any* PyTorch module ·
+# an honest estimate, and when to leave all this alone.
+#
+# **What you need:** [05 Adaptation](05_adaptation.ipynb) and [06 Performance
+# estimation](06_performance_estimation.ipynb). No data: without yours, the notebook makes a folder that stands for it.
+#
+# **How long it takes:** half an hour to read, three minutes to run on two CPU cores.
+
+# %% [markdown]
+# On Google Colab this cell gets the course and installs what is missing; anywhere else it does nothing.
+
+# %%
+import sys
+from pathlib import Path
+
+if "google.colab" in sys.modules and not Path("../pyproject.toml").exists():
+    # !git clone -q --depth 1 --branch v0.1.0 https://github.com/zodi-companion/zodi
+    # %cd -q zodi/notebooks
+    # %pip install -q "..[course]"
+    print("Installed. If Colab asks for it, restart the runtime before you go on.")
+
+# %% [markdown]
+# One module a step, as before.
+
+# %%
+import dataclasses
+import re
+import shutil
+import subprocess
+import textwrap
+import time
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import torch
+from IPython.utils.capture import capture_output
+from PIL import Image
+from torch import nn
+from torch.nn import functional as F
+
+from zodi import adaptation, datasets, diffusion, estimation, evaluation, plots, runs, scenes, segmentation, transfer
+from zodi.labels import CITYSCAPES, get_label_set
+from zodi.transfer_folder import transfer_folder
+
+plots.use_theme()
+start = time.perf_counter()
+
+# %% [markdown]
+# The parameters. Put your own folders, mapping and sentence here; the empty ones mean the stand-in.
+
+# %% tags=["parameters"]
+images: str = ""  # your folder of images, "" for the stand-in
+labels: str = ""  # your folder of label maps (8-bit PNG, names of their images), "" for the stand-in
+mapping: str = ""  # your mapping file, "" for the stand-in
+prompt: str = "driving at night"  # your sentence
+settings: dict = {"strength": 0.9, "num_inference_steps": 12}  # of the transfer, see zodi.transfer.TransferConfig
+count: int = 50  # images of the stand-in
+steps: int = 120  # length of every training
+repository: str = ".."  # folder of the repository, as seen from here
+out: str = "../results/course/own"  # folder of this notebook's results
+
+# %% [markdown]
+# ## A folder in a foreign format
+#
+# Somebody else's data never look like the examples. So the stand-in is written the way you might find it: JPEGs in
+# subfolders of drives, label maps with numbers of their own, and two numbers for the road, one for its surface and one
+# for its markings.
+
+# %%
+stand_in = not images
+mine, size = Path(out, "mine"), (96, 192)
+seeds = scenes.TEST_SEEDS[50_000 : 50_000 + count]
+numbers = np.zeros(256, np.uint8)
+numbers[: CITYSCAPES.num_classes] = 10 * np.arange(1, CITYSCAPES.num_classes + 1)
+if stand_in:
+    shutil.rmtree(mine, ignore_errors=True)
+    for index, seed in enumerate(seeds):
+        scene = scenes.render(seed, "clear", *size)
+        raw = numbers[scene.label]
+        raw[(scene.label == 0) & (scene.image.min(2) > 170)] = 11  # markings
+        for kind, array, suffix in (("images", scene.image, "jpg"), ("labels", raw, "png")):
+            file = mine / kind / f"drive{index // 20}" / f"{index:03d}.{suffix}"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(array).save(file, quality=95)
+    images, labels, mapping = str(mine / "images"), str(mine / "labels"), str(mine / "mapping.yaml")
+
+# %% [markdown]
+# A *mapping* says what the numbers mean in Cityscapes' words: a class and your pixel values a line, and what is void.
+# This is how the file begins. Classes that Cityscapes lacks have no place here: make them void, or the nearest that a
+# layout can show.
+
+# %%
+text = "\n".join(f"  {name}: {10 * (index + 1)}" for index, name in enumerate(CITYSCAPES.names))
+if stand_in:
+    Path(mapping).write_text(
+        "classes:\n" + text.replace("road: 10", "road: [10, 11]") + "\nvoid: 0\n", encoding="utf-8"
+    )
+if mapping.endswith(".yaml"):  # a known label set has no file
+    print("\n".join(Path(mapping).read_text(encoding="utf-8").splitlines()[:4]), "\n  ...")
+label_set = get_label_set(mapping)
+
+# %% [markdown]
+# Look before you trust: an image, the label file as it is stored, and what the mapping makes of it.
+
+# %%
+found, found_labels = datasets.find_files(images), datasets.find_files(labels, (".png",))
+rows = []
+for key in list(found)[:2]:
+    raw = np.array(Image.open(found_labels[key]))
+    rows.append([datasets.read_image(found[key]), raw, CITYSCAPES.colorize(label_set.to_train_ids(raw, key))])
+plots.show(
+    plots.image_grid(rows, ["image", "label file, as stored", "read with the mapping"], width=7),
+    f"{len(found)} images, the first two. Wrong colours in the last column mean a wrong mapping.",
+)
+
+# %% [markdown]
+# ## What the checker says
+#
+# `data_scripts/own.py` checks a folder before anything is computed from it. This cell calls it as you would in a
+# terminal, and leaves out progress bars.
+
+
+# %%
+def say(*words: object) -> int:
+    """Run Python with these words; print what it says; the exit code."""
+    result = subprocess.run([sys.executable, *map(str, words)], capture_output=True, text=True)
+    for line in (result.stdout + result.stderr).splitlines():
+        if line.strip() and not re.search(r"\d+%\|", line):
+            print(textwrap.fill(line, 110, subsequent_indent="      "))
+    return result.returncode
+
+
+own = [f"{repository}/data_scripts/own.py", "--images", images, "--labels", labels, "--mapping", mapping]
+code = say(*own, "check")
+assert code == 0, "repair what is named above; the rest of the notebook needs it"
+
+# %% [markdown]
+# All is well. To see what a defect looks like, break a copy of a few files three times: remove one label map, shrink
+# another, and paint a number into a third that nobody has declared.
+
+# %%
+broken, few = Path(out, "broken"), list(found)[:6]
+shutil.rmtree(broken, ignore_errors=True)
+for kind, files in (("images", found), ("labels", found_labels)):
+    for key in few:
+        copy = broken / kind / f"{key}{files[key].suffix}"
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(files[key], copy)
+lost, small, strange = (broken / "labels" / f"{key}.png" for key in few[:3])
+lost.unlink()
+Image.open(small).resize((64, 32), Image.Resampling.NEAREST).save(small)
+array = np.array(Image.open(strange))
+array[:8, :8] = 250
+Image.fromarray(array).save(strange)
+
+# %% [markdown]
+# A missing partner stops everything at once; without it there is no pair to look at.
+
+# %%
+check_broken = [own[0], "--images", broken / "images", "--labels", broken / "labels", "--mapping", mapping, "check"]
+_ = say(*check_broken)
+
+# %% [markdown]
+# With the label back in place every file is read, and each kind of defect is listed with file, finding and expectation.
+
+# %%
+shutil.copy(found_labels[few[0]], lost)
+_ = say(*check_broken)
+
+# %% [markdown]
+# ## The data set folder
+#
+# `prepare` resizes (images by Lanczos, labels by nearest neighbour), writes Cityscapes' class numbers, and keeps every
+# fifth image by name for testing. The miniature works at 96 x 192 pixels; for photographs and Stable Diffusion say 512
+# x 1024.
+
+# %%
+root = Path(out, "data")
+code = say(*own, "prepare", "--out", root, "--height", size[0], "--width", size[1])
+assert code == 0
+train, held_out = datasets.open_split(root, "train"), datasets.open_split(root, "test/clear")
+print(f"{len(train)} to train on, {len(held_out)} held out")
+
+# %% [markdown]
+# Every fifth *by name* is a choice. If your names are those of a video, neighbours land on both sides, and the held-out
+# images are easier than they should be; give `own.py` folders that you have cut yourself then
+# ([08](08_real_photographs.ipynb) cuts by drive).
+#
+# ## The sentence
+#
+# The prompt decides what is drawn. A model can only draw words that it has learned. The miniature was trained on the
+# sentences of a few domains: its tokenizer has a token for each of their words, and *spells* all others, which means
+# nothing to it.
+
+# %%
+model = diffusion.load("mini")
+tries = [prompt, "driving in fog at night", "driving through a sandstorm"]
+pieces = {text: [len(model.tokenizer.tokenize(word)) for word in text.split()] for text in tries}
+table = pd.DataFrame({
+    "words": {text: len(found) for text, found in pieces.items()},
+    "known words": {text: sum(n == 1 for n in found) for text, found in pieces.items()},
+    "unknown, spelled": {
+        text: ", ".join(w for w, n in zip(text.split(), found, strict=True) if n > 1) or "-" for text, found in pieces.items()
+    },
+})  # fmt: skip
+table.rename_axis("prompt")
+
+# %% [markdown]
+# What does it draw for a sentence that it does not know? Two held-out images, all sentences, the same strength and
+# noise. The plain sentence of the source domain stands in the second column.
+
+# %%
+shown = [held_out[i] for i in range(min(2, len(held_out)))]
+
+
+def redraw(text: str, samples: list[datasets.Sample], **changes: object) -> list[np.ndarray]:
+    """The samples redrawn by a prompt."""
+    config = transfer.prompt_config(text, model.defaults, **settings | changes)
+    layouts = [CITYSCAPES.colorize(sample.label) for sample in samples]
+    return transfer.transfer_images(model, [s.image for s in samples], layouts, [s.key for s in samples], config)
+
+
+drawn = {text: redraw(text, shown) for text in ["driving in clear weather", *tries]}
+rows = [[sample.image, *(pictures[i] for pictures in drawn.values())] for i, sample in enumerate(shown)]
+plots.show(
+    plots.image_grid(rows, ["source", *(textwrap.fill(text, 18) for text in drawn)]),
+    "One strength, one noise, four sentences. An unknown sentence gives neither an error nor its meaning.",
+)
+
+# %% [markdown]
+# How far does each sentence take the image away from what the plain sentence draws? That is the sentence's own work, in
+# grey levels.
+
+# %%
+plain = drawn["driving in clear weather"]
+work = {
+    text: np.mean([np.abs(a.astype(int) - b).mean() for a, b in zip(drawn[text], plain, strict=True)]) for text in tries
+}
+light = {text: np.mean(pictures) for text, pictures in drawn.items()}
+table = pd.DataFrame({"difference from the plain sentence": work, "mean grey level": light}).loc[tries]
+table.rename_axis("prompt, 0 to 255").round(1)
+
+# %% [markdown]
+# The miniature can be used only within its vocabulary: a sentence with unknown words still moves the image, to
+# something grey between its domains, and no number here says that it is not a sandstorm. Stable Diffusion was trained
+# on captions of all the world and knows far more words; but there, too, the picture and not the sentence is what your
+# network learns from. Look at it.
+#
+# ## A strength, without a target image
+#
+# A free prompt has no published strength; `prompt_config` starts at 0.65. Look at a strip first:
+
+# %%
+ladder = [0.4, 0.65, 0.8, 0.9, 0.97]
+strip = [held_out[i] for i in range(min(4, len(held_out)))]
+frames = {s: redraw(prompt, strip, strength=s) for s in ladder}
+rows = [[strip[i].image, *(frames[s][i] for s in ladder)] for i in range(min(2, len(strip)))]
+plots.show(
+    plots.image_grid(rows, ["source", *(f"strength {s}" for s in ladder)]),
+    f"“{prompt}” from hardly to almost completely redrawn. Too little: still the old domain. Too much: other things than "
+    "the labels say.",
+)
+
+# %% [markdown]
+# The eye says whether the domain is there. Whether the *labels* are still true can be measured: a *reference* network
+# that copes with strange light says in how many pixels it finds the label, the **fidelity** of
+# [06](06_performance_estimation.ipynb). Nobody has seen the target, so the reference is trained on your own images with
+# violent colour jitter. It is only good for comparing, so it also gets a floor: what it finds if every image has the
+# labels of another one.
+
+# %%
+violent = adaptation.recipe("mini", "source_only", steps=steps, jitter=0.9, hue=0.3)
+with capture_output():  # the settings, which train prints
+    reference, _ = adaptation.train(violent, train, None, None)
+labelled = {
+    s: [datasets.Sample(picture, sample.label, sample.key) for picture, sample in zip(frames[s], strip, strict=True)]
+    for s in ladder
+}
+matrices = {s: evaluation.image_confusions(reference, part, CITYSCAPES.num_classes) for s, part in labelled.items()}
+swapped = [datasets.Sample(s.image, strip[i - 1].label, s.key) for i, s in enumerate(strip)]
+floor = 100 * estimation.fidelity(evaluation.image_confusions(reference, swapped, CITYSCAPES.num_classes)).mean()
+guide = pd.DataFrame({
+    "strength": ladder,
+    "fidelity": [100 * estimation.fidelity(matrices[s]).mean() for s in ladder],
+    "change": [np.mean([np.abs(p.astype(int) - s_.image).mean() for p, s_ in zip(frames[s], strip, strict=True)]) for s in ladder],
+})  # fmt: skip
+
+# %% [markdown]
+# Both curves over the strength:
+
+# %%
+figure, axes = plt.subplots(1, 2, figsize=(8, 2.6), layout="constrained")
+axes[0].plot(guide["strength"], guide["change"], marker="o", color="0.4")
+axes[0].set(xlabel="strength", ylabel="change of the image\n(grey levels)")
+axes[1].plot(guide["strength"], guide["fidelity"], marker="o", color="0.4")
+axes[1].axhline(floor, color="0.6", linewidth=1, label="labels of other images")
+axes[1].set(xlabel="strength", ylabel="fidelity (% of pixels)")
+for ax in axes:
+    ax.axvline(settings["strength"], color=plots.DOMAIN_COLORS["night"], linestyle=":", label="chosen")
+axes[1].legend()
+plots.show(figure, "How much changes, and how much of the labels a reference still finds. No target image was used.")
+
+# %% [markdown]
+# Read them together. Where the change jumps, the new domain arrives; where the fidelity falls to the floor, the labels
+# are gone.
+
+# %%
+jump = int(guide["change"].diff().idxmax())
+before, after = guide.iloc[jump - 1], guide.iloc[jump]
+print(f"largest jump: from strength {before['strength']:g} to {after['strength']:g}")
+print(f"fidelity there: from {before['fidelity']:.0f} % to {after['fidelity']:.0f} %, floor {floor:.0f} %")
+
+# %% [markdown]
+# ## The transfer
+#
+# The whole training part. It may be killed at any time: an image counts when its line is in the manifest. To see it,
+# stop after a third, then call it again with the same words. (On a second run of this notebook all of them are there
+# already.)
+
+# %%
+config = transfer.prompt_config(prompt, model.defaults, **settings)
+synth = Path(out, "synth")
+arguments = (model, root / "train" / "images", root / "train" / "labels", synth, config, CITYSCAPES)
+reports = {"stopped after a third": transfer_folder(*arguments, limit=max(1, len(train) // 3), progress=False)}
+reports["called again"] = transfer_folder(*arguments, progress=False)
+pd.DataFrame({name: dataclasses.asdict(report) for name, report in reports.items()}).T[["total", "done", "skipped"]]
+
+# %% [markdown]
+# Look at pairs. This is the last moment at which an eye can save a training.
+
+# %%
+second = datasets.open_split(root, "train", images=synth / "images")
+pairs = [(train[i], second[i]) for i in range(min(3, len(train)))]
+figure = plots.image_grid(
+    [[a.image, b.image, CITYSCAPES.colorize(a.label)] for a, b in pairs], ["yours", prompt, "labels of both"], width=6.5
+)
+plots.label_legend(figure, [a.label for a, _ in pairs], CITYSCAPES)
+plots.show(figure, "Pairs, as the training will see them. Is everything that is labelled still there?")
+
+# %% [markdown]
+# ## Your own network
+#
+# Adaptation asks little of a network: images `(B, 3, H, W)` in, logits `(B, C, H, W)` out, and some *features* on the
+# way, which the similarity term compares. Here is one that no library knows. It uses group normalisation, which has no
+# batch statistics that two domains could spoil for each other.
+
+
+# %%
+class Tiny(nn.Module):
+    """Three steps down, one look around, one step up."""
+
+    def __init__(self, classes: int, width: int = 32) -> None:
+        super().__init__()
+
+        def block(inputs: int, outputs: int, **how: int) -> nn.Sequential:
+            return nn.Sequential(nn.Conv2d(inputs, outputs, 3, **how), nn.GroupNorm(8, outputs), nn.ReLU())
+
+        down = [block(a, b, stride=2, padding=1) for a, b in ((3, width), (width, 2 * width), (2 * width, 4 * width))]
+        self.encoder = nn.Sequential(*down, block(4 * width, 4 * width, padding=4, dilation=4))
+        self.head = nn.Conv2d(4 * width, classes, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits of the size of the images."""
+        return F.interpolate(self.head(self.encoder(x)), size=x.shape[2:], mode="bilinear")
+
+
+# %% [markdown]
+# `OwnNetwork` makes it return its features too: you name the part, it listens there, and the module stays as it is.
+
+# %%
+torch.manual_seed(0)
+tiny = segmentation.OwnNetwork(Tiny(CITYSCAPES.num_classes), features="encoder")
+x = torch.randn(2, 3, 64, 128)
+logits, features = tiny(x)
+assert torch.equal(logits, tiny.model(x)) and torch.equal(features, tiny.model.encoder(x))
+print(
+    f"logits {tuple(logits.shape)}, features {tuple(features.shape)}, {sum(p.numel() for p in tiny.parameters()):,} parameters"
+)
+
+# %% [markdown]
+# That is all that the loss of [05](05_adaptation.ipynb) needs. One line trains it; `network=` puts yours in the place
+# of the recipe's. It starts from nothing, so everything learns at one rate; with pretrained parts name the new one,
+# `head="head"`, and the rest learns at `body_factor` times as much.
+
+
+# %%
+def adapt(variant: str, own: bool) -> nn.Module:
+    """Source-only or ZoDi, with the own network or one by its name."""
+    pair = second if adaptation.VARIANTS[variant].method else None
+    recipe, network = adaptation.recipe("mini", variant, steps=steps), None
+    if own:
+        torch.manual_seed(0)
+        network = segmentation.OwnNetwork(Tiny(CITYSCAPES.num_classes), features="encoder")
+        recipe = dataclasses.replace(recipe, learning_rate=5e-3)
+    with capture_output():
+        return adaptation.train(recipe, train, pair, None, network=network)[0]
+
+
+networks = {
+    ("Tiny (own)", "source only"): adapt("source_only", own=True),
+    ("Tiny (own)", "ZoDi"): adapt("zodi", own=True),
+}
+
+# %% [markdown]
+# A network of segmentation_models_pytorch needs no more than its name, `network="Unet/resnet34"`, and for photographs
+# `weights="imagenet"`. We take the course's default, whose weights come with the package.
+
+# %%
+by_name = adaptation.recipe("mini").network
+networks |= {(by_name, "source only"): adapt("source_only", own=False), (by_name, "ZoDi"): adapt("zodi", own=False)}
+
+# %% [markdown]
+# ## How good will it be?
+#
+# You have no image of the target. So take the **held-out** images, transfer them, and measure there. Five lines, for
+# any network:
+
+# %%
+found = estimation.estimate(
+    networks["Tiny (own)", "ZoDi"], root / "test/clear/images", root / "test/clear/labels", prompt,
+    out=Path(out, "estimate"), model=model, progress=False, **settings,
+)  # fmt: skip
+print(textwrap.fill(str(found), 110))
+
+# %% [markdown]
+# For all four networks. The generated images are there already, so this takes only four evaluations. Beside each
+# estimate stands the mIoU at home, on the held-out images as they are, over the same classes: what a network gains
+# elsewhere it may pay for there.
+
+
+# %%
+def estimate(network: nn.Module) -> estimation.Estimate:
+    """The five lines."""
+    where = root / "test/clear/images", root / "test/clear/labels"
+    place = Path(out, "estimate")
+    return estimation.estimate(network, *where, prompt, place, model=model, progress=False, **settings)
+
+
+def score(network: nn.Module, samples: object) -> float:
+    """mIoU in percent over the classes of the estimate."""
+    return 100 * float(
+        np.nanmean(evaluation.iou(evaluation.confusion(network, samples, CITYSCAPES.num_classes))[common])
+    )
+
+
+common = [CITYSCAPES.names.index(name) for name in found.classes.index[~found.classes["rare"]]]
+estimates = {name: estimate(network) for name, network in networks.items()}
+summary = pd.DataFrame({name: {"low": e.low, "estimate": e.miou, "high": e.high} for name, e in estimates.items()}).T
+summary.insert(0, "at home", {name: score(network, held_out) for name, network in networks.items()})
+summary.rename_axis(["network", "trained"]).round(1)
+
+# %% [markdown]
+# The stand-in is rendered, so the truth can be rendered too: true images of the night, of scenes that nothing has seen.
+# **You will not have this.** It is here to show what an estimate is worth.
+
+# %%
+known = stand_in and prompt == "driving at night"
+if known:
+    rendered = {str(seed): scenes.render(seed, "night", *size) for seed in scenes.TEST_SEEDS[60_000 : 60_000 + count]}
+    target = [datasets.Sample(scene.image, scene.label, key) for key, scene in rendered.items()]
+    summary["truth"] = {name: score(network, target) for name, network in networks.items()}
+
+# %% [markdown]
+# Estimates with their 95 % intervals, and the truth as a cross:
+
+# %%
+figure, ax = plt.subplots(figsize=(7, 2.4), layout="constrained")
+places = np.arange(len(summary))[::-1]
+ax.hlines(places, summary["low"], summary["high"], color="0.6", linewidth=4, label="95 % interval")
+ax.scatter(summary["estimate"], places, color="0.2", zorder=3, label="estimate")
+if known:
+    ax.scatter(summary["truth"], places, marker="x", s=50, color=plots.DOMAIN_COLORS["night"], zorder=4, label="truth")
+ax.set(yticks=places, yticklabels=[f"{name}, {how}" for name, how in summary.index], xlabel=f"mIoU, “{prompt}” (%)")
+ax.set_ylim(-0.6, len(summary) - 0.4)
+ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+plots.show(figure, f"Estimates from {found.images} held-out images, {found.seeds} transfers of each.")
+
+# %% [markdown]
+# Was it right? Two questions: is the *order* of the networks that of the truth, and is the *level*? Computed:
+
+# %%
+if known:
+    inside = int(summary["truth"].between(summary["low"], summary["high"]).sum())
+    order = list(summary["estimate"].sort_values().index) == list(summary["truth"].sort_values().index)
+    too_high = (summary["estimate"] - summary["truth"]).mean()
+    print(f"order of the {len(summary)} networks: {'right' if order else 'wrong'}")
+    print(
+        f"truth inside the interval: {inside} of {len(summary)}; estimate − truth: {too_high:+.1f} points in the mean"
+    )
+
+# %% [markdown]
+# Generated images are not real ones: most networks here do better on them than they will do outside, and one that was
+# trained on this generator's images may have an advantage. The interval knows the sample and the noise, not this bias.
+# How far one may believe an estimate is measured on many networks in [06](06_performance_estimation.ipynb); what is
+# safest is to compare the same network before and after, which is next.
+
+# %% [markdown]
+# ## Did it help?
+#
+# The only honest answer is computed. Compare two networks on the *same* images: resample the images, take the
+# difference of the two in every resample, and most of what the images have in common cancels. That needs no target
+# image either.
+
+
+# %%
+def difference(first: nn.Module, second: nn.Module, parts: list) -> tuple[float, float, float]:
+    """Difference of mIoU in points and its 95 % interval; the parts are transfers of the same images."""
+    a, b = (
+        np.stack([evaluation.image_confusions(network, part, CITYSCAPES.num_classes) for part in parts])
+        for network in (first, second)
+    )
+    weights = estimation.resample_weights(a.shape[1], len(parts))
+    drawn = 100 * np.nanmean((estimation.bootstrap(a, weights) - estimation.bootstrap(b, weights))[:, common], axis=1)
+    return float(drawn.mean()), *np.percentile(drawn, [2.5, 97.5]).tolist()
+
+
+judges = {"home": [held_out]}
+judges["generated"] = [
+    datasets.open_split(root, "test/clear", images=Path(out, "estimate", f"seed{s}", "images")) for s in (0, 1)
+]
+if known:
+    judges["true"] = [target]
+
+# %% [markdown]
+# One training is one seed, and another seed may say something else; the interval knows only the images. Look at home,
+# too: what is gained in one domain is often paid for in the other.
+
+# %%
+lines = []
+for name in dict.fromkeys(name for name, _ in networks):
+    for judge, parts in judges.items():
+        gain, low, high = difference(networks[name, "ZoDi"], networks[name, "source only"], parts)
+        verdict = "helped" if low > 0 else "hurt" if high < 0 else "undecided"
+        lines.append({"network": name, "images": judge, "gain": gain, "low": low, "high": high, "ZoDi": verdict})
+gains = pd.DataFrame(lines).set_index(["network", "images"])
+gains.round(1).rename(columns={"gain": "ZoDi − source only (points)"})
+
+# %% [markdown]
+# In words, made from the table:
+
+# %%
+judged = "true" if known else "generated"
+for name, line in gains.xs(judged, level="images").iterrows():
+    at_home = gains.loc[(name, "home"), "gain"]
+    print(
+        f"{name}: {line['ZoDi']}, {line['gain']:+.1f} points on {judged} images of “{prompt}”, {at_home:+.1f} at home"
+    )
+
+# %% [markdown]
+# ## The same without a notebook
+#
+# ```bash
+# python data_scripts/own.py --images DIR --labels DIR --mapping mine.yaml prepare --out results/own/data
+# python -m zodi transfer --images results/own/data/train/images --labels results/own/data/train/labels \
+#     --prompt "driving at night" --strength 0.9 --out results/own/synth
+# python -m zodi adapt --data results/own/data --variant zodi --synth results/own/synth --out results/own/run
+# python -m zodi evaluate --network results/own/run/network --data results/own/data
+# python -m zodi estimate --network results/own/run/network --images results/own/data/test/clear/images \
+#     --labels results/own/data/test/clear/labels --domain "driving at night" --strength 0.9 --out results/own/estimate
+# ```
+#
+# `--model` takes Stable Diffusion ([A2](A2_paper_scale.ipynb)), `--shard I/N` shares a folder among machines. Networks
+# of your own class are for Python; the command line knows those by name. One of the commands, on a network from above:
+
+# %%
+segmentation.save_network(networks[by_name, "ZoDi"], Path(out, "network"))
+code = say("-m", "zodi", "evaluate", "--network", Path(out, "network"), "--data", root)
+assert code == 0
+
+# %% [markdown]
+# ## Before you start: a checklist
+#
+# **How many images?** What limits you first is the estimate: its interval narrows with the square root of the held-out
+# images. From the one above:
+
+# %%
+width = summary.loc[("Tiny (own)", "ZoDi"), "high"] - summary.loc[("Tiny (own)", "ZoDi"), "low"]
+numbers_of_images = pd.Series([found.images, 50, 100, 200, 500])
+pd.DataFrame({
+    "held-out images": numbers_of_images,
+    "width of the interval (points), by the square root": (width * (found.images / numbers_of_images) ** 0.5).round(1),
+}).set_index("held-out images")  # fmt: skip
+
+# %% [markdown]
+# **Which sizes?** Any; but the diffusion model works at its own size and the result is scaled back. The last column
+# says how large the smallest thing is, one cell of the latent, in pixels of *your* image. What is smaller is invented
+# anew.
+
+# %%
+kinds = {"miniature": (model.defaults, 4), "Stable Diffusion 1.5": (diffusion.TransferDefaults(), 8)}
+lines = []
+for height, width_ in ((192, 96), (480, 360)[::-1], (1080, 1920), (1024, 2048), (2160, 3840)):
+    height, width_ = sorted((height, width_))
+    for kind, (defaults, cell) in kinds.items():
+        h, w = transfer.working_size(height, width_, defaults.short_side, defaults.multiple)
+        lines.append((f"{width_}x{height}", kind, f"{w}x{h}", round(cell * height / h, 1)))
+sizes = pd.DataFrame(lines, columns=["your images", "model", "works at", "one cell (your pixels)"])
+sizes.pivot(index="your images", columns="model", values=["works at", "one cell (your pixels)"]).loc[
+    list(dict.fromkeys(sizes["your images"]))
+]
+
+# %% [markdown]
+# - **Memory.** Grows with the working size and the batch, not with the number of images. Stable Diffusion needs a GPU;
+#   what it takes is counted in [A2](A2_paper_scale.ipynb).
+# - **Privacy.** Nothing leaves the machine: no model is downloaded unless you say `--download`, no image is uploaded,
+#   ever. But a transferred image is *not* anonymous: faces and number plates are redrawn, not removed, and a weak
+#   strength keeps them.
+# - **Licence.** The licence of your images goes on to their transferred twins, and a checkpoint has terms of its own.
+#   Read both.
+# - **Labels.** Transferred images inherit them, mistakes included.
+#
+# **When not to use it**
+#
+# - You have some labelled images of the target: train on them. They are what this method does without.
+# - The target differs in *what is there*, not in how it looks: other objects, another camera height, another country's
+#   signs. A transfer keeps the layout, and so keeps that gap.
+# - Another sensor: thermal, radar, depth. No sentence draws their physics.
+# - What matters to you is smaller than a cell of the table above.
+# - Somebody can be hurt by a wrong estimate. It has a bias that its interval does not know
+#   ([06](06_performance_estimation.ipynb)).
+
+# %% [markdown]
+# ## Pitfalls
+#
+# - **Colour label images.** The checker refuses them: `LabelSet.from_colors` turns Cityscapes' colours into class
+#   numbers, for other colours make a `LabelSet` of your own with them first.
+# - **Labels saved as JPEG** or resized with interpolation: between two class numbers lies a third class. The checker
+#   calls them unknown values, if you are lucky.
+# - **Choosing the strength by the truth.** With a target image at hand you would, and then it is no longer zero-shot.
+# - **Estimating on images that were trained on.** Keep the held-out part out.
+# - **A transfer with other words into the same folder.** It is refused, so that a folder never holds a mixture.
+#
+# ## Try it
+#
+# **1. Predict:** what happens to the fidelity if the prompt is the plain one of the source domain, at strength 0.9?
+#
+# <details><summary>Solution</summary>
+#
+# The light stays as it was, so the reference has an easier time than at night; what is lost is the layout alone.
+# ```python
+# plain = redraw("driving in clear weather", strip, strength=0.9)
+# as_samples = [datasets.Sample(p, s.label, s.key) for p, s in zip(plain, strip)]
+# lost_light = guide.set_index("strength")["fidelity"].get(0.9)
+# found_plain = estimation.fidelity(evaluation.image_confusions(reference, as_samples, CITYSCAPES.num_classes)).mean()
+# print(f"plain {100 * found_plain:.0f} %, “{prompt}” {lost_light:.0f} %")
+# ```
+# </details>
+#
+# **2. Modify:** a label set of your own, with four classes: free, obstacle, sky, mark. Which parts need to know of it?
+#
+# <details><summary>Solution</summary>
+#
+# Only the data sets: `FolderDataset` reads with any `LabelSet`, and the network gets as many outputs. Its colours must
+# be those of Cityscapes' classes, because the layout is drawn with them.
+# ```python
+# from zodi.labels import LabelSet
+# groups = {"free": ("road", "sidewalk", "terrain"), "sky": ("sky",), "mark": ("traffic sign", "traffic light")}
+# rest = [n for n in CITYSCAPES.names if not any(n in g for g in groups.values())]
+# groups["obstacle"] = tuple(rest)
+# ids = CITYSCAPES.names.index
+# four = LabelSet("four", tuple(groups), tuple(CITYSCAPES.colors[ids(g[0])] for g in groups.values()),
+#                 raw_values=tuple(tuple(ids(n) for n in g) for g in groups.values()))
+# few = datasets.FolderDataset(root / "train/images", root / "train/labels", four)
+# own_four = segmentation.OwnNetwork(Tiny(four.num_classes), "encoder")
+# adapted, _ = adaptation.train(adaptation.recipe("mini", "source_only", steps=4), few, None, None, network=own_four)
+# evaluation.predict(adapted, few[0].image).shape
+# ```
+# </details>
+#
+# **3. Break:** name a part that the network does not have, or one whose output is a vector.
+#
+# <details><summary>Solution</summary>
+#
+# The first is refused when the network is wrapped, with the names that there are:
+# ```python
+# try:
+#     segmentation.OwnNetwork(Tiny(19), features="layer4")
+# except ValueError as error:
+#     print(error)
+# ```
+# A vector has no height and width to average over, and `similarity` stops with torch's message on dimensions.
+# </details>
+
+# %% [markdown]
+# ## Recap
+#
+# A mapping, a sentence, a strength by eye and by fidelity, a transfer, a module, an estimate with an interval. Each
+# stage checks what it is given and says what is wrong; and the last lines said whether it was worth it.
+
+# %%
+metrics = {
+    "images": len(train), "held_out": len(held_out), "guide": guide.to_dict("records"),
+    "networks": summary.reset_index().to_dict("records"), "gains": gains.reset_index().to_dict("records"),
+}  # fmt: skip
+used = {"prompt": prompt, "settings": settings, "stand_in": stand_in, "steps": steps}
+_ = runs.save_metrics(out, "own_domain", used, metrics, time.perf_counter() - start)
+
+# %% [markdown]
+# **Next:** [A1 How the miniature was made](A1_how_the_miniature_was_made.ipynb) for what is behind the stand-in, or [A2
+# Running at paper scale](A2_paper_scale.ipynb) for Stable Diffusion, GPUs and hours.
+#
+# **References.** The paper, Section 3 (transfer and adaptation) and Section 4 (estimating the performance) · Y. Wu, K.
+# He, *Group Normalization*, ECCV 2018 · P. Iakubovskii, *Segmentation Models PyTorch*, 2019.
