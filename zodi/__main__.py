@@ -86,6 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--labels", type=Path, required=True, help="folder of their label maps")
     sub.add_argument("--label-set", default="cityscapes", help="as for transfer (default: cityscapes)")
     sub.add_argument("--domain", required=True, help="target domain, or a prompt")
+    sub.add_argument("--strength", type=float, help="0 .. 1 (default: the domain's; 0.65 for a prompt)")
     sub.add_argument("--model", default="mini", help="mini (default), a folder in diffusers' format, or a hub id")
     sub.add_argument("--seeds", type=int, default=2, help="transfers of every image (default: 2)")
     sub.add_argument("--reference", type=Path, help="folder of a network that finds the layout in good images")
@@ -320,6 +321,7 @@ def _estimate(options: argparse.Namespace) -> int:
 
     start = time.monotonic()
     networks = [folder and segmentation.load_network(folder) for folder in (options.network, options.reference)]
+    changes = {} if options.strength is None else {"strength": options.strength}
     found = estimation.estimate(
         networks[0],
         options.images,
@@ -330,6 +332,7 @@ def _estimate(options: argparse.Namespace) -> int:
         model=options.model,
         seeds=range(options.seeds),
         reference=networks[1],
+        **changes,
     )
     print(found.classes.round(1).to_string())
     print(found)

@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 from zodi.datasets import AnyDataset, Sample
 from zodi.labels import IGNORE_INDEX
 from zodi.runs import atomic_path, generator_for, print_settings, settings_hash, write_json
-from zodi.segmentation import DEFAULT_NETWORK, SegmentationNetwork, build_network, normalise
+from zodi.segmentation import DEFAULT_NETWORK, build_network, normalise
 
 OPTIMIZERS = ("adamw", "sgd")
 SCHEDULES = ("step", "epoch")
@@ -343,7 +343,8 @@ def train(
     progress: bool = False,
     device: str | torch.device = "cpu",
     workers: int = 0,
-) -> tuple[SegmentationNetwork, pd.DataFrame]:
+    network: nn.Module | None = None,
+) -> tuple[nn.Module, pd.DataFrame]:
     """Train a segmentation network; goes on where an interrupted run in `out` with the same settings stopped.
 
     Args:
@@ -357,6 +358,8 @@ def train(
         progress: show a bar.
         device: where the network trains.
         workers: processes that read and augment the images; 0 = none but this one. Does not change the result.
+        network: a network of your own, trained in place of the one that `config` names: images float (B, 3, H, W) ->
+            logits (B, C, H, W) and features (B, D, h, w), see `zodi.segmentation.OwnNetwork`.
 
     Returns:
         The network of the last step in evaluation mode, and the loss terms, one row a step.
@@ -364,6 +367,10 @@ def train(
     Raises:
         ValueError: if pairs are needed and missing, or images are smaller than the crop.
     """
+    shapes = {}
+    if network is not None:
+        config = replace(config, network=getattr(network, "name", type(network).__name__), weights=None)
+        shapes = {"shapes": {name: list(value.shape) for name, value in network.state_dict().items()}}
     print_settings(config)
     pairs = _pairs(source, synth, config)
     smallest = min((source[0].image.shape[:2], *([synth[0].image.shape[:2]] if synth is not None else [])))
@@ -375,7 +382,8 @@ def train(
     weights = config.weights
     if weights == "auto":
         weights = "mini" if config.network == DEFAULT_NETWORK else None
-    network = build_network(config.network, source.label_set.num_classes, weights, config.void_output)
+    if network is None:
+        network = build_network(config.network, source.label_set.num_classes, weights, config.void_output)
     # On a CPU networks this small are slower with channels last.
     memory_format = torch.contiguous_format if torch.device(device).type == "cpu" else torch.channels_last
     network.to(device, memory_format=memory_format)
@@ -383,7 +391,8 @@ def train(
     optimizer = _optimizer(network, config)
 
     state_file = Path(out) / "training.pt" if out is not None else None
-    fingerprint = settings_hash(asdict(config) | {"source": source.keys, "synth": synth.keys if synth else None})
+    trained_on = {"source": source.keys, "synth": synth.keys if synth else None}
+    fingerprint = settings_hash(asdict(config) | trained_on | shapes)
     start, history = 0, []
     if state_file is not None and state_file.exists():
         state = torch.load(state_file, map_location=device, weights_only=True)
@@ -450,7 +459,9 @@ def _learning_rate(step: int, steps_per_epoch: int, config: AdaptationConfig) ->
 
 
 def _optimizer(network: nn.Module, config: AdaptationConfig) -> torch.optim.Optimizer:
-    head = list(network.head.parameters())
+    own_head = getattr(network, "head", None)
+    # A network that names no head learns at the full rate everywhere.
+    head = list((network if own_head is None else own_head).parameters())
     body = [parameter for parameter in network.parameters() if all(parameter is not own for own in head)]
     groups = [{"params": head, "factor": 1.0}, {"params": body, "factor": config.body_factor}]
     settings = {"lr": config.learning_rate, "weight_decay": config.weight_decay}

@@ -84,6 +84,7 @@ def estimate(
     reference: nn.Module | None = None,
     min_fidelity: float = 0.5,
     progress: bool = True,
+    **changes: Any,
 ) -> Estimate:
     """Estimate a network's mIoU on a domain from labelled source images that it was not trained on.
 
@@ -98,6 +99,7 @@ def estimate(
         reference: a network that finds the layout in good images of the domain; None = do not check.
         min_fidelity: what `fidelity` must reach for an image to count as one that kept its layout, 0 .. 1.
         progress: show a bar.
+        changes: other settings of the transfer, for example `strength`, see `zodi.transfer.prompt_config`.
 
     Raises:
         FileNotFoundError: if a folder is missing or empty.
@@ -106,7 +108,7 @@ def estimate(
     if isinstance(model, str):
         model = diffusion.load(model)
     generated = [
-        _generated(model, Path(images), Path(labels), domain, Path(out) / f"seed{seed}", label_set, seed, progress)
+        _generated(model, images, labels, domain, Path(out) / f"seed{seed}", label_set, progress, seed=seed, **changes)
         for seed in seeds
     ]
     confusions = np.stack([image_confusions(network, part, label_set.num_classes) for part in generated])
@@ -118,15 +120,15 @@ def estimate(
 
 def _generated(
     model: diffusion.DiffusionModel,
-    images: Path,
-    labels: Path,
+    images: str | Path,
+    labels: str | Path,
     domain: str,
     out: Path,
     label_set: LabelSet,
-    seed: int,
     progress: bool,
+    **changes: Any,
 ) -> FolderDataset:
-    config = transfer.prompt_config(domain, model.defaults, seed=seed)
+    config = transfer.prompt_config(domain, model.defaults, **changes)
     report = transfer_folder(model, images, labels, out, config, label_set, progress=progress)
     if not report.ok:
         raise ValueError(f"{out}: {len(report.errors)} images could not be transferred; report.json there lists them")
