@@ -16,7 +16,7 @@
 # %% [markdown]
 # # 03 · Layout-to-image: the same street at night
 #
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/zodi-companion/zodi/blob/main/notebooks/03_layout_to_image.ipynb)
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/zodi-companion/zodi/blob/v0.1.0/notebooks/03_layout_to_image.ipynb)
 #
 # **In one sentence.** *Stochastic inversion* adds noise to the latent of an image, lets the diffusion model say which
 # noise it believes was added, and starts the redrawing from that noise, so that the new image keeps the old scene.
@@ -497,15 +497,15 @@ explore.Explorer(
 # <details><summary>Solution</summary>
 #
 # ```python
-# pictures = [redraw(strength=0.0)[0], redraw(strength=1.0)[0], images[0]]
-# plots.show(plots.image_grid([pictures], ["strength 0", "strength 1", "source"]), "The extremes.")
+# pictures = [redraw(strength=0.0)[0], redraw(strength=1.0)[0], by_method["controlnet_only"][0]]
+# plots.show(plots.image_grid([pictures], ["strength 0", "strength 1", "controlnet_only"]), "The extremes.")
 # ```
-# Strength 0 takes no step: the VAE round trip. Strength 1 encodes at the last time of the schedule, where the miniature
-# has no signal left; only the layout and $\hat\epsilon$ still know the scene.
+# Strength 0 takes no step: the VAE round trip. Strength 1 encodes at $t = 999$, where the miniature has no signal left:
+# $\hat\epsilon = \epsilon$, nothing of the image goes in, and the method is *ControlNet only*, up to rounding.
 # </details>
 #
-# **2. Modify:** clear the road. Paint all cars, trucks and buses of the layout in the colour of the road and draw from
-# pure noise, then from the source at strength 0.5. Who believes you?
+# **2. Modify:** clear the road. In clear weather, paint all cars, trucks and buses of the layout in the colour of the
+# road and draw from pure noise, then from the source at strength 0.5. Who believes you?
 #
 # <details><summary>Solution</summary>
 #
@@ -513,10 +513,14 @@ explore.Explorer(
 # edited = layouts[0].copy()
 # for name in ("car", "truck", "bus"):
 #     edited[sources[0].label == CITYSCAPES.names.index(name)] = CITYSCAPES.colors[CITYSCAPES.names.index("road")]
-# pictures = [redraw(method=m, given=[edited], strength=s)[0] for m, s in (("controlnet_only", 1.0), ("sdedit", 0.5))]
+# pictures = [
+#     redraw(method=m, name="clear", given=[edited], strength=s)[0]
+#     for m, s in (("controlnet_only", 1.0), ("stochastic_inversion", 0.5))
+# ]
 # plots.show(plots.image_grid([[edited, *pictures]], ["layout", "pure noise", "strength 0.5"]), "An empty road.")
 # ```
-# Without the image the layout is all that the model knows. With half of the image left, the cars are in the latent.
+# Both. From pure noise the road is simply empty. From the source the cars dissolve too, up to a smear: the colour of
+# the houses and the crossing come from the image, but what stands where is the layout's word.
 # </details>
 #
 # **3. Break:** flip the source images from left to right, but not their layouts. Which of the two wins at strength 0.3,
@@ -529,7 +533,8 @@ explore.Explorer(
 # for s in (0.3, strength):
 #     config = transfer.domain_config(domain, **common | {"strength": s})
 #     pictures += transfer.transfer_images(mini, flipped, layouts[:1], keys[:1], config)
-# plots.show(plots.image_grid([[*flipped, *pictures, layouts[0]]], ["source", "0.3", f"{strength}", "layout"]), "Who wins?")
+# row = [*flipped, *pictures, layouts[0]]
+# plots.show(plots.image_grid([row], ["source, flipped", "0.3", f"{strength}", "layout"]), "Who wins?")
 # ```
 # At low strength the image, at high strength the layout. A network that learns from such pairs learns from false
 # labels.

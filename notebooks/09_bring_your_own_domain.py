@@ -268,9 +268,9 @@ table.rename_axis("prompt, 0 to 255").round(1)
 
 # %% [markdown]
 # The miniature can be used only within its vocabulary: a sentence with unknown words still moves the image, to
-# something grey between its domains, and no number here says that it is not a sandstorm. Stable Diffusion was trained
-# on captions of all the world and knows far more words; but there, too, the picture and not the sentence is what your
-# network learns from. Look at it.
+# something grey between its domains, and no number here says that it is not a sandstorm. Even two known words that it
+# has never seen together, fog and night, give a bit of each. Stable Diffusion was trained on captions of all the world
+# and knows far more; but there, too, the picture and not the sentence is what your network learns from. Look at it.
 #
 # ## A strength, without a target image
 #
@@ -586,7 +586,8 @@ for name, line in gains.xs(judged, level="images").iterrows():
 # ```
 #
 # `--model` takes Stable Diffusion ([A2](A2_paper_scale.ipynb)), `--shard I/N` shares a folder among machines. Networks
-# of your own class are for Python; the command line knows those by name. One of the commands, on a network from above:
+# of your own class are for Python; the command line knows those by name. One of the commands, on a network from above
+# (it counts all classes, the rare ones too):
 
 # %%
 segmentation.save_network(networks[by_name, "ZoDi"], Path(out, "network"))
