@@ -48,8 +48,6 @@ if "google.colab" in sys.modules and not Path("../pyproject.toml").exists():
 # One module a step, as before.
 
 # %%
-import dataclasses
-import re
 import shutil
 import subprocess
 import textwrap
@@ -151,7 +149,7 @@ def say(*words: object) -> int:
     """Run Python with these words; print what it says; the exit code."""
     result = subprocess.run([sys.executable, *map(str, words)], capture_output=True, text=True)
     for line in (result.stdout + result.stderr).splitlines():
-        if line.strip() and not re.search(r"\d+%\|", line):
+        if line.strip() and "%|" not in line:
             print(textwrap.fill(line, 110, subsequent_indent="      "))
     return result.returncode
 
@@ -232,13 +230,11 @@ table = pd.DataFrame({
 table.rename_axis("prompt")
 
 # %% [markdown]
-# What does it draw for a sentence that it does not know? Two held-out images, all sentences, the same strength and
-# noise. The plain sentence of the source domain stands in the second column.
+# We shall redraw images by many sentences. This is all that it takes: a configuration from a prompt, images, layouts,
+# and names, from which the noise is drawn.
+
 
 # %%
-shown = [held_out[i] for i in range(min(2, len(held_out)))]
-
-
 def redraw(text: str, samples: list[datasets.Sample], **changes: object) -> list[np.ndarray]:
     """The samples redrawn by a prompt."""
     config = transfer.prompt_config(text, model.defaults, **settings | changes)
@@ -246,6 +242,12 @@ def redraw(text: str, samples: list[datasets.Sample], **changes: object) -> list
     return transfer.transfer_images(model, [s.image for s in samples], layouts, [s.key for s in samples], config)
 
 
+# %% [markdown]
+# What does it draw for a sentence that it does not know? Two held-out images, all sentences, the same strength and
+# noise. The plain sentence of the source domain stands in the second column.
+
+# %%
+shown = [held_out[i] for i in range(min(2, len(held_out)))]
 drawn = {text: redraw(text, shown) for text in ["driving in clear weather", *tries]}
 rows = [[sample.image, *(pictures[i] for pictures in drawn.values())] for i, sample in enumerate(shown)]
 plots.show(
@@ -349,7 +351,7 @@ synth = Path(out, "synth")
 arguments = (model, root / "train" / "images", root / "train" / "labels", synth, config, CITYSCAPES)
 reports = {"stopped after a third": transfer_folder(*arguments, limit=max(1, len(train) // 3), progress=False)}
 reports["called again"] = transfer_folder(*arguments, progress=False)
-pd.DataFrame({name: dataclasses.asdict(report) for name, report in reports.items()}).T[["total", "done", "skipped"]]
+pd.DataFrame({name: vars(report) for name, report in reports.items()}).T[["total", "done", "skipped"]]
 
 # %% [markdown]
 # Look at pairs. This is the last moment at which an eye can save a training.
@@ -417,7 +419,7 @@ def adapt(variant: str, own: bool) -> nn.Module:
     if own:
         torch.manual_seed(0)
         network = segmentation.OwnNetwork(Tiny(CITYSCAPES.num_classes), features="encoder")
-        recipe = dataclasses.replace(recipe, learning_rate=5e-3)
+        recipe = adaptation.recipe("mini", variant, steps=steps, learning_rate=5e-3)
     with capture_output():
         return adaptation.train(recipe, train, pair, None, network=network)[0]
 
@@ -449,9 +451,7 @@ found = estimation.estimate(
 print(textwrap.fill(str(found), 110))
 
 # %% [markdown]
-# For all four networks. The generated images are there already, so this takes only four evaluations. Beside each
-# estimate stands the mIoU at home, on the held-out images as they are, over the same classes: what a network gains
-# elsewhere it may pay for there.
+# For all four networks. The generated images are there already, so this takes only four evaluations.
 
 
 # %%
@@ -462,6 +462,15 @@ def estimate(network: nn.Module) -> estimation.Estimate:
     return estimation.estimate(network, *where, prompt, place, model=model, progress=False, **settings)
 
 
+estimates = {name: estimate(network) for name, network in networks.items()}
+summary = pd.DataFrame({name: {"low": e.low, "estimate": e.miou, "high": e.high} for name, e in estimates.items()}).T
+
+# %% [markdown]
+# Beside each estimate belongs the mIoU at home, on the held-out images as they are, over the same classes: what a
+# network gains elsewhere it may pay for there.
+
+
+# %%
 def score(network: nn.Module, samples: object) -> float:
     """mIoU in percent over the classes of the estimate."""
     return 100 * float(
@@ -470,8 +479,6 @@ def score(network: nn.Module, samples: object) -> float:
 
 
 common = [CITYSCAPES.names.index(name) for name in found.classes.index[~found.classes["rare"]]]
-estimates = {name: estimate(network) for name, network in networks.items()}
-summary = pd.DataFrame({name: {"low": e.low, "estimate": e.miou, "high": e.high} for name, e in estimates.items()}).T
 summary.insert(0, "at home", {name: score(network, held_out) for name, network in networks.items()})
 summary.rename_axis(["network", "trained"]).round(1)
 
@@ -540,6 +547,10 @@ def difference(first: nn.Module, second: nn.Module, parts: list) -> tuple[float,
     return float(drawn.mean()), *np.percentile(drawn, [2.5, 97.5]).tolist()
 
 
+# %% [markdown]
+# Three kinds of images can judge: those of home, the generated ones, and, for the stand-in only, true ones.
+
+# %%
 judges = {"home": [held_out]}
 judges["generated"] = [
     datasets.open_split(root, "test/clear", images=Path(out, "estimate", f"seed{s}", "images")) for s in (0, 1)

@@ -51,7 +51,6 @@ if "google.colab" in sys.modules and not Path("../pyproject.toml").exists():
 # Most of what is needed is in the package; the planner and the lists of data sets and weights are scripts beside it.
 
 # %%
-import dataclasses
 import re
 import shutil
 import subprocess
@@ -148,26 +147,26 @@ places = {"data": (0, 1), "transfer_shard": (1, 1.7), "transfer": (2, 1.5), "sou
           "adapt": (2.95, 1.05), "tables": (4, 0.4), "published": (4, 1.65)}  # fmt: skip
 
 # %% [markdown]
-# An arrow means *comes before*. Every box is a rule, with the number of its jobs.
+# In each box the rule with the number of its jobs, and the hours that the profile assumes.
+
+# %%
+texts = {}
+for rule, number in jobs.items():
+    assumed = number * grid["expected"].get(rule, {}).get("hours", 0)
+    texts[rule] = f"{rule}\n{number} job{'s' * (number > 1)}" + (f"\n{assumed:.0f} GPU h assumed" if assumed else "")
+
+# %% [markdown]
+# An arrow means *comes before*.
 
 # %%
 figure, ax = plt.subplots(figsize=(9, 3), layout="constrained")
 boxes = {}
-for rule, jobs_of_rule in jobs.items():
-    hours = jobs_of_rule * grid["expected"].get(rule, {}).get("hours", 0)
-    text = f"{rule}\n{jobs_of_rule} job{'s' * (jobs_of_rule > 1)}" + (f"\n{hours:.0f} GPU h assumed" if hours else "")
-    box = {"boxstyle": "round,pad=0.5", "facecolor": "#cfe3f3" if hours else "0.95", "edgecolor": "0.4"}
+for rule, text in texts.items():
+    box = {"boxstyle": "round,pad=0.5", "facecolor": "#cfe3f3" if "GPU" in text else "0.95", "edgecolor": "0.4"}
     boxes[rule] = ax.text(*places[rule], text, ha="center", va="center", bbox=box, zorder=3).get_bbox_patch()
 for first, second in edges:
-    arrow = {
-        "arrowstyle": "-|>",
-        "color": "0.5",
-        "patchA": boxes[first],
-        "patchB": boxes[second],
-        "shrinkA": 2,
-        "shrinkB": 2,
-    }
-    ax.annotate("", places[second], places[first], arrowprops=arrow)
+    ends = {"patchA": boxes[first], "patchB": boxes[second], "shrinkA": 2, "shrinkB": 2}
+    ax.annotate("", places[second], places[first], arrowprops={"arrowstyle": "-|>", "color": "0.5"} | ends)
 ax.set(xlim=(-0.4, 4.4), ylim=(0, 2), xticks=[], yticks=[], frame_on=False)
 total = sum(jobs.values())
 plots.show(
@@ -198,8 +197,7 @@ print(
 #
 # $$ F(s) = F_E + (1 + 2n)\, F_\epsilon + F_D + 2 F_T . $$
 #
-# PyTorch counts while a network runs. It can even count without a network: on the device `meta`, tensors have a shape
-# and no content, so a model of a gigabyte costs nothing.
+# PyTorch counts while a network runs.
 
 
 # %%
@@ -210,15 +208,21 @@ def flop(call) -> int:
     return counter.get_total_flops()
 
 
+# %% [markdown]
+# It can even count without a network: on the device `meta`, tensors have a shape and no content, so a model of a
+# gigabyte costs nothing. These are the four terms, for one image.
+
+
+# %%
 @torch.no_grad()
 def pieces(model: diffusion.DiffusionModel, height: int, width: int) -> dict[str, int]:
     """FLOP of one pass of the VAE's halves, of UNet with ControlNet, and of the text encoder, for one image."""
     length, shrink = model.tokenizer.model_max_length, 2 ** (len(model.vae.config.block_out_channels) - 1)
-    pixels = torch.zeros(1, 3, height, width, device=model.device)
-    z = torch.zeros(1, model.unet.config.in_channels, height // shrink, width // shrink, device=model.device)
-    tokens = torch.zeros(1, length, dtype=torch.long, device=model.device)
-    prompt = torch.zeros(1, length, model.unet.config.cross_attention_dim, device=model.device)
-    t = torch.tensor(500, device=model.device)
+    with torch.device(model.device):
+        pixels, tokens = torch.zeros(1, 3, height, width), torch.zeros(1, length, dtype=torch.long)
+        z = torch.zeros(1, model.unet.config.in_channels, height // shrink, width // shrink)
+        prompt = torch.zeros(1, length, model.unet.config.cross_attention_dim)
+        t = torch.tensor(500)
 
     def predict() -> None:
         down, mid = model.controlnet(z, t, prompt, controlnet_cond=pixels, return_dict=False)
@@ -229,8 +233,13 @@ def pieces(model: diffusion.DiffusionModel, height: int, width: int) -> dict[str
     return {name: flop(call) for name, call in calls.items()}
 
 
+# %% [markdown]
+# And the formula:
+
+
+# %%
 def per_transfer(piece: dict[str, int], config: transfer.TransferConfig) -> int:
-    """The formula."""
+    """FLOP of one transfer."""
     n = int(config.strength * config.num_inference_steps)
     return piece["E"] + (1 + 2 * n) * piece["eps"] + piece["D"] + 2 * piece["T"]
 
@@ -287,6 +296,10 @@ def batch_flop(name: str) -> dict[str, float]:
     return {"parameters": count, "batch": whole / 1e12, "encoder": encoder / 1e12, "test": test / 1e12}
 
 
+# %% [markdown]
+# The three networks of the paper:
+
+# %%
 training = pd.DataFrame({name: batch_flop(name) for name in networks}).T
 training.assign(parameters=training["parameters"] / 1e6).rename(
     columns={"parameters": "parameters (M)", "batch": f"batch of {recipe.batch_size} (TFLOP)",
@@ -324,19 +337,30 @@ stages = pd.Series({
 hours = stages * 1e6 / tflops / 3600
 
 # %% [markdown]
-# The bar has two scales: operations are counted, hours follow from the assumption.
+# A bar of parts:
+
 
 # %%
-figure, ax = plt.subplots(figsize=(9, 2.4), layout="constrained")
-left, colors = 0.0, plt.get_cmap("Blues")(np.linspace(0.3, 0.85, len(stages)))
-for (stage, value), color in zip(stages.items(), colors, strict=True):
-    ax.barh(0, value, left=left, color=color, label=f"{stage}: {value:.1f} EFLOP, {hours[stage]:.0f} h")
-    left += value
-ax.set(xlabel="operations (EFLOP, counted)", yticks=[], ylim=(-0.5, 0.5))
+def stacked(values: pd.Series, labels: list[str], colormap: str, xlabel: str) -> tuple[plt.Figure, plt.Axes]:
+    """One bar, its parts side by side."""
+    figure, ax = plt.subplots(figsize=(9, 2.2), layout="constrained")
+    colors = plt.get_cmap(colormap)(np.linspace(0.3, 0.85, len(values)))
+    for value, end, label, color in zip(values, values.cumsum(), labels, colors, strict=True):
+        ax.barh(0, value, left=end - value, color=color, label=label)
+    ax.set(xlabel=xlabel, yticks=[], ylim=(-0.5, 0.5))
+    figure.legend(loc="outside lower center", ncols=2)
+    return figure, ax
+
+
+# %% [markdown]
+# It has two scales: operations are counted, hours follow from the assumption.
+
+# %%
+labels = [f"{stage}: {value:.1f} EFLOP, {hours[stage]:.0f} h" for stage, value in stages.items()]
+figure, ax = stacked(stages, labels, "Blues", "operations (EFLOP, counted)")
 factor = 1e6 / tflops / 3600
 top = ax.secondary_xaxis("top", functions=(lambda x: x * factor, lambda x: x / factor))
 top.set_xlabel(f"GPU hours at an assumed {tflops:.0f} TFLOP/s")
-figure.legend(loc="outside lower center", ncols=2)
 share = 100 * stages["transfer"] / stages.sum()
 plots.show(
     figure,
@@ -427,26 +451,23 @@ print(
 # for every rate:
 
 # %%
-rates = np.geomspace(5, 300, 60)
-per_second = np.geomspace(0.1, 20, 60)
+rates, per_second = np.geomspace(5, 300, 60), np.geomspace(0.1, 20, 60)
 figure, axes = plt.subplots(1, 2, figsize=(9, 3), layout="constrained", width_ratios=[1, 1.2])
 axes[0].loglog(per_second, sum(images.values()) / per_second / 3600, color="0.3")
 axes[0].set(xlabel="assumed transfers per second of one GPU", ylabel="GPU hours, all transfers")
 for name, line in training.iterrows():
     axes[1].loglog(rates, (line["zodi"] + line["scores"]) * 1e6 / rates / 3600, label=name.removeprefix("Paper"))
 axes[1].axvspan(known["rate"].min(), known["rate"].max(), color="0.88", label="authors' V100,\npublished")
-axes[1].axvline(tflops, color="0.4", linestyle=":", label="assumed in\nthe profile")
+axes[1].axvline(tflops, color="0.4", linestyle=":", label="assumed")
 axes[1].axhline(floor, color="0.4", linestyle="--", label=f"{workers} workers,\nmeasured here")
 axes[1].set(xlabel="assumed sustained rate (TFLOP/s)", ylabel="GPU hours, one ZoDi training")
-for ax in axes:
-    ax.xaxis.set_major_formatter("{x:g}")
-    ax.yaxis.set_major_formatter("{x:g}")
+for axis in (*(ax.xaxis for ax in axes), *(ax.yaxis for ax in axes)):
+    axis.set_major_formatter("{x:g}")
 axes[1].legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small")
-implied = tflops * sum(images.values()) / (stages["transfer"] * 1e6)
 plots.show(
     figure,
-    f"What is not known is on the axis. Left: {sum(images.values())} transfers; {tflops:.0f} TFLOP/s would be {implied:.1f} "
-    "transfers a second. Right: one training of each network; below the dashed line the card waits for its images.",
+    f"What is not known is on the axis. Left: {sum(images.values())} transfers. Right: one training of each network; below "
+    "the dashed line the card waits for its images.",
     f"{out}/hours.png",
 )
 
@@ -514,13 +535,7 @@ disk = pd.Series({
     "packed copies": (1 + len(domains)) * train * 4 * pixels,
     "networks and states": of_runs,
 }) / 1e9  # fmt: skip
-figure, ax = plt.subplots(figsize=(9, 1.9), layout="constrained")
-left, colors = 0.0, plt.get_cmap("Greens")(np.linspace(0.3, 0.85, len(disk)))
-for (what, value), color in zip(disk.items(), colors, strict=True):
-    ax.barh(0, value, left=left, color=color, label=f"{what}: {value:.0f} GB")
-    left += value
-ax.set(xlabel="disk (GB)", yticks=[], ylim=(-0.5, 0.5))
-figure.legend(loc="outside lower center", ncols=2)
+figure, _ = stacked(disk, [f"{what}: {value:.0f} GB" for what, value in disk.items()], "Greens", "disk (GB)")
 plots.show(figure, f"Disk that results/paper may take, {disk.sum():.0f} GB, besides the downloads.")
 
 # %% [markdown]
@@ -576,7 +591,10 @@ else:
 
 # %%
 small = datasets.open_split(folder, "train")[0]
-layout, few = CITYSCAPES.colorize(small.label), dataclasses.replace(mini_config, num_inference_steps=4)
+layout, few = (
+    CITYSCAPES.colorize(small.label),
+    transfer.domain_config("night", defaults=mini.defaults, num_inference_steps=4),
+)
 both = [
     transfer.transfer_images(diffusion.load("mini", dtype=dtype), [small.image], [layout], ["scene"], few)[0]
     for dtype in (torch.float32, torch.bfloat16)
@@ -607,7 +625,7 @@ reports = {f"--shard {i}/2": transfer_folder(*arguments, shard=(i, 2), progress=
 reports["without --shard"] = transfer_folder(*arguments, progress=False)
 (place / "images" / f"{source.keys[3]}.png").unlink()
 reports["after one file was lost"] = transfer_folder(*arguments, progress=False)
-pd.DataFrame({name: dataclasses.asdict(report) for name, report in reports.items()}).T[["total", "done", "skipped"]]
+pd.DataFrame({name: vars(report) for name, report in reports.items()}).T[["total", "done", "skipped"]]
 
 # %% [markdown]
 # The same holds for everything: a killed training goes on from its last saved state, a finished job is not run again,
