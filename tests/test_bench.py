@@ -5,7 +5,7 @@ import pytest
 import tiny
 import torch
 
-from zodi import bench
+from zodi import adaptation, bench
 from zodi.diffusion import decode, embed, encode
 from zodi.transfer import domain_config, prepare_layout, transfer_latents
 
@@ -58,3 +58,16 @@ def test_wrong_settings_are_named(wrong, message):
 def test_stable_diffusion_needs_a_gpu():
     with pytest.raises(ValueError, match="run this on a GPU"):
         bench.run(bench.BenchConfig("stable_diffusion"), "cpu")
+
+
+def test_a_training_is_timed_with_and_without_reading():
+    changes = {"crop": (96, 192), "batch_size": 2}
+    config = bench.TrainingBenchConfig(("PaperDeepLabV3Plus/resnet50",), steps=1, warm_up=1, images=2, changes=changes)
+    rows = bench.run_training(config, "cpu")["trainings"]
+    assert [row["precision"] for row in rows] == ["float32", "bfloat16"]
+    for row in rows:
+        steps, tflop = row["steps_per_second"], row["tflop_per_step"]
+        assert row["tflops"] == pytest.approx(steps * tflop, rel=0.1, abs=0.01) and steps > 0
+        assert row["workers"] == 0 and row["hours_of_the_papers_training"] == pytest.approx(
+            adaptation.recipe("paper").steps / 3600 / row["steps_per_second_with_reading"], rel=0.05
+        )

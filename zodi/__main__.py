@@ -118,7 +118,8 @@ def _parser() -> argparse.ArgumentParser:
         help="try transfer settings on pretraining scenes instead, for example strength=0.6,0.8 guidance_scale=1,2",
     )
 
-    sub = command("bench", _bench, "images a second of the transfer: the authors' loop against ours, on this machine")
+    sub = command("bench", _bench, "speed of transfer and training: the authors' loop against ours, on this machine")
+    sub.add_argument("--only", nargs="+", default=(), metavar="NAME", help="benchmarks to run (default: all)")
     sub.add_argument("--out", type=Path, default=Path("benchmarks"), help="folder of the results (default: benchmarks)")
 
     sub = command("info", _info, "print domains, parts of the diffusion model and versions")
@@ -369,7 +370,7 @@ def _quality(options: argparse.Namespace) -> int:
 def _bench(options: argparse.Namespace) -> int:
     from zodi import bench
 
-    return bench.main(options.out)
+    return bench.main(options.out, options.only)
 
 
 def _info(options: argparse.Namespace) -> int:

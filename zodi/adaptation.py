@@ -232,6 +232,21 @@ def adaptation_loss(
     return {"ce_source": ce_source, "ce_synth": ce_synth, "similarity": cos, "loss": loss}
 
 
+def optimisation_step(
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    source: tuple[Tensor, Tensor],
+    synth: tuple[Tensor, Tensor] | None,
+    config: AdaptationConfig,
+) -> dict[str, Tensor]:
+    """One step down the gradient of `adaptation_loss`; returns its terms."""
+    terms = adaptation_loss(network, source, synth, config.similarity_weight, config.bf16)
+    optimizer.zero_grad(set_to_none=True)
+    terms["loss"].backward()
+    optimizer.step()
+    return terms
+
+
 # ---------------------------------------------------------------- batches
 
 
@@ -388,7 +403,7 @@ def train(
     memory_format = torch.contiguous_format if torch.device(device).type == "cpu" else torch.channels_last
     network.to(device, memory_format=memory_format)
     freeze_norm = weights == "mini" if config.freeze_norm is None else config.freeze_norm
-    optimizer = _optimizer(network, config)
+    optimizer = build_optimizer(network, config)
 
     state_file = Path(out) / "training.pt" if out is not None else None
     trained_on = {"source": source.keys, "synth": synth.keys if synth else None}
@@ -423,10 +438,7 @@ def train(
             batch and tuple(part.to(device, non_blocking=True) for part in batch)
             for batch in (source_batch, synth_batch)
         ]
-        terms = adaptation_loss(network, *on_device, config.similarity_weight, config.bf16)
-        optimizer.zero_grad(set_to_none=True)
-        terms["loss"].backward()
-        optimizer.step()
+        terms = optimisation_step(network, optimizer, *on_device, config)
         values = {name: value.item() for name, value in terms.items()}
         history.append({"step": step + 1, **values, "learning_rate": learning_rate})
         if callback is not None:
@@ -458,7 +470,8 @@ def _learning_rate(step: int, steps_per_epoch: int, config: AdaptationConfig) ->
     return max(config.learning_rate * (1 - done / config.steps) ** 0.9, config.learning_rate_floor)
 
 
-def _optimizer(network: nn.Module, config: AdaptationConfig) -> torch.optim.Optimizer:
+def build_optimizer(network: nn.Module, config: AdaptationConfig) -> torch.optim.Optimizer:
+    """SGD or AdamW with a learning rate for the head and a smaller one for all else."""
     own_head = getattr(network, "head", None)
     # A network that names no head learns at the full rate everywhere.
     head = list((network if own_head is None else own_head).parameters())

@@ -1,8 +1,9 @@
-"""How fast is the transfer? The loop of the authors' program against ours, on the machine at hand.
+"""How fast are transfer and training? For the transfer, the loop of the authors' program against ours.
 
 Their loop, re-created from its description: one image at a time, float32, and two network calls a step, one for each
 branch of the guidance. Ours: batches, both branches in one call, and where the hardware has it half precision; on a
-CPU one process a core, each with one thread. Both do the same arithmetic on the same inputs.
+CPU one process a core, each with one thread. Both do the same arithmetic on the same inputs. On a GPU the paper's
+trainings are timed too, once without the work of reading and augmenting images and once with it.
 """
 
 import json
@@ -11,22 +12,27 @@ import os
 import platform
 import resource
 import sys
+import tempfile
 import time
+from collections.abc import Callable, Collection
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, UNet2DConditionModel
+from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from zodi import scenes
+from zodi import adaptation, datasets, scenes
 from zodi.diffusion import DiffusionModel, TransferDefaults, decode, embed, encode, load
 from zodi.labels import CITYSCAPES
-from zodi.runs import environment, write_json
+from zodi.runs import environment, worker_count, write_json
+from zodi.segmentation import build_network
 from zodi.transfer import (
     TransferConfig,
     domain_config,
@@ -78,9 +84,37 @@ class BenchConfig:
             )
 
 
-def gpu_settings() -> BenchConfig:
+@dataclass(frozen=True)
+class TrainingBenchConfig:
+    """Settings of the benchmark of the trainings.
+
+    Attributes:
+        networks: whose trainings are timed.
+        steps: timed steps, after `warm_up` others.
+        images: pairs that lie on the disk when reading counts, at least the batch size.
+        changes: other values for fields of the paper's recipe.
+    """
+
+    networks: tuple[str, ...] = (
+        "PaperDeepLabV3Plus/resnet50",
+        "PaperDeepLabV3Plus/resnet101",
+        "PaperRefineNet/resnet50",
+    )
+    steps: int = 40
+    warm_up: int = 10
+    images: int = 64
+    changes: dict[str, Any] = field(default_factory=dict)
+
+    def recipe(self, network: str, bf16: bool) -> adaptation.AdaptationConfig:
+        """The paper's recipe for a network without its pretrained weights, which are a download."""
+        steps = self.warm_up + self.steps
+        return adaptation.recipe("paper", network=network, weights=None, bf16=bf16, steps=steps, **self.changes)
+
+
+def gpu_settings() -> dict[str, BenchConfig]:
     """What `make bench` runs where there is a GPU."""
-    return BenchConfig("stable_diffusion", images=16, authors_images=2, dtype="bfloat16")
+    plain = BenchConfig("stable_diffusion", images=32, authors_images=2, dtype="bfloat16")
+    return {"stable_diffusion_gpu": plain, "stable_diffusion_gpu_compiled": replace(plain, compile=True)}
 
 
 # ---------------------------------------------------------------- model and inputs
@@ -254,6 +288,92 @@ def _cpu_lines() -> list[str]:
     return file.read_text(encoding="utf-8").splitlines() if file.exists() else []
 
 
+# ---------------------------------------------------------------- training
+
+
+def _seconds_a_step(step: Callable[[], object], config: TrainingBenchConfig, device: str) -> float:
+    for _ in range(config.warm_up):
+        step()
+    _synchronise(device)
+    start = time.perf_counter()
+    for _ in range(config.steps):
+        step()
+    _synchronise(device)
+    return (time.perf_counter() - start) / config.steps
+
+
+def _write_pairs(folder: Path, count: int, size: tuple[int, int]) -> list[datasets.PackedDataset]:
+    """Two packed data sets of noise with the same labels; reading and augmenting ask nothing of the content."""
+    rng = np.random.default_rng(0)
+    height, width = size
+    for index in range(count):
+        label = rng.integers(0, CITYSCAPES.num_classes, (height, width), dtype=np.uint8)
+        for name in ("source", "synth"):
+            image = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+            for kind, array in (("images", image), ("labels", label)):
+                (folder / name / kind).mkdir(parents=True, exist_ok=True)
+                Image.fromarray(array).save(folder / name / kind / f"{index:04d}.png", compress_level=0)
+    parts = [folder / name for name in ("source", "synth")]
+    return [
+        datasets.pack(datasets.FolderDataset(part / "images", part / "labels", CITYSCAPES), progress=False)
+        for part in parts
+    ]
+
+
+def time_training(
+    network_name: str, bf16: bool, pairs: list[datasets.PackedDataset], config: TrainingBenchConfig, device: str
+) -> dict[str, Any]:
+    """Steps a second of a ZoDi training by the paper's recipe, from batches that lie on the device and from `pairs`."""
+    recipe = config.recipe(network_name, bf16)
+    network = build_network(network_name, CITYSCAPES.num_classes, weights=None, void_output=recipe.void_output)
+    network.to(device, memory_format=torch.channels_last).train()
+    optimizer = adaptation.build_optimizer(network, recipe)
+    keys = {key: index for index, key in enumerate(pairs[0].keys)}
+    batches = [
+        tuple(part.to(device) for part in batch) for batch in adaptation.make_batches(0, *pairs, keys, recipe) if batch
+    ]
+
+    def step() -> None:
+        terms = adaptation.optimisation_step(network, optimizer, *batches, recipe)
+        terms["loss"].item()
+
+    with FlopCounterMode(display=False) as counter:
+        step()
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    alone = _seconds_a_step(step, config, device)
+    peak = torch.cuda.max_memory_allocated() / 1e9 if device == "cuda" else None
+
+    times: list[float] = []
+    workers = worker_count(device)
+    adaptation.train(
+        recipe, *pairs, None, lambda *_: times.append(time.perf_counter()), device=device, workers=workers
+    )  # fmt: skip
+    reading = (times[-1] - times[config.warm_up]) / config.steps
+    paper_steps = adaptation.recipe("paper").steps
+    return {
+        "network": network_name,
+        "precision": "bfloat16" if bf16 else "float32",
+        "tflop_per_step": round(counter.get_total_flops() / 1e12, 4),
+        "steps_per_second": round(1 / alone, 2),
+        "tflops": round(counter.get_total_flops() / alone / 1e12, 2),
+        "peak_memory_gb": peak and round(peak, 2),
+        "workers": workers,
+        "steps_per_second_with_reading": round(1 / reading, 2),
+        "hours_of_the_papers_training": round(paper_steps * reading / 3600, 2),
+    }
+
+
+def run_training(config: TrainingBenchConfig, device: str) -> dict[str, Any]:
+    """`time_training` for every network in float32, as in the paper, and in bfloat16, with settings and machine."""
+    size = adaptation.recipe("paper", **config.changes).crop
+    with tempfile.TemporaryDirectory() as folder:
+        # A third more than the crop on either side, as in the paper: 384 x 768 of 512 x 1024.
+        pairs = _write_pairs(Path(folder), config.images, (size[0] * 4 // 3, size[1] * 4 // 3))
+        rows = [time_training(name, bf16, pairs, config, device) for name in config.networks for bf16 in (False, True)]
+    return {"trainings": rows, "settings": config, "device": device, "machine": machine()}
+
+
 # ---------------------------------------------------------------- all of it
 
 
@@ -299,15 +419,23 @@ def run(config: BenchConfig, device: str) -> dict[str, Any]:
     }
 
 
-def main(out: Path) -> int:
-    """Run the benchmarks that this machine can do; one JSON file each; returns the exit code."""
-    runs = {"mini_cpu": (BenchConfig(), "cpu")}
+def main(out: Path, only: Collection[str] = ()) -> int:
+    """Run the benchmarks that this machine can do, or those named; one JSON file each; returns the exit code.
+
+    Raises:
+        ValueError: for a name that is none of a benchmark that this machine can do.
+    """
+    runs: dict[str, Callable[[], dict[str, Any]]] = {"mini_cpu": partial(run, BenchConfig(), "cpu")}
     if torch.cuda.is_available():
-        runs["stable_diffusion_gpu"] = (gpu_settings(), "cuda")
+        runs |= {name: partial(run, config, "cuda") for name, config in gpu_settings().items()}
+        runs["training_gpu"] = partial(run_training, TrainingBenchConfig(), "cuda")
     else:
-        print("stable_diffusion_gpu: skipped, this machine has no CUDA device")
-    for name, (config, device) in runs.items():
-        result = run(config, device)
+        print("stable_diffusion_gpu, training_gpu: skipped, this machine has no CUDA device")
+    unknown = sorted(set(only) - set(runs))
+    if unknown:
+        raise ValueError(f"no benchmark {unknown} on this machine; expected some of {list(runs)}")
+    for name in only or runs:
+        result = runs[name]()
         write_json(out / f"{name}.json", result)
         shown = {key: value for key, value in result.items() if key not in ("settings", "machine")}
         print(f"{name}: {json.dumps(shown)}\n  written to {out / f'{name}.json'}")

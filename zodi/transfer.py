@@ -141,10 +141,12 @@ def _predict(
     unet: UNet2DConditionModel, controlnet: ControlNetModel, z_t: Tensor, t: int, embeds: Tensor, layout: Tensor
 ) -> Tensor:
     x = z_t.to(unet.dtype).contiguous(memory_format=torch.channels_last)
-    down, mid = controlnet(x, t, encoder_hidden_states=embeds, controlnet_cond=layout, return_dict=False)
+    # A tensor, because torch.compile takes every other number for another program.
+    timestep = torch.tensor(t, device=x.device)
+    down, mid = controlnet(x, timestep, encoder_hidden_states=embeds, controlnet_cond=layout, return_dict=False)
     prediction = unet(
         x,
-        t,
+        timestep,
         encoder_hidden_states=embeds,
         down_block_additional_residuals=down,
         mid_block_additional_residual=mid,
