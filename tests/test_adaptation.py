@@ -12,8 +12,9 @@ from zodi.adaptation import (
     VARIANTS,
     AdaptationConfig,
     adaptation_loss,
+    augment,
+    cut_batches,
     epoch_length,
-    make_batches,
     recipe,
     similarity,
     train,
@@ -65,6 +66,10 @@ def random_pair(seed=0):
 def gradient(network, loss):
     parts = torch.autograd.grad(loss, list(network.parameters()), allow_unused=True, materialize_grads=True)
     return torch.cat([part.flatten() for part in parts])
+
+
+def make_batches(step, source, synth, pairs, settings):
+    return [batch and augment(batch, settings) for batch in cut_batches(step, source, synth, pairs, settings)]
 
 
 def test_similarity_is_the_cosine_of_pooled_features():

@@ -11,7 +11,7 @@ and change the gradient.
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -265,25 +265,40 @@ class _Augmentation:
         return part[:, ::-1] if self.flip else part
 
 
-def _jitter(image: Tensor, config: AdaptationConfig, rng: np.random.Generator) -> Tensor:
-    """Random brightness, contrast, saturation and hue; image float (3, H, W), 0 .. 1."""
-    brightness, contrast, saturation = rng.uniform(1 - config.jitter, 1 + config.jitter, 3)
-    hue = rng.uniform(-config.hue, config.hue)
-    image = TF.adjust_brightness(image, brightness)
-    image = TF.adjust_contrast(image, contrast)
-    image = TF.adjust_saturation(image, saturation)
-    return TF.adjust_hue(image, hue) if config.hue else image
+class Batch(NamedTuple):
+    """What the workers read for a step.
+
+    Attributes:
+        images: uint8 (B, 3, h, w).
+        labels: uint8 (B, h, w), train ids.
+        jitter: float64 (B, 4), factors of brightness, contrast and saturation, and the shift of the hue.
+    """
+
+    images: Tensor
+    labels: Tensor
+    jitter: Tensor
 
 
 def _batch(
     samples: list[Sample], cuts: list[_Augmentation], config: AdaptationConfig, rng: np.random.Generator
-) -> tuple[Tensor, Tensor]:
-    images, labels = [], []
+) -> Batch:
+    images, labels, jitter = [], [], []
     for sample, cut in zip(samples, cuts, strict=True):
-        pixels = torch.from_numpy(np.ascontiguousarray(cut.cut(sample.image, config.crop))).permute(2, 0, 1)
-        images.append(_jitter(pixels.float() / 255, config, rng))
-        labels.append(torch.from_numpy(np.ascontiguousarray(cut.cut(sample.label, config.crop))).long())
-    return normalise(torch.stack(images)), torch.stack(labels)
+        images.append(np.ascontiguousarray(cut.cut(sample.image, config.crop).transpose(2, 0, 1)))
+        labels.append(np.ascontiguousarray(cut.cut(sample.label, config.crop)))
+        jitter.append([*rng.uniform(1 - config.jitter, 1 + config.jitter, 3), rng.uniform(-config.hue, config.hue)])
+    return Batch(*(torch.from_numpy(np.stack(arrays)) for arrays in (images, labels, jitter)))
+
+
+def augment(batch: Batch, config: AdaptationConfig) -> tuple[Tensor, Tensor]:
+    """Random colours, on the device where the batch lies: images float (B, 3, h, w), normalised, and labels int64."""
+    images = []
+    for image, (brightness, contrast, saturation, hue) in zip(batch.images, batch.jitter.tolist(), strict=True):
+        image = TF.adjust_brightness(image.float() / 255, brightness)
+        image = TF.adjust_contrast(image, contrast)
+        image = TF.adjust_saturation(image, saturation)
+        images.append(TF.adjust_hue(image, hue) if config.hue else image)
+    return normalise(torch.stack(images)), batch.labels.long()
 
 
 def epoch_length(count: int, config: AdaptationConfig) -> int:
@@ -298,14 +313,16 @@ def _chosen(step: int, candidates: list[int], config: AdaptationConfig) -> list[
     return np.resize(order[position * config.batch_size :], config.batch_size).tolist()
 
 
-def make_batches(
+def cut_batches(
     step: int,
     source: AnyDataset,
     synth: AnyDataset | None,
     pairs: dict[str, int] | None,
     config: AdaptationConfig,
-) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor] | None]:
-    """The batches of a step; they depend on `config.seed` and `step` only, so that a resumed run sees the same.
+) -> tuple[Batch, Batch | None]:
+    """The batches of a step, before `augment`.
+
+    They depend on `config.seed` and `step` only, so that a resumed run sees the same.
 
     Args:
         step: number of the step, from 0.
@@ -314,7 +331,7 @@ def make_batches(
         config: batch size, crop, jitter and seed.
 
     Returns:
-        Images float (B, 3, h, w) and labels int64 (B, h, w) of the source, and the same of the second images or None.
+        The source's batch, and the same of the second images or None; the images of a pair share crop and flip.
     """
     rng = np.random.default_rng([config.seed, step])
     candidates = [i for i, key in enumerate(source.keys) if not pairs or key in pairs]
@@ -336,13 +353,13 @@ def _cuts(count: int, rng: np.random.Generator) -> list[_Augmentation]:
 
 
 class _Batches(Dataset):
-    """`make_batches` by step, for the worker processes of a DataLoader."""
+    """`cut_batches` by step, for the worker processes of a DataLoader."""
 
     def __init__(self, *arguments: object) -> None:
         self.arguments = arguments
 
     def __getitem__(self, step: int) -> tuple:
-        return make_batches(step, *self.arguments)
+        return cut_batches(step, *self.arguments)
 
 
 # ---------------------------------------------------------------- training
@@ -372,7 +389,7 @@ def train(
         save_every: steps between saved states.
         progress: show a bar.
         device: where the network trains.
-        workers: processes that read and augment the images; 0 = none but this one. Does not change the result.
+        workers: processes that read and cut the images; 0 = none but this one. Does not change the result.
         network: a network of your own, trained in place of the one that `config` names: images float (B, 3, H, W) ->
             logits (B, C, H, W) and features (B, D, h, w), see `zodi.segmentation.OwnNetwork`.
 
@@ -421,7 +438,9 @@ def train(
     if callback is not None and start == 0:
         callback(0, network.eval())
     steps = range(start, config.steps)
-    batches = DataLoader(_Batches(source, synth, pairs, config), None, sampler=steps, num_workers=workers)
+    pin_memory = torch.device(device).type == "cuda"
+    loaded = _Batches(source, synth, pairs, config)
+    batches = DataLoader(loaded, None, sampler=steps, num_workers=workers, pin_memory=pin_memory)
     bar = tqdm(steps, "train", config.steps, initial=start, unit="step", disable=not progress)
     for step, (source_batch, synth_batch) in zip(bar, batches, strict=True):
         # Dropout draws from the global generator; seeding by step makes a resumed run equal to one that ran through.
@@ -435,7 +454,7 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * group["factor"]
         on_device = [
-            batch and tuple(part.to(device, non_blocking=True) for part in batch)
+            batch and augment(Batch(*(part.to(device, non_blocking=True) for part in batch)), config)
             for batch in (source_batch, synth_batch)
         ]
         terms = optimisation_step(network, optimizer, *on_device, config)

@@ -29,7 +29,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from zodi import adaptation, datasets, scenes
-from zodi.diffusion import DiffusionModel, TransferDefaults, decode, embed, encode, load
+from zodi.diffusion import DiffusionModel, TransferDefaults, compiled, decode, embed, encode, load
 from zodi.labels import CITYSCAPES
 from zodi.runs import environment, worker_count, write_json
 from zodi.segmentation import build_network
@@ -61,7 +61,7 @@ class BenchConfig:
         authors_images: images of the authors' loop, which is slower.
         batch_size: images a network call of our way.
         dtype: of the networks in our way.
-        compile: run UNet and ControlNet through torch.compile.
+        compile: run the networks through torch.compile.
     """
 
     model: str = "mini"
@@ -226,8 +226,7 @@ def _time_ours(config: BenchConfig, device: str, threads: int | None = None) -> 
         torch.set_num_threads(threads)
     model = _model(config, device, DTYPES[config.dtype])
     if config.compile:
-        model.unet.compile()
-        model.controlnet.compile()
+        compiled(model)
     settings = domain_config(config.domain, defaults=model.defaults)
     images, layouts, keys = _inputs(settings, config.images)
     first = slice(0, config.batch_size)
@@ -329,8 +328,9 @@ def time_training(
     network.to(device, memory_format=torch.channels_last).train()
     optimizer = adaptation.build_optimizer(network, recipe)
     keys = {key: index for index, key in enumerate(pairs[0].keys)}
+    read = adaptation.cut_batches(0, *pairs, keys, recipe)
     batches = [
-        tuple(part.to(device) for part in batch) for batch in adaptation.make_batches(0, *pairs, keys, recipe) if batch
+        adaptation.augment(adaptation.Batch(*(part.to(device) for part in batch)), recipe) for batch in read if batch
     ]
 
     def step() -> None:

@@ -128,7 +128,7 @@ def load(
         device: where the weights go.
         dtype: type of the weights; float32 on CPU, bfloat16 or float16 are faster where the hardware has them.
         variant: of the UNet's weights, "non_ema" for those that the authors used; None = the averaged ones.
-        compile: run UNet and ControlNet through torch.compile: minutes at the start, faster afterwards on a GPU.
+        compile: run the networks through torch.compile: minutes at the start, faster afterwards on a GPU.
         local_files_only: True = never download, use what is on this machine.
 
     Raises:
@@ -171,12 +171,17 @@ def load(
     if isinstance(vae, AutoencoderKL):
         # One image at a time: at Stable Diffusion's size a batch would take more memory than all networks.
         vae.enable_slicing()
-    if compile:
-        for module in filter(None, (unet, control)):
-            module.compile()
     is_local = folder == MINI_FOLDER or Path(model).is_dir()
     name = ("mini" if folder == MINI_FOLDER else folder.resolve().name) if is_local else str(model)
-    return DiffusionModel(name, vae, unet, control, text_encoder, tokenizer, scheduler, _read_defaults(folder))
+    loaded = DiffusionModel(name, vae, unet, control, text_encoder, tokenizer, scheduler, _read_defaults(folder))
+    return compiled(loaded) if compile else loaded
+
+
+def compiled(model: DiffusionModel) -> DiffusionModel:
+    """The model with all that runs for images put through torch.compile when it is first called."""
+    for module in filter(None, (model.unet, model.controlnet, model.vae.encoder, model.vae.decoder)):
+        module.compile(dynamic=False)
+    return model
 
 
 def save(model: DiffusionModel, folder: str | Path, dtype: torch.dtype | None = None) -> None:

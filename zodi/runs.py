@@ -161,7 +161,7 @@ def best_device() -> str:
 
 
 def worker_count(device: str) -> int:
-    """Processes that shall read and augment images: none beside a CPU, which has the training to do."""
+    """Processes that shall read images: none beside a CPU, which has the training to do."""
     return min(8, os.cpu_count() or 1) if device == "cuda" else 0
 
 
