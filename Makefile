@@ -47,7 +47,7 @@ quality: .venv/.done ## measure the miniature's transfer: domain, layout, use, s
 	$(BIN)/python -m zodi quality
 
 .PHONY: bench
-bench: .venv/.done ## images a second of the transfer: the authors' loop against ours; results into benchmarks/
+bench: .venv/.done ## speed: transfer against the authors' loop, and the paper's trainings; results into benchmarks/
 	env -u OMP_NUM_THREADS $(BIN)/python -m zodi bench
 
 .PHONY: record

@@ -194,7 +194,8 @@ for batch in [batch for batch in (1, 2, 4, 8) if batch <= len(sources)]:
 
 # %% [markdown]
 # A processor core is busy with a single image, so here a batch wins little. A graphics card has thousands of units that one
-# small image leaves idle; how much a batch wins *there* **was not run by us yet**.
+# small image leaves idle: there, batches and half precision together make the transfer several times as fast
+# ([A2](A2_paper_scale.ipynb) has it measured).
 
 # %%
 figure, ax = plt.subplots(figsize=(4, 2.4), layout="constrained")
@@ -626,12 +627,11 @@ sizes = {"one image": 1, "this training set": len(sources), "Cityscapes, one dom
 sizes["Cityscapes, five domains"] = cityscapes * len(TARGETS)
 cost = pd.DataFrame({"images": sizes})
 cost["hours, this machine"] = cost["images"] * per_image / 3600
-cost["hours, Stable Diffusion on a GPU"] = "not run by us yet"
 cost.round(3)
 
 # %% [markdown]
-# Stable Diffusion works on images many times as large with networks a thousand times as large;
-# [A2](A2_paper_scale.ipynb) reckons what that takes.
+# Stable Diffusion works on images many times as large with networks a hundred times as large;
+# [A2](A2_paper_scale.ipynb) has measured what that takes on a graphics card.
 #
 # ## Pitfalls
 #

@@ -133,8 +133,9 @@ plots.show(figure, f"What the row “{row.label}” trains on, first three scene
 # $f_t$ are its deepest features, averaged over the image (*global average pooling*, GAP); they should point the same
 # way:
 #
-# $$ L = \text{CE}(h(x_s), y) + \text{CE}(h(x_t), y) - \lambda\, \cos(g_s, g_t), \qquad
-# g = \text{GAP}(f), \quad \cos(g_s, g_t) = \frac{g_s \cdot g_t}{|g_s|\,|g_t|}, \quad \lambda = 0.1 . $$
+# $$ L = \text{CE}(h(x_s), y) + \text{CE}(h(x_t), y) - \lambda\, \cos(g_s, g_t), $$
+#
+# $$ g = \text{GAP}(f), \quad \cos(g_s, g_t) = \frac{g_s \cdot g_t}{|g_s|\,|g_t|}, \quad \lambda = 0.1 . $$
 
 # %%
 generator = torch.Generator().manual_seed(0)

@@ -70,8 +70,9 @@ out: str = "../results/course/published"  # folder of this notebook's results
 # A log holds, for every epoch $e$, the mIoU on the source's validation set $m_s(e)$ and on the target's $m_t(e)$. A
 # table holds one number. Which epoch is it?
 #
-# $$ \text{last:}\; e = E, \qquad \text{best on source:}\; e = \arg\max_e m_s(e), \qquad
-# \text{best on target:}\; e = \arg\max_e m_t(e) . $$
+# $$ \text{last:}\; e = E, \qquad \text{best on source:}\; e = \arg\max_e m_s(e), $$
+#
+# $$ \text{best on target:}\; e = \arg\max_e m_t(e) . $$
 #
 # The number is always $m_t(e)$. The third rule looks at the target's labels, which zero-shot adaptation says it does
 # not have: it is an *oracle*. The authors' program keeps that epoch; which rule the paper's tables use is not known to

@@ -112,7 +112,7 @@ def lab(tmp_path_factory) -> Iterator[str]:
     shutil.copy(ROOT / "jupytext.toml", folder)
     parameters = yaml.safe_load((ROOT / "tests" / "smoke_parameters.yaml").read_text(encoding="utf-8"))
     (folder / "toy").mkdir()
-    for name in ["07_published_tables"]:
+    for name in EXPLORERS:
         # Their records are one folder nearer here than in the copies of `make test`.
         values = {
             key: value.replace("../../../", "../") if isinstance(value, str) else value

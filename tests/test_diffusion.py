@@ -152,3 +152,11 @@ def test_a_controlnet_in_a_single_file(tmp_path):
     save_file({"x": torch.zeros(1)}, tmp_path / "x.safetensors")
     with pytest.raises(ValueError, match="does not fit the UNet"):
         diffusion.load(tmp_path / "sd", controlnet=str(tmp_path / "x.safetensors"))
+
+
+def test_a_compiled_model_says_so():
+    model = tiny.stable_diffusion()
+    compiled = diffusion.compiled(model)
+    assert compiled.compiled and not model.compiled
+    parts = (compiled.unet, compiled.controlnet, compiled.vae.encoder, compiled.vae.decoder)
+    assert all(part._compiled_call_impl is not None for part in parts)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections import namedtuple
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,18 @@ def size_of(path: Path) -> tuple[int, int]:
 
 def contents(root: Path) -> dict[str, bytes]:
     return {p.name: p.read_bytes() for p in sorted((root / "out" / "images").rglob("*.png"))}
+
+
+def test_a_compiled_model_sees_one_batch_size_and_makes_the_same_images(model, tmp_path):
+    tiny.write_dataset(tmp_path / "plain")
+    tiny.write_dataset(tmp_path / "compiled")
+    run(model, tmp_path / "plain", batch_size=2)
+    sizes = set()
+    hook = model.vae.encoder.register_forward_pre_hook(lambda _, inputs: sizes.add(len(inputs[0])))
+    report = run(replace(model, compiled=True), tmp_path / "compiled", batch_size=2)
+    hook.remove()
+    assert report.done == 3 and sizes == {2}
+    assert contents(tmp_path / "compiled") == contents(tmp_path / "plain")
 
 
 def test_whole_folder(model, tmp_path):

@@ -226,7 +226,7 @@ def _time_ours(config: BenchConfig, device: str, threads: int | None = None) -> 
         torch.set_num_threads(threads)
     model = _model(config, device, DTYPES[config.dtype])
     if config.compile:
-        compiled(model)
+        model = compiled(model)
     settings = domain_config(config.domain, defaults=model.defaults)
     images, layouts, keys = _inputs(settings, config.images)
     first = slice(0, config.batch_size)

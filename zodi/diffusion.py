@@ -10,7 +10,7 @@ import json
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +83,7 @@ class DiffusionModel:
         text_encoder, tokenizer: prompt -> (L, D) embeddings.
         scheduler: noise schedule (its betas and prediction type).
         defaults: settings that the checkpoint was made for.
+        compiled: whether the networks go through torch.compile, which takes a minute for every new batch size.
     """
 
     name: str
@@ -93,6 +94,7 @@ class DiffusionModel:
     tokenizer: CLIPTokenizer
     scheduler: DDIMScheduler
     defaults: TransferDefaults = TransferDefaults()
+    compiled: bool = False
 
     @property
     def device(self) -> torch.device:
@@ -181,7 +183,7 @@ def compiled(model: DiffusionModel) -> DiffusionModel:
     """The model with all that runs for images put through torch.compile when it is first called."""
     for module in filter(None, (model.unet, model.controlnet, model.vae.encoder, model.vae.decoder)):
         module.compile(dynamic=False)
-    return model
+    return replace(model, compiled=True)
 
 
 def save(model: DiffusionModel, folder: str | Path, dtype: torch.dtype | None = None) -> None:

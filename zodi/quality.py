@@ -451,7 +451,7 @@ def read_results(folder: Path | str) -> dict[str, pd.DataFrame]:
         FileNotFoundError: if there is none.
     """
     files = {name: Path(folder) / f"{name}.csv" for name in RESULT_TABLES}
-    results = {name: pd.read_csv(file) for name, file in files.items() if file.exists()}
+    results = {name: pd.read_csv(file, index_col=0) for name, file in files.items() if file.exists()}
     if not results:
         raise FileNotFoundError(f"{folder}: found none of the tables {list(RESULT_TABLES)}; run `make quality` first")
     return results

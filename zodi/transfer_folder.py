@@ -143,8 +143,12 @@ def transfer_folder(
                     batch[key] = future.result()
                 except ValueError as error:
                     errors[key] = str(error)
-            layouts = None if labels is None else [layout for _, layout in batch.values()]
-            results = transfer_images(model, [image for image, _ in batch.values()], layouts, list(batch), config)
+            # A compiled model would be compiled anew for a last batch that is smaller.
+            rows = _filled(list(batch.items()), batch_size) if model is not None and model.compiled else batch.items()
+            layouts = None if labels is None else [layout for _, (_, layout) in rows]
+            results = transfer_images(
+                model, [image for _, (image, _) in rows], layouts, [key for key, _ in rows], config
+            )[: len(batch)]
             # The files of the batch before this one had the time of a whole batch to be written.
             _record(manifest, writing)
             writing = [
@@ -253,6 +257,11 @@ def _sha256(*files: Path) -> str:
 
 
 # ---------------------------------------------------------------- reading, disk, preview
+
+
+def _filled(rows: list, size: int) -> list:
+    """As many rows as `size`, the last one over and over."""
+    return rows + rows[-1:] * (size - len(rows))
 
 
 def _read_ahead(
