@@ -3,6 +3,7 @@
     make reproduce && make record      results/mini -> notebook A3 and the README
     make quality && make record        results/quality -> notebook A1
     make reproduce PROFILE=estimation && make record            results/estimation -> notebook 06
+    make reproduce PROFILE=cleaning && make record              results/cleaning -> notebook 06
     make reproduce PROFILE=camvid DATA=path && make record      results/camvid -> notebook 08
 
 The README's table is what stands between its two `record` comments; nobody types it.
@@ -24,6 +25,7 @@ QUALITY = ROOT / "results" / "quality"
 QUALITY_RECORD = ROOT / "notebooks" / "records" / "quality"
 ESTIMATION = ROOT / "results" / "estimation"
 ESTIMATION_RECORD = ROOT / "notebooks" / "records" / "estimation"
+CLEANING = ROOT / "results" / "cleaning"
 CAMVID = ROOT / "results" / "camvid"
 CAMVID_RECORD = ROOT / "notebooks" / "records" / "camvid"
 README = ROOT / "README.md"
@@ -74,6 +76,16 @@ def record_estimation() -> None:
     print(f"written: {ESTIMATION_RECORD.relative_to(ROOT)}")
 
 
+def record_cleaning() -> None:
+    """The pairs of PROFILE=cleaning, if it was run to its end."""
+    if not (CLEANING / "estimation" / METRICS_FILE).exists():
+        print(f"{CLEANING.relative_to(ROOT)}: not run to its end, its record stays; PROFILE=cleaning makes it")
+        return
+    pairs = evidence.cleaning(evidence.table(CLEANING))
+    pairs.to_csv(ESTIMATION_RECORD / evidence.CLEANING_FILE, index=False, float_format="%.3f")
+    print(f"written: {(ESTIMATION_RECORD / evidence.CLEANING_FILE).relative_to(ROOT)}")
+
+
 def record_camvid() -> None:
     """The runs and candidates of PROFILE=camvid, if it was run to its end."""
     if not (CAMVID / "photographs" / METRICS_FILE).exists():
@@ -91,6 +103,7 @@ def main() -> int:
         record_runs()
         record_quality()
         record_estimation()
+        record_cleaning()
         record_camvid()
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
