@@ -371,10 +371,12 @@ def published_genval() -> pd.DataFrame:
 
 
 def write_table(table: pd.DataFrame, stem: Path | str) -> list[Path]:
-    """Write a table to `STEM.csv` and `STEM.md`; returns the two paths."""
+    """Write a table to `STEM.csv` and, rounded to two decimals, to `STEM.md`; returns the two paths."""
     stem = Path(stem)
     paths = [stem.with_suffix(".csv"), stem.with_suffix(".md")]
-    texts = [table.to_csv(), table.to_markdown(disable_numparse=True) + "\n"]
+    several = isinstance(table.index, pd.MultiIndex)
+    shown = (table.reset_index() if several else table).round(2)
+    texts = [table.to_csv(), shown.to_markdown(index=not several, disable_numparse=True) + "\n"]
     for path, text in zip(paths, texts, strict=True):
         with atomic_path(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
