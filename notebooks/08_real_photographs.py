@@ -211,7 +211,7 @@ by_training.rename(index=tables.label).rename_axis(index="mean over four steps, 
 # Stable Diffusion this section is to be run again; it was **not run by us yet**.
 #
 # Can the failure be noticed without dusk frames? A reference network should find the layout in changed frames; here the
-# reference is the oracle, and it hardly tells frames with their own labels from frames with labels of another scene:
+# reference is the oracle, and too often it cannot tell frames with their own labels from frames with those of another scene:
 
 # %%
 found = layout.set_index("domain")[["fidelity", "fidelity_lost", "accuracy"]]
