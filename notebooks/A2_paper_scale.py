@@ -497,6 +497,7 @@ h200 = pd.Series({
     "adapt": per_network * zodi_hours.sum(),
 }, name="hours on the H200, reckoned from its measured speed")  # fmt: skip
 h200["together"] = h200.sum()
+rates, per_second, count = np.geomspace(5, 300, 60), np.geomspace(0.1, 20, 60), sum(images.values())
 h200.round(1).to_frame()
 
 # %% [markdown]
@@ -506,15 +507,12 @@ h200.round(1).to_frame()
 # networks. Nobody should book a cluster by one number. Here are the hours for every rate, with the H200's dots:
 
 # %%
-rates, per_second = np.geomspace(5, 300, 60), np.geomspace(0.1, 20, 60)
 figure, axes = plt.subplots(1, 2, figsize=(9, 3), layout="constrained", width_ratios=[1, 1.2])
-axes[0].loglog(per_second, sum(images.values()) / per_second / 3600, color="0.3")
+axes[0].loglog(per_second, count / per_second / 3600, color="0.3")
+axes[0].loglog(1 / seconds_of_night, count * seconds_of_night / 3600, "o", color="0.3")
 axes[0].set(xlabel="assumed transfers per second of one GPU", ylabel="GPU hours, all transfers")
 for name, line in training.iterrows():
     axes[1].loglog(rates, (line["zodi"] + line["scores"]) * 1e6 / rates / 3600, label=name.removeprefix("Paper"))
-axes[0].plot(
-    1 / seconds_of_night, sum(images.values()) * seconds_of_night / 3600, "o", color="0.3", label="H200,\nmeasured"
-)
 axes[1].scatter(card["tflops"], zodi_hours, color=[line.get_color() for line in axes[1].lines], zorder=3)
 axes[1].axvspan(known["rate"].min(), known["rate"].max(), color="0.88", label="authors' V100,\npublished")
 axes[1].axvline(tflops, color="0.4", linestyle=":", label="assumed")
@@ -522,11 +520,10 @@ axes[1].axhline(floor, color="0.4", linestyle="--", label=f"{workers} workers,\n
 axes[1].set(xlabel="assumed sustained rate (TFLOP/s)", ylabel="GPU hours, one ZoDi training")
 for axis in (*(ax.xaxis for ax in axes), *(ax.yaxis for ax in axes)):
     axis.set_major_formatter("{x:g}")
-axes[0].legend()
-axes[1].legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small")
+axes[1].legend(loc="center left", bbox_to_anchor=(1, 0.5))
 plots.show(
     figure,
-    f"Left: {sum(images.values())} transfers, if all were as expensive as the night. Right: one training of each network; "
+    f"Left: {count} transfers, if all were as expensive as the night. Right: one training of each network; "
     "dots are the H200's; below the dashed line any card waits for its images.",
     f"{out}/hours.png",
 )

@@ -34,6 +34,7 @@ EXPLORERS = {
     "06_performance_estimation": (".widget-toggle-buttons button:not(.mod-active)", lambda control: control.click()),
     "07_published_tables": (".widget-dropdown select", lambda control: control.select_option(index=1)),
 }
+EMPTY_BADGE = "<svg xmlns='http://www.w3.org/2000/svg' width='117' height='20'/>"
 # What JupyterLab itself writes to the console; none of it is ours.
 NOISE = ("favicon", "service-worker", "Failed to fetch", "jupyterlab_pygments", "net::ERR_ABORTED")
 
@@ -77,7 +78,7 @@ def page(browser) -> Iterator:
     def outside(route) -> None:
         """Nothing but the badge may be asked of the internet, and that is answered here."""
         if route.request.url == BADGE:
-            route.fulfill(content_type="image/svg+xml", body="<svg xmlns='http://www.w3.org/2000/svg'/>")
+            route.fulfill(content_type="image/svg+xml", body=EMPTY_BADGE)
         else:
             opened.problems.append(f"outside: {route.request.url}")
             route.abort()
@@ -121,6 +122,9 @@ def lab(tmp_path_factory) -> Iterator[str]:
         notebook = ROOT / "notebooks" / f"{name}.ipynb"
         prepare_notebooks.prepare(notebook, folder / "toy" / notebook.name, values, solve=False)
     prepare_notebooks.write_miniature(folder / "data", train=4, test=2, domains=("night", "snow"))
+    settings = folder / "settings" / "@jupyterlab" / "apputils-extension" / "notification.jupyterlab-settings"
+    settings.parent.mkdir(parents=True)
+    settings.write_text(json.dumps({"fetchNews": "false", "checkForUpdates": False}))
     port = free_port()
     command = [
         sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--expose-app-in-browser", f"--port={port}",
@@ -241,6 +245,7 @@ def site(tmp_path_factory) -> Iterator[tuple[str, list[str]]]:
         sorted(str(page.relative_to(folder)) for page in folder.rglob("*.html")),
     )
     server.shutdown()
+    server.server_close()
 
 
 def test_every_page_of_the_site_is_whole(page, site):
@@ -279,7 +284,7 @@ def test_every_page_of_the_site_is_whole(page, site):
         )
         assert missing == [], path
         if page.locator(".math").count():
-            page.wait_for_selector("mjx-container")
+            page.wait_for_selector("mjx-container", state="attached")
             assert page.locator("mjx-merror").count() == 0, path
     assert page.problems == []
     assert {name for name in NOTEBOOKS if not any(name in path for path in seen)} == set()

@@ -194,7 +194,15 @@ def test_write_table_leaves_csv_and_markdown(results, tmp_path):
     assert "| 21.0 ± 1.0" in markdown.read_text(encoding="utf-8")
     regret = pd.DataFrame({"last": [1 / 3]}, pd.MultiIndex.from_tuples([("zodi", "night")], names=["row", "domain"]))
     _, markdown = tables.write_table(regret, tmp_path / "tables" / "regret")
-    assert markdown.read_text(encoding="utf-8").splitlines()[-1].split() == "| zodi | night | 0.33 |".split()
+    assert markdown.read_text(encoding="utf-8").splitlines()[-1].split() == [
+        "|",
+        "zodi",
+        "|",
+        "night",
+        "|",
+        "0.33",
+        "|",
+    ]
 
 
 def test_predictions_of_a_domain_come_from_its_runs_and_from_source_only(tmp_path):
