@@ -460,8 +460,8 @@ def record(name: str) -> dict:
     return runs.read_json(Path(repository, "benchmarks", f"{name}.json"))
 
 
-names = {"mini_cpu": "miniature, CPU", "stable_diffusion_gpu": "Stable Diffusion's size, GPU",
-         "stable_diffusion_gpu_compiled": "the same with --compile"}  # fmt: skip
+names = {"mini_cpu": "miniature, CPU", "mini_cpu_bfloat16": "the same in bfloat16", "stable_diffusion_gpu": "Stable Diffusion's size, GPU",
+         "stable_diffusion_gpu_compiled": "and with --compile"}  # fmt: skip
 found = {title: record(name) for name, title in names.items()}
 machine = record("training_gpu")["machine"]
 keys = {"images_per_second": "images a second", "authors_images_per_second": "the authors' loop", "speedup": "times",
@@ -486,7 +486,7 @@ trained.set_index(["network", "precision"])[
 # rate, to reckon what the grid takes:
 
 # %%
-seconds_of_night = 1 / found["the same with --compile"]["images_per_second"]
+seconds_of_night = 1 / found["and with --compile"]["images_per_second"]
 share = cost["TFLOP an image"] / cost.loc["night", "TFLOP an image"]
 card = trained[trained["precision"] == "float32"].set_index("network")
 scores = training["scores"].rename(lambda name: name.removeprefix("Paper")) * 1e6 / card["tflops"] / 3600

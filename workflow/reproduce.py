@@ -222,7 +222,9 @@ def report(results: Path) -> None:
         print(text)
     for what, suffix in {"tables": "md", "data of the tables": "csv", "figures": "png"}.items():
         print(f"{what}:")
-        for path in sorted(path for folder in folders for path in folder.glob(f"**/*.{suffix}")):
+        found = sorted(path for folder in folders for path in folder.glob(f"**/*.{suffix}"))
+        # A notebook may have transferred images of its own, which are no figures.
+        for path in [path for path in found if path.parent.name != "images" and path.name != "preview.png"]:
             print(f"  {path}")
     print(f"executed notebooks: {results / 'notebooks'}")
 

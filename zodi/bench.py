@@ -31,7 +31,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from zodi import adaptation, datasets, scenes
 from zodi.diffusion import DiffusionModel, TransferDefaults, compiled, decode, embed, encode, load
 from zodi.labels import CITYSCAPES
-from zodi.runs import environment, worker_count, write_json
+from zodi.runs import environment, native_bfloat16, worker_count, write_json
 from zodi.segmentation import build_network
 from zodi.transfer import (
     TransferConfig,
@@ -426,6 +426,10 @@ def main(out: Path, only: Collection[str] = ()) -> int:
         ValueError: for a name that is none of a benchmark that this machine can do.
     """
     runs: dict[str, Callable[[], dict[str, Any]]] = {"mini_cpu": partial(run, BenchConfig(), "cpu")}
+    if native_bfloat16():
+        runs["mini_cpu_bfloat16"] = partial(run, BenchConfig(dtype="bfloat16"), "cpu")
+    else:
+        print("mini_cpu_bfloat16: skipped, this processor does not compute in bfloat16")
     if torch.cuda.is_available():
         runs |= {name: partial(run, config, "cuda") for name, config in gpu_settings().items()}
         runs["training_gpu"] = partial(run_training, TrainingBenchConfig(), "cuda")

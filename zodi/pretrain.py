@@ -36,7 +36,7 @@ from zodi.domains import DOMAINS, NEGATIVE_PROMPT, PROMPT_SUFFIX, SOURCE
 from zodi.evaluation import miou
 from zodi.labels import CITYSCAPES, IGNORE_INDEX
 from zodi.plots import png
-from zodi.runs import atomic_path, print_settings, read_json, to_plain, write_json
+from zodi.runs import atomic_path, native_bfloat16, print_settings, read_json, to_plain, write_json
 from zodi.samples import sample_sheet
 from zodi.segmentation import DEFAULT_NETWORK, MINI_SEGMENTER_FILE, body_state, build_network, normalise
 from zodi.weather import SHADERS
@@ -80,7 +80,7 @@ class PretrainConfig:
         segmenter_steps, segmenter_batch_size, segmenter_learning_rate: training of the segmentation network that all
             rows of the tables start from.
         ema_decay: decay of the exponential moving average of the weights.
-        bf16: bfloat16 autocast; None = where the processor computes in it. Elsewhere it is emulated, and far slower.
+        bf16: bfloat16 autocast; None = where the processor computes in it, see `zodi.runs.native_bfloat16`.
         seed: rules weights, batches and noise.
         start_from: checkpoint folder to go on from: its UNet, ControlNet and text encoder are trained on, with a new
             optimizer. Its VAE is kept, unless `latent_channels` is another number: then all of its weights that fit
@@ -163,8 +163,8 @@ def _layout(labels: np.ndarray) -> Tensor:
 
 
 def _autocast(config: PretrainConfig) -> AbstractContextManager:
-    native = any(torch.cpu.get_capabilities().get(name, False) for name in ("avx512_bf16", "amx_bf16"))
-    return torch.autocast("cpu", torch.bfloat16, enabled=native if config.bf16 is None else config.bf16)
+    enabled = native_bfloat16() if config.bf16 is None else config.bf16
+    return torch.autocast("cpu", torch.bfloat16, enabled=enabled)
 
 
 def _train(

@@ -160,6 +160,11 @@ def best_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def native_bfloat16() -> bool:
+    """Whether this processor computes in bfloat16; elsewhere it is emulated, and far slower."""
+    return any(torch.cpu.get_capabilities().get(name, False) for name in ("avx512_bf16", "amx_bf16"))
+
+
 def worker_count(device: str) -> int:
     """Processes that shall read images: none beside a CPU, which has the training to do."""
     return min(8, os.cpu_count() or 1) if device == "cuda" else 0
