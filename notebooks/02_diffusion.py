@@ -16,7 +16,7 @@
 # %% [markdown]
 # # 02 · Diffusion in one hour: a street out of noise
 #
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/zodi-companion/zodi/blob/main/notebooks/02_diffusion.ipynb)
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/zodi-companion/zodi/blob/v0.1.0/notebooks/02_diffusion.ipynb)
 #
 # **In one sentence.** A network that has learnt to tell image from noise is given nothing but noise; step by step, what
 # it takes for noise is removed, and what remains is an image that nobody has ever seen.
