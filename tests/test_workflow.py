@@ -256,7 +256,7 @@ def test_notebooks_that_run_side_by_side_keep_apart(tmp_path):
         (
             "nothing",
             None,
-            "PROFILE=nothing: no such profile; expected one of ablations, camvid, cleaning, estimation, full, mini, paper, paper-smoke",
+            "PROFILE=nothing: no such profile; expected one of ablations, camvid, cleaning, estimation, full, mini",
         ),
         ("camvid", "", "PROFILE=camvid needs your copy of the data set"),
         ("camvid", "no/such/folder", "DATA=no/such/folder: no such folder"),
