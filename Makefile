@@ -77,7 +77,8 @@ sync: .venv/.done ## bring each notebook and its text twin in step, outputs kept
 	$(BIN)/jupytext --sync $(NOTEBOOKS)
 
 .PHONY: notebooks
-notebooks: sync ## execute the notebooks again and keep the outputs
+notebooks: sync ## execute the notebooks again, as if for the first time, and keep the outputs
+	rm -rf results/course
 	$(BIN)/python workflow/execute_notebooks.py $(NOTEBOOKS:.py=.ipynb)
 
 .PHONY: badges
