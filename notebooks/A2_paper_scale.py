@@ -482,8 +482,8 @@ trained.set_index(["network", "precision"])[
 
 # %% [markdown]
 # Batches of four are too small for such a card: the two small networks wait for their next instruction more than they
-# compute, bfloat16 helps only the large one, and a rate of operations says little. So take the measured seconds, not the
-# rate, to reckon what the grid takes:
+# compute, their speed moved by a quarter between two runs of ours, and bfloat16 surely helps only the large one. A rate of
+# operations says little here. So take the measured seconds, not the rate, to reckon what the grid takes:
 
 # %%
 seconds_of_night = 1 / found["and with --compile"]["images_per_second"]
