@@ -424,7 +424,7 @@ folder = Path(out, "toy")
 datasets.write_miniature(folder, train=8, test=1, domains=["night"], progress=False)
 toy = folder / "train"
 source = datasets.FolderDataset(toy / "images", toy / "labels", CITYSCAPES, size=(height, width))
-pairs = {key: index for index, key in enumerate(source.keys)}
+pairs = adaptation.find_pairs(source, source, recipe)
 threads = torch.get_num_threads()
 torch.set_num_threads(1)
 adaptation.cut_batches(0, source, source, pairs, recipe)
@@ -460,8 +460,8 @@ def record(name: str) -> dict:
     return runs.read_json(Path(repository, "benchmarks", f"{name}.json"))
 
 
-names = {"mini_cpu": "miniature, CPU", "mini_cpu_bfloat16": "the same in bfloat16", "stable_diffusion_gpu": "Stable Diffusion's size, GPU",
-         "stable_diffusion_gpu_compiled": "and with --compile"}  # fmt: skip
+names = {"mini_cpu": "miniature, CPU", "mini_cpu_bfloat16": "the same in bfloat16",
+         "stable_diffusion_gpu": "Stable Diffusion's size, GPU", "stable_diffusion_gpu_compiled": "and with --compile"}  # fmt: skip
 found = {title: record(name) for name, title in names.items()}
 machine = record("training_gpu")["machine"]
 keys = {"images_per_second": "images a second", "authors_images_per_second": "the authors' loop", "speedup": "times",
@@ -493,7 +493,7 @@ scores = training["scores"].rename(lambda name: name.removeprefix("Paper")) * 1e
 zodi_hours = card["hours_of_the_papers_training"] + scores
 h200 = pd.Series({
     "transfer": sum(images[name] * share[name] for name in domains) * seconds_of_night / 3600,
-    "source-only": by_hand["source_only"] / len(networks) * (zodi_hours / 2).sum(),
+    "source-only": by_hand["source_only"] / len(networks) * (card["hours_of_the_papers_training"] / 2).sum(),
     "adapt": per_network * zodi_hours.sum(),
 }, name="hours on the H200, reckoned from its measured speed")  # fmt: skip
 h200["together"] = h200.sum()
@@ -534,7 +534,8 @@ plots.show(
 #
 # ## Memory and disk
 #
-# Weights are counted; what lies between the layers while they run is measured, in the tables above. The authors' trainings fitted into 16 GB (published). The VAE works image by image (`enable_slicing`), because a
+# Weights are counted; what lies between the layers while they run is measured, in the tables above. The authors'
+# trainings fitted into 16 GB (published). The VAE works image by image (`enable_slicing`), because a
 # batch of decodings would take more than all networks.
 
 # %%
@@ -835,12 +836,14 @@ state[["state", "size"]]
 # ## Recap
 #
 # The grid is a product, the operations are counted, and the hours are an assumption until `make bench` has run on your
-# card, as it has on ours. Check from cheap to dear; kill and resume as you like; and what differs from the published program has a name.
+# card, as it has on ours. Check from cheap to dear; kill and resume as you like; and what differs from the published
+# program has a name.
 
 # %%
 metrics = {
     "jobs": jobs, "transfers": sum(images.values()), "eflop": stages.to_dict(), "assumed_tflops": tflops,
-    "hours_at_that_rate": hours.to_dict(), "hours_on_the_h200": h200.to_dict(), "disk_gb": disk.to_dict(), "seconds_per_step_of_batches": seconds,
+    "hours_at_that_rate": hours.to_dict(), "hours_on_the_h200": h200.to_dict(),
+    "disk_gb": disk.to_dict(), "seconds_per_step_of_batches": seconds,
 }  # fmt: skip
 _ = runs.save_metrics(out, "paper_scale", {"tflops": tflops, "gpus": gpus}, metrics, time.perf_counter() - start)
 

@@ -278,6 +278,10 @@ class Batch(NamedTuple):
     labels: Tensor
     jitter: Tensor
 
+    def to(self, device: str | torch.device) -> "Batch":
+        """The batch on a device."""
+        return Batch(*(part.to(device, non_blocking=True) for part in self))
+
 
 def _batch(
     samples: list[Sample], cuts: list[_Augmentation], config: AdaptationConfig, rng: np.random.Generator
@@ -404,7 +408,7 @@ def train(
         config = replace(config, network=getattr(network, "name", type(network).__name__), weights=None)
         shapes = {"shapes": {name: list(value.shape) for name, value in network.state_dict().items()}}
     print_settings(config)
-    pairs = _pairs(source, synth, config)
+    pairs = find_pairs(source, synth, config)
     smallest = min((source[0].image.shape[:2], *([synth[0].image.shape[:2]] if synth is not None else [])))
     if smallest[0] < config.crop[0] or smallest[1] < config.crop[1]:
         raise ValueError(f"crop={config.crop}: larger than the images, {smallest}; choose a smaller crop")
@@ -453,10 +457,7 @@ def train(
         learning_rate = _learning_rate(step, epoch_length(len(pairs or source), config), config)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * group["factor"]
-        on_device = [
-            batch and augment(Batch(*(part.to(device, non_blocking=True) for part in batch)), config)
-            for batch in (source_batch, synth_batch)
-        ]
+        on_device = [batch and augment(batch.to(device), config) for batch in (source_batch, synth_batch)]
         terms = optimisation_step(network, optimizer, *on_device, config)
         values = {name: value.item() for name, value in terms.items()}
         history.append({"step": step + 1, **values, "learning_rate": learning_rate})
@@ -470,7 +471,12 @@ def train(
     return network.eval(), pd.DataFrame(history)
 
 
-def _pairs(source: AnyDataset, synth: AnyDataset | None, config: AdaptationConfig) -> dict[str, int] | None:
+def find_pairs(source: AnyDataset, synth: AnyDataset | None, config: AdaptationConfig) -> dict[str, int] | None:
+    """Position in `synth` of every source key that has a twin; None where there is no twin at all.
+
+    Raises:
+        ValueError: if pairs are needed for the similarity term and there is none.
+    """
     if synth is None:
         return None
     positions = {key: index for index, key in enumerate(synth.keys)}

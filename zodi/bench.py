@@ -327,11 +327,8 @@ def time_training(
     network = build_network(network_name, CITYSCAPES.num_classes, weights=None, void_output=recipe.void_output)
     network.to(device, memory_format=torch.channels_last).train()
     optimizer = adaptation.build_optimizer(network, recipe)
-    keys = {key: index for index, key in enumerate(pairs[0].keys)}
-    read = adaptation.cut_batches(0, *pairs, keys, recipe)
-    batches = [
-        adaptation.augment(adaptation.Batch(*(part.to(device) for part in batch)), recipe) for batch in read if batch
-    ]
+    read = adaptation.cut_batches(0, *pairs, adaptation.find_pairs(*pairs, recipe), recipe)
+    batches = [adaptation.augment(batch.to(device), recipe) for batch in read]
 
     def step() -> None:
         terms = adaptation.optimisation_step(network, optimizer, *batches, recipe)
@@ -346,9 +343,7 @@ def time_training(
 
     times: list[float] = []
     workers = worker_count(device)
-    adaptation.train(
-        recipe, *pairs, None, lambda *_: times.append(time.perf_counter()), device=device, workers=workers
-    )  # fmt: skip
+    adaptation.train(recipe, *pairs, None, lambda *_: times.append(time.perf_counter()), device=device, workers=workers)
     reading = (times[-1] - times[config.warm_up]) / config.steps
     paper_steps = adaptation.recipe("paper").steps
     return {
