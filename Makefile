@@ -7,11 +7,17 @@ CORES ?= 2
 DATA ?=
 REPO ?=
 CLUSTER ?=
+MODEL ?= mini
 DRY_RUN ?=
 UV := $(or $(shell command -v uv),.uv/bin/uv)
 BIN := .venv/bin
 NOTEBOOKS := $(wildcard notebooks/*.py)
 TEST_NOTEBOOKS := results/test/notebooks
+
+# What users give is text: neither make nor the shell shall find commands in it.
+$(foreach name,PROFILE CORES DATA REPO CLUSTER MODEL DRY_RUN,$(eval override $(name) := $$(value $(name))))
+quoted = '$(subst ','\'',$($1))'
+dry_run = $(if $(filter-out 0,$(DRY_RUN)),--dry-run)
 
 # Two jobs side by side beat one job with two threads; large pages make torch's many allocations cheap.
 export OMP_NUM_THREADS := 1
@@ -35,20 +41,20 @@ lab: .venv/.done ## open the course in JupyterLab
 
 .PHONY: reproduce
 reproduce: .venv/.done ## run the notebooks of a PROFILE, then print its table; what is done is not run again
-	@$(BIN)/python workflow/reproduce.py "$(PROFILE)" --cores "$(CORES)" --data "$(DATA)" --cluster "$(CLUSTER)" \
-		$(if $(filter-out 0,$(DRY_RUN)),--dry-run)
+	@$(BIN)/python workflow/reproduce.py --cores=$(call quoted,CORES) --data=$(call quoted,DATA) \
+		--cluster=$(call quoted,CLUSTER) $(dry_run) -- $(call quoted,PROFILE)
 
 .PHONY: data
 data: .venv/.done ## what is here of all data sets and weights, and what to do next
-	$(BIN)/python data_scripts/status.py --root "$(or $(DATA),data)"
+	$(BIN)/python data_scripts/status.py --root=$(if $(DATA),$(call quoted,DATA),data)
 
 .PHONY: quality
-quality: .venv/.done ## measure the miniature's transfer: domain, layout, use, speed; resumes where it was stopped
-	$(BIN)/python -m zodi quality
+quality: .venv/.done ## measure the transfer of MODEL on the miniature: domain, layout, use, speed; resumes
+	@$(BIN)/python workflow/reproduce.py quality --cores=$(call quoted,CORES) --model=$(call quoted,MODEL) $(dry_run)
 
 .PHONY: bench
 bench: .venv/.done ## speed: transfer against the authors' loop, and the paper's trainings; results into benchmarks/
-	env -u OMP_NUM_THREADS $(BIN)/python -m zodi bench
+	env -u OMP_NUM_THREADS $(BIN)/python -m zodi.studies bench
 
 .PHONY: record
 record: .venv/.done ## show the results of PROFILE=mini and of quality in the README and the notebooks
@@ -56,16 +62,16 @@ record: .venv/.done ## show the results of PROFILE=mini and of quality in the RE
 
 .PHONY: test
 test: lint ## lint, unit tests, and every notebook with toy parameters
-	$(BIN)/python tests/prepare_notebooks.py $(TEST_NOTEBOOKS)
+	$(BIN)/python tests/course/prepare_notebooks.py $(TEST_NOTEBOOKS)
 	$(BIN)/python -m pytest -n 2 --dist loadscope --nbval-lax tests $(TEST_NOTEBOOKS)
 
 .PHONY: test-cluster
 test-cluster: .venv/.done ## PROFILE=paper-smoke through a real Slurm on this machine, killed in the middle and resumed
-	ZODI_TEST_CLUSTER=1 $(BIN)/python -m pytest -v tests/test_cluster.py
+	ZODI_TEST_CLUSTER=1 $(BIN)/python -m pytest -v tests/workflow/test_cluster.py
 
 .PHONY: test-browser
 test-browser: .venv/.done ## JupyterLab and the site in a headless Chromium; screenshots into results/browser
-	ZODI_TEST_BROWSER=1 $(BIN)/python -m pytest -v tests/test_browser.py
+	ZODI_TEST_BROWSER=1 $(BIN)/python -m pytest -v tests/course/test_browser.py
 
 .PHONY: lint
 lint: .venv/.done ## check style and formatting
@@ -83,7 +89,7 @@ notebooks: sync ## execute the notebooks again, as if for the first time, and ke
 
 .PHONY: badges
 badges: .venv/.done ## write the address and version of pyproject.toml into every badge and Colab cell; REPO=owner/name moves
-	$(BIN)/python workflow/badges.py --repository "$(REPO)"
+	$(BIN)/python workflow/badges.py --repository=$(call quoted,REPO)
 
 .PHONY: site
 site: .venv/.done ## the course as web pages, from the executed notebooks: build/site/index.html
@@ -99,7 +105,7 @@ lock: $(UV) ## choose the newest versions anew: requirements.lock and environmen
 
 .PHONY: clean
 clean: ## delete caches and the results of tests and smoke profiles; other results and .venv stay
-	rm -rf results/test results/smoke results/paper-smoke .pytest_cache .ruff_cache build *.egg-info
+	rm -rf results/test results/smoke results/quality-smoke results/paper-smoke .pytest_cache .ruff_cache build *.egg-info
 	find zodi workflow data_scripts tests notebooks -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf
 
 .uv/bin/uv:

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import dataset
 from dataset import Archive, Dataset, Pair, Part, pairs
+from folder import write_folder
 
-from zodi.datasets import write_folder
 from zodi.domains import SOURCE
 from zodi.labels import CAMVID
 

@@ -14,12 +14,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import command
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from archives import download, extract, problem_of
 from tqdm import tqdm
 
-from zodi.archives import download, extract
 from zodi.labels import LabelSet
+from zodi.support.files import printable
+from zodi.support.options import folder as user_folder
+from zodi.support.pictures import as_values, open_picture, walk
 
 THREADS = 8
 SHOWN = 10
@@ -57,7 +60,7 @@ class Archive:
     Attributes:
         file: its name, in the data set's root.
         url: where it can be got without an account; "" = only with one.
-        checksum: MD5, where it is published.
+        checksum: MD5 or SHA-256, where it is published; it is for none of those below.
         limit: GB that it may unpack to.
         inside: a folder of the archive that is taken for its root, with "/" at its end.
         into: folder below the data set's root that its files go to.
@@ -101,7 +104,7 @@ ANY_SIZE = Part("any", "", "")
 def pairs(root: Path, part: Part) -> list[Pair]:
     """Images of a part with the label files that they should have, sorted by name."""
     found = []
-    for image in sorted((root / part.images).rglob(f"*{part.image_end}")):
+    for image in sorted(path for path in walk(root / part.images) if path.name.endswith(part.image_end)):
         name = image.name.removesuffix(part.image_end)
         folder = root / part.labels / image.parent.relative_to(root / part.images)
         found.append((image, folder / f"{name}{part.label_end}"))
@@ -122,9 +125,9 @@ def problems_of_files(root: Path, part: Part) -> Problems:
         problems["wrong number of images"].append(f"{root / part.images}: found {len(found)}, expected {wanted}")
     labels = {label for _, label in found}
     problems["image without label"] = [f"{image}: expected {label}" for image, label in found if not label.is_file()]
-    existing = sorted((root / part.labels).rglob(f"*{part.label_end}"))
+    existing = sorted(path for path in walk(root / part.labels) if path.name.endswith(part.label_end))
     problems["label without image"] = [str(label) for label in existing if label not in labels]
-    partial = [path for folder in (part.images, part.labels) for path in (root / folder).rglob("*.part*")]
+    partial = [path for folder in (part.images, part.labels) for path in walk(root / folder) if ".part" in path.name]
     problems["half-written file"] = sorted(map(str, partial))
     return {kind: lines for kind, lines in problems.items() if lines}
 
@@ -176,9 +179,8 @@ def problems_of_pairs(
 def _read(path: Path) -> np.ndarray | str:
     """The pixels as they are stored, or what is wrong."""
     try:
-        with Image.open(path) as image:
-            return np.array(image)
-    except (OSError, SyntaxError, UnidentifiedImageError) as error:
+        return as_values(open_picture(path), printable(path))
+    except ValueError as error:
         size = path.stat().st_size if path.exists() else 0
         return f"cannot be read, {size} bytes ({error})"
 
@@ -211,7 +213,7 @@ def describe(problems: Mapping[str, Sequence[str]]) -> str:
 
 
 def fetch(dataset: Dataset, root: Path) -> None:
-    """Download the archives that need no account.
+    """Download the archives that need no account; says for which ones it cannot be verified that they are the right.
 
     Raises:
         ValueError: if there is none, with the instructions.
@@ -220,23 +222,38 @@ def fetch(dataset: Dataset, root: Path) -> None:
     if not open_archives:
         raise ValueError(f"{dataset.name} cannot be downloaded by a script.\n{dataset.instructions}")
     for archive in open_archives:
-        print(f"{archive.file}: {archive.url}")
+        print(f"{archive.file}: {archive.url}", flush=True)
+        if archive.checksum is None:
+            way = " and plain http can be changed on its way" if archive.url.startswith("http:") else ""
+            print(
+                f"  no checksum is published{way}: it cannot be verified that it is the authors' file, only that it is "
+                "whole; `check` compares names, numbers and sizes",
+                flush=True,
+            )
         download(archive.url, root / archive.file, archive.checksum)
 
 
 def unpack(dataset: Dataset, root: Path) -> None:
-    """Extract the archives that lie in `root`.
+    """Extract the archives that lie in `root`; says which ones do not.
 
     Raises:
-        ValueError: if none of them is there.
+        ValueError: if none of them is there, or one has not its published checksum.
     """
     there = [archive for archive in dataset.archives if (root / archive.file).is_file()]
+    missing = [archive.file for archive in dataset.archives if archive not in there]
+    unfinished = [f"{file}.part" for file in missing if (root / f"{file}.part").is_file()]
+    hint = f"; found {', '.join(unfinished)}, not finished: `download` goes on" if unfinished else ""
     if not there:
-        names = ", ".join(archive.file for archive in dataset.archives)
-        raise ValueError(f"{root}: found none of the archives {names}\n{dataset.instructions}")
+        raise ValueError(f"{root}: found none of the archives {', '.join(missing)}{hint}\n{dataset.instructions}")
     for archive in there:
-        files = extract(root / archive.file, root / archive.into, int(archive.limit * 1e9), archive.inside)
+        file = root / archive.file
+        problem = problem_of(file, archive.file, archive.checksum) if archive.checksum else None
+        if problem:
+            raise ValueError(f"{file}: {problem}; `download` gets it again")
+        files = extract(file, root / archive.into, int(archive.limit * 1e9), archive.inside)
         print(f"{archive.file}: {len(files)} files")
+    if missing:
+        print(f"not here, so not extracted: {', '.join(missing)}{hint}", file=sys.stderr)
 
 
 def main(
@@ -260,32 +277,35 @@ def main(
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("verb", choices=VERBS + (("prepare",) if prepare else ()))
     parser.add_argument(
-        "--root", type=Path, default=Path("data") / dataset.name, help=f"(default: data/{dataset.name})"
+        "--root", type=user_folder, default=Path("data") / dataset.name, help=f"(default: data/{dataset.name})"
     )
     if prepare:
-        parser.add_argument("--out", type=Path, default=Path(f"results/{dataset.name}/data"), help="folder to make")
+        parser.add_argument(
+            "--out", type=user_folder, default=Path(f"results/{dataset.name}/data"), help="folder to make"
+        )
         parser.add_argument("--height", type=int, default=size[0], help=f"pixels (default: {size[0]})")
         parser.add_argument("--width", type=int, default=size[1], help=f"pixels (default: {size[1]})")
     options = parser.parse_args(arguments)
-    try:
-        match options.verb:
-            case "instructions":
-                print(f"{dataset.title}\n\n{dataset.instructions}")
-            case "download":
-                options.root.mkdir(parents=True, exist_ok=True)
-                fetch(dataset, options.root)
-            case "extract":
-                unpack(dataset, options.root)
-            case "prepare":
-                prepare(options.root, options.out, options.height, options.width)
-            case "check":
-                problems = check(dataset, options.root)
-                if problems:
-                    print(f"{options.root}: not complete\n{describe(problems)}", file=sys.stderr)
-                    return 1
-                counts = ", ".join(f"{part.name}: {len(pairs(options.root, part))} images" for part in dataset.parts)
-                print(f"{options.root}: complete and right ({counts})")
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return command.run(lambda: _do(dataset, options, prepare))
+
+
+def _do(dataset: Dataset, options: argparse.Namespace, prepare: Callable[[Path, Path, int, int], None] | None) -> int:
+    """The verb that was asked for; returns the exit code."""
+    match options.verb:
+        case "instructions":
+            print(f"{dataset.title}\n\n{dataset.instructions}")
+        case "download":
+            options.root.mkdir(parents=True, exist_ok=True)
+            fetch(dataset, options.root)
+        case "extract":
+            unpack(dataset, options.root)
+        case "prepare":
+            prepare(options.root, options.out, options.height, options.width)
+        case "check":
+            problems = check(dataset, options.root)
+            if problems:
+                print(f"{options.root}: not complete\n{describe(problems)}", file=sys.stderr)
+                return 1
+            counts = ", ".join(f"{part.name}: {len(pairs(options.root, part))} images" for part in dataset.parts)
+            print(f"{options.root}: complete and right ({counts})")
     return 0

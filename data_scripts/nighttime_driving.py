@@ -10,7 +10,7 @@ from dataset import Archive, Dataset, Part
 
 from zodi.labels import CITYSCAPES_IDS
 
-ADDRESS = "http://data.vision.ee.ethz.ch/daid/NighttimeDriving/NighttimeDrivingTest.zip"
+ADDRESS = "https://data.vision.ee.ethz.ch/daid/NighttimeDriving/NighttimeDrivingTest.zip"
 
 NIGHTTIME_DRIVING = Dataset(
     name="nighttime_driving",

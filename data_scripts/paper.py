@@ -16,13 +16,15 @@ from pathlib import Path
 
 import acdc
 import cityscapes
+import command
 import gta5
 from dataset import ANY_SIZE, Pair, describe, pairs, problems_of_pairs
-from PIL import Image
+from folder import write_folder
 
-from zodi.datasets import write_folder
 from zodi.domains import SOURCE, TARGETS
 from zodi.labels import CITYSCAPES, CITYSCAPES_IDS
+from zodi.support.options import folder
+from zodi.support.pictures import stored_size
 
 GTA5_TEST_FRAMES = 1000
 INSTRUCTIONS = f"""\
@@ -49,7 +51,7 @@ def acdc_splits(root: Path, domain: str) -> dict[str, list[Pair]]:
 
     def part(name: str) -> list[Pair]:
         found = pairs(root, acdc.part(domain, name))
-        kept = [pair for pair in found if _size(pair[0]) == acdc.SIZE]
+        kept = [pair for pair in found if stored_size(pair[0]) == acdc.SIZE]
         if len(kept) < len(found):
             # As in the authors' program.
             print(f"{root}, {domain}/{name}: {len(found) - len(kept)} frames are not 1920x1080, left out")
@@ -61,7 +63,7 @@ def acdc_splits(root: Path, domain: str) -> dict[str, list[Pair]]:
 def gta5_splits(root: Path, test_names: Sequence[str] | None) -> dict[str, list[Pair]]:
     """Frames of GTA5 for testing and the rest; frames whose label has another size are left out, a known defect."""
     found = pairs(root, gta5.GTA5.parts[0])
-    kept = [(image, label) for image, label in found if not label.exists() or _size(image) == _size(label)]
+    kept = [(image, label) for image, label in found if not label.exists() or stored_size(image) == stored_size(label)]
     if len(kept) < len(found):
         print(f"{root}: {len(found) - len(kept)} frames have labels of another size, left out")
     if test_names is None:
@@ -78,9 +80,19 @@ def gta5_splits(root: Path, test_names: Sequence[str] | None) -> dict[str, list[
     }
 
 
-def _size(path: Path) -> tuple[int, int]:
-    with Image.open(path) as image:
-        return image.size
+def listed_names(file: Path) -> list[str]:
+    """Names of frames, one a line.
+
+    Raises:
+        ValueError: if the file is not text, or holds no name.
+    """
+    try:
+        names = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file}: found bytes that are not UTF-8, expected names of frames, one a line") from error
+    if not names:
+        raise ValueError(f"{file}: found nothing, expected names of frames, one a line")
+    return names
 
 
 def all_splits(root: Path, domains: Sequence[str], test_names: Sequence[str] | None) -> dict[str, list[Pair]]:
@@ -139,28 +151,24 @@ def main() -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("verb", choices=("instructions", "check", "prepare"))
-    parser.add_argument("--root", type=Path, default=Path("data"), help="folder with cityscapes/, acdc/, gta5/")
+    parser.add_argument("--root", type=folder, default=Path("data"), help="folder with cityscapes/, acdc/, gta5/")
     parser.add_argument("--domains", nargs="+", choices=TARGETS, default=list(TARGETS), help="target domains")
-    parser.add_argument("--gta5-test", type=Path, help="file with the names of the game's test frames, one a line")
-    parser.add_argument("--out", type=Path, default=Path("results/paper/data"), help="data set folder to make")
+    parser.add_argument("--gta5-test", type=folder, help="file with the names of the game's test frames, one a line")
+    parser.add_argument("--out", type=folder, default=Path("results/paper/data"), help="data set folder to make")
     parser.add_argument("--height", type=int, default=512, help="pixels")
     parser.add_argument("--width", type=int, default=1024, help="pixels")
     arguments = parser.parse_args()
-    try:
-        if arguments.verb == "instructions":
-            print(INSTRUCTIONS)
-            return 0
-        names = arguments.gta5_test and arguments.gta5_test.read_text(encoding="utf-8").split()
-        splits = all_splits(arguments.root, arguments.domains, names)
-        if arguments.verb == "check":
-            check(splits)
-        else:
-            prepare(splits, arguments.domains, arguments.out, arguments.height, arguments.width)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if arguments.verb == "instructions":
+        print(INSTRUCTIONS)
+        return 0
+    names = arguments.gta5_test and listed_names(arguments.gta5_test)
+    splits = all_splits(arguments.root, arguments.domains, names)
+    if arguments.verb == "check":
+        check(splits)
+    else:
+        prepare(splits, arguments.domains, arguments.out, arguments.height, arguments.width)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command.run(main))

@@ -7,16 +7,21 @@ downloaded that was not asked for, and only safetensors and plain state dicts ar
 """
 
 import argparse
+import hashlib
+import pickle
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 
+import command
 import torch
 from safetensors import SafetensorError, safe_open
 from torchvision.models import ResNet50_Weights, ResNet101_Weights, WeightsEnum
 
-from zodi.diffusion import CONTROLNET_SEG, CONTROLNET_SEG_SIZE, STABLE_DIFFUSION, STABLE_DIFFUSION_SIZE, snapshot
+from zodi.networks.hub import CONTROLNET_SEG, CONTROLNET_SEG_SIZE, STABLE_DIFFUSION, STABLE_DIFFUSION_SIZE, snapshot
 
 
 @dataclass(frozen=True)
@@ -70,16 +75,44 @@ def all_weights() -> list[Weights]:
 
 
 def problem(file: Path) -> str | None:
-    """What is wrong with a file of weights; None if it can be read."""
+    """What is wrong with a file of weights; None if it has the checksum in its name, or else can be read."""
+    # The hub's cache calls a large file by its SHA-256, torchvision's names end with the beginning of it.
+    published = re.search(r"^[0-9a-f]{64}$", file.resolve().name) or re.search(r"(?<=-)[0-9a-f]{8,64}$", file.stem)
+    if published:
+        with file.open("rb") as stream:
+            found = hashlib.file_digest(stream, "sha256").hexdigest()
+        if found.startswith(published[0]):
+            return None
+        return f"{file}: found SHA-256 {found}, expected one that begins with {published[0]}; download it again"
     try:
         if file.suffix == ".safetensors":
             with safe_open(file, "pt") as opened:
                 opened.keys()
         else:
             torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except (SafetensorError, RuntimeError, OSError) as error:
-        return f"{file}: cannot be read ({error}); delete it and download it again"
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, OSError, ValueError, EOFError) as error:
+        return f"{file}: cannot be read ({error}); download it again"
     return None
+
+
+def download(weights: Weights) -> None:
+    """Get weights that are not there, and those of which a file is damaged.
+
+    Raises:
+        OSError: if that fails; names them.
+    """
+    files = weights.find()
+    damaged = [(file, text) for file in files if (text := problem(file))]
+    for file, text in damaged:
+        print(f"{text.rpartition('; ')[0]}; it is fetched again", flush=True)
+        # In the hub's cache a name is a link, and what it leads to would be taken again.
+        file.resolve().unlink(missing_ok=True)
+        file.unlink(missing_ok=True)
+    if damaged or not files:
+        try:
+            weights.get()
+        except (OSError, HTTPException, RuntimeError, ValueError) as error:
+            raise OSError(f"{weights.name} ({weights.size}) could not be downloaded: {error}") from error
 
 
 def main() -> int:
@@ -89,21 +122,19 @@ def main() -> int:
     verb = parser.parse_args().verb
     missing = False
     for weights in all_weights():
+        if verb == "download":
+            download(weights)
+            continue
         files = weights.find()
         if verb == "instructions":
             print(f"{weights.name} ({weights.size}): {'here' if files else 'python data_scripts/weights.py download'}")
-        elif verb == "check":
-            problems = [text for text in map(problem, files) if text]
-            missing |= bool(problems) or not files
-            print("\n".join([f"{weights.name} ({weights.size}): {'complete' if files else 'missing'}", *problems]))
-        elif not files:
-            try:
-                weights.get()
-            except OSError as error:
-                print(f"error: {weights.name} ({weights.size}) could not be downloaded: {error}", file=sys.stderr)
-                return 2
+            continue
+        problems = [text for text in map(problem, files) if text]
+        missing |= bool(problems) or not files
+        state = "damaged" if problems else "complete" if files else "missing"
+        print("\n".join([f"{weights.name} ({weights.size}): {state}", *problems]))
     return int(missing)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command.run(main))

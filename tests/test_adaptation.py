@@ -1,15 +1,17 @@
 import dataclasses
+import shutil
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
+from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
 
 from zodi.adaptation import (
     PAPER_CONFIG,
-    VARIANTS,
     AdaptationConfig,
     adaptation_loss,
     augment,
@@ -19,12 +21,15 @@ from zodi.adaptation import (
     similarity,
     train,
 )
-from zodi.datasets import open_split, write_miniature
+from zodi.datasets import FolderDataset, open_split, pack
 from zodi.evaluation import evaluate
 from zodi.labels import CITYSCAPES
-from zodi.runs import read_json
-from zodi.segmentation import OwnNetwork, build_network
-from zodi.selection import RULES, EpochSelection, choose_epochs
+from zodi.miniature.dataset import write_miniature
+from zodi.networks.own import OwnNetwork
+from zodi.segmentation import body_state, build_network
+from zodi.studies.selection import RULES, EpochSelection, choose_epochs
+from zodi.support import files
+from zodi.support.files import read_json
 
 NETWORK = "Unet/resnet18"
 
@@ -326,9 +331,201 @@ def test_crop_larger_than_the_images_is_an_error(source):
         train(config(crop=(128, 128)), source, None, None)
 
 
-def test_rows_are_those_of_the_issue():
-    assert set(VARIANTS) >= {
-        "source_only", "source_only_long", "photometric", "clear_prompt", "vae_round_trip", "sdedit", "controlnet_only",
-        "zodi_no_similarity", "zodi", "oracle",
-    }  # fmt: skip
-    assert VARIANTS["zodi"].similarity_weight == 0.1 and VARIANTS["zodi_no_similarity"].similarity_weight == 0
+# ---------------------------------------------------------------- a training answers for what it was trained on
+
+
+@pytest.fixture
+def folders(data, tmp_path):
+    """Copies that a test may change: source and synthesized images, and the labels of both."""
+    for part in ("train", "train_night"):
+        shutil.copytree(data / part, tmp_path / part)
+
+    def opened(labels="train/labels", synth="train_night/images", label_set=CITYSCAPES):
+        source = FolderDataset(tmp_path / "train" / "images", tmp_path / labels, label_set)
+        return source, FolderDataset(tmp_path / synth, tmp_path / labels, label_set)
+
+    return tmp_path, opened
+
+
+def other_synth(root):
+    shutil.copytree(root / "train" / "images", root / "other")
+    return {"synth": "other"}
+
+
+def changed_label(root):
+    file = sorted((root / "train" / "labels").iterdir())[0]
+    Image.fromarray(np.full((64, 96), 1, np.uint8)).save(file)
+    return {}
+
+
+def changed_image(root):
+    Image.new("RGB", (96, 64)).save(sorted((root / "train" / "images").iterdir())[0])
+    return {}
+
+
+def changed_synth(root):
+    Image.new("RGB", (96, 64)).save(sorted((root / "train_night" / "images").iterdir())[0])
+    return {}
+
+
+def a_class_of_another_colour(root):
+    colors = ((1, 2, 3), *CITYSCAPES.colors[1:])
+    return {"label_set": dataclasses.replace(CITYSCAPES, colors=colors)}
+
+
+def another_meaning(root):
+    return {"label_set": dataclasses.replace(CITYSCAPES, names=("lane", *CITYSCAPES.names[1:]))}
+
+
+CHANGES = (other_synth, changed_label, changed_image, changed_synth, a_class_of_another_colour, another_meaning)
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_training_on_other_data_starts_anew(folders, change, capsys):
+    root, opened = folders
+    train(config(steps=2), *opened(), root / "run")
+    _, again = train(config(steps=2), *opened(), root / "run")
+    assert "starts anew" not in capsys.readouterr().out and len(again) == 2
+    changed = opened(**change(root))
+    network, history = train(config(steps=2), *changed, root / "run")
+    expected, expected_history = train(config(steps=2), *changed, None)
+    assert "starts anew" in capsys.readouterr().out
+    pd.testing.assert_frame_equal(history, expected_history)
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, expected.state_dict()[name]), name
+
+
+def test_other_weights_to_start_from_start_anew(source, tmp_path, capsys):
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        save_file(body_state(build_network(NETWORK, 5)), tmp_path / "w.safetensors")
+        train(config(steps=1, weights=str(tmp_path / "w.safetensors")), source, None, tmp_path / "run")
+        assert ("starts anew" in capsys.readouterr().out) == (seed == 1)
+
+
+def test_packed_data_are_the_same_data(source, target, tmp_path):
+    whole, history = train(config(), source, target, tmp_path / "whole")
+
+    def stop(step, network):
+        if step == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(config(), source, target, tmp_path / "parts", callback=stop, save_every=1)
+    packed = [pack(part, tmp_path / name, progress=False) for name, part in (("s", source), ("t", target))]
+    steps = []
+    resumed, resumed_history = train(config(), *packed, tmp_path / "parts", callback=lambda step, _: steps.append(step))
+    assert steps == [2, 3, 4], "goes on after the last saved step"
+    pd.testing.assert_frame_equal(history, resumed_history)
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+def test_source_and_synthesized_images_have_the_same_classes(folders):
+    _, opened = folders
+    source, _ = opened()
+    _, synth = opened(label_set=dataclasses.replace(CITYSCAPES, names=("lane", *CITYSCAPES.names[1:])))
+    with pytest.raises(
+        ValueError, match=r"the source has 19 classes \(road, .*, the second data set has 19 .*\(lane, "
+    ):
+        train(config(), source, synth, None)
+
+
+def test_a_trained_network_knows_its_classes(source):
+    network, _ = train(config(steps=1), source, None, None)
+    assert network.label_set == source.label_set
+    own, _ = train(config(steps=1), source, None, None, network=own_network(4))
+    assert own.label_set == source.label_set
+
+
+# ---------------------------------------------------------------- numbers, sizes, disks
+
+
+class Diverging(nn.Module):
+    """A network of one's own whose logits become no numbers in the pass of a step."""
+
+    def __init__(self, bad_pass: int, value: float) -> None:
+        super().__init__()
+        self.layer, self.bad_pass, self.value, self.passes = nn.Conv2d(3, 19, 1), bad_pass, value, 0
+
+    def forward(self, x):
+        logits = self.layer(x)
+        if self.training:
+            self.passes += 1
+            if self.passes == self.bad_pass:
+                logits = logits * self.value
+        return logits, logits
+
+
+@pytest.mark.parametrize(("bad_pass", "term"), [(5, "ce_source"), (6, "ce_synth")])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_training_stops_at_the_first_loss_that_is_no_number(source, target, tmp_path, bad_pass, term, value):
+    steps = []
+    with pytest.raises(ValueError, match=rf"step 3: found {term} = .*learning rate.*bf16.*labels"):
+        train(
+            config(),
+            source,
+            target,
+            tmp_path,
+            callback=lambda step, _: steps.append(step),
+            save_every=1,
+            network=Diverging(bad_pass, value),
+        )
+    assert steps == [0, 1, 2]
+    assert torch.load(tmp_path / "training.pt", weights_only=True)["step"] == 2
+
+
+def test_weights_that_are_no_numbers_are_not_saved(source, tmp_path, monkeypatch):
+    def step(network, optimizer, *_):
+        with torch.no_grad():
+            next(network.parameters()).view(-1)[0] = float("nan")
+        return {"ce_source": torch.tensor(1.0), "loss": torch.tensor(1.0)}
+
+    monkeypatch.setattr("zodi.adaptation.optimisation_step", step)
+    with pytest.raises(ValueError, match=r"step 1: found .*weight = nan"):
+        train(config(steps=1), source, None, tmp_path)
+    assert not (tmp_path / "training.pt").exists()
+
+
+def test_a_batch_of_void_labels_is_called_that(folders):
+    root, opened = folders
+    for file in (root / "train" / "labels").iterdir():
+        Image.fromarray(np.full((64, 96), 255, np.uint8)).save(file)
+    with pytest.raises(ValueError, match="step 1: found ce_source = nan, because every pixel of the batch is void"):
+        train(config(), *opened(), None)
+
+
+@pytest.mark.parametrize("part", ["train", "train_night"])
+def test_an_image_smaller_than_the_crop_is_named_before_the_training(folders, part):
+    root, opened = folders
+    name = sorted((root / part / "images").iterdir())[-1].name
+    for kind, mode in (("images", "RGB"), ("labels", "L")):
+        Image.new(mode, (60, 64)).save(
+            root / "train" / "labels" / name if kind == "labels" else root / part / kind / name
+        )
+    started = []
+    with pytest.raises(ValueError, match=rf"{name}: found 60x64 pixels.*larger than the images"):
+        train(config(), *opened(), None, callback=lambda *_: started.append(1))
+    assert not started
+
+
+@pytest.mark.parametrize("content", [b"", b"text", None])
+def test_a_damaged_state_is_one_line(source, tmp_path, content):
+    train(config(steps=1), source, None, tmp_path)
+    file = tmp_path / "training.pt"
+    file.write_bytes(file.read_bytes()[:-500] if content is None else content)
+    with pytest.raises(ValueError, match=r"training.pt: .*delete it to train from the start"):
+        train(config(steps=1), source, None, tmp_path)
+
+
+def test_a_full_disk_names_the_file_and_keeps_the_state_before(source, tmp_path, monkeypatch):
+    train(config(steps=1), source, None, tmp_path)
+    before = (tmp_path / "training.pt").read_bytes()
+
+    def full(*_):
+        raise RuntimeError("[enforce fail at inline_container.cc:671] . unexpected pos 576 vs 534")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match=r"training.pt: cannot be written, the disk is full") as caught:
+        train(config(steps=1, seed=1), source, None, tmp_path)
+    assert files.is_disk_full(caught.value) and (tmp_path / "training.pt").read_bytes() == before

@@ -5,9 +5,12 @@ import pytest
 import tiny
 import torch
 
-from zodi import adaptation, datasets, diffusion, scenes, transfer
+from zodi import adaptation, datasets, diffusion, transfer
 from zodi.labels import CITYSCAPES
-from zodi.transfer_folder import read_manifest, transfer_folder
+from zodi.miniature import scenes
+from zodi.miniature.dataset import write_miniature
+from zodi.support.results import read_manifest
+from zodi.transfer_folder import transfer_folder
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 COUNT = 4
@@ -63,7 +66,7 @@ def test_bfloat16_stays_close(street):
 
 
 def test_shards_of_a_folder(tmp_path):
-    root = datasets.write_miniature(tmp_path / "data", train=3, test=1, domains=["night"], progress=False)
+    root = write_miniature(tmp_path / "data", train=3, test=1, domains=["night"], progress=False)
     model = diffusion.load("mini", device="cuda", dtype=torch.bfloat16)
     config = transfer.domain_config("night", defaults=model.defaults, num_inference_steps=2)
     arguments = (model, root / "train" / "images", root / "train" / "labels", tmp_path / "out", config, CITYSCAPES)
@@ -73,7 +76,7 @@ def test_shards_of_a_folder(tmp_path):
 
 @pytest.mark.parametrize("bf16", [False, True])
 def test_a_resumed_training_equals_one_that_ran_through(bf16, tmp_path):
-    root = datasets.write_miniature(tmp_path / "data", train=8, test=1, domains=["night"], progress=False)
+    root = write_miniature(tmp_path / "data", train=8, test=1, domains=["night"], progress=False)
     source, night = datasets.open_split(root, "train"), datasets.open_split(root, "train_night")
     recipe = adaptation.recipe("mini", steps=6, batch_size=2, bf16=bf16)
     settings = {"save_every": 3, "device": "cuda", "workers": 2}
@@ -92,7 +95,7 @@ def test_a_resumed_training_equals_one_that_ran_through(bf16, tmp_path):
 
 
 def test_the_benchmark_of_the_trainings():
-    from zodi import bench
+    from zodi.studies import bench
 
     changes = {"crop": (96, 192), "batch_size": 2}
     config = bench.TrainingBenchConfig(("PaperDeepLabV3Plus/resnet50",), steps=2, warm_up=1, images=4, changes=changes)

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from zodi.datasets import FolderDataset, dataset_info, open_split, pack, prepare, read_image, write_miniature
-from zodi.labels import CAMVID, CITYSCAPES
+from zodi.datasets import FolderDataset, PackedDataset, dataset_info, label_set_of, open_split, pack, read_image
+from zodi.labels import CAMVID, CITYSCAPES, LabelSet
+from zodi.miniature.dataset import prepare, write_miniature
 
 
 def write(path, array):
@@ -109,7 +110,7 @@ def test_prepare_keeps_what_is_there(tmp_path):
 
 
 def test_a_folder_without_dataset_json_says_how_to_make_one(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"data_scripts/miniature.py"):
+    with pytest.raises(FileNotFoundError, match=r"zodi.miniature render"):
         open_split(tmp_path, "train")
 
 
@@ -151,3 +152,46 @@ def test_a_damaged_pack_and_mixed_sizes_are_named(folders, tmp_path):
     with pytest.raises(ValueError, match="b/c: found size 30x10, expected 30x20"):
         pack(FolderDataset(*folders, CAMVID), tmp_path / "mixed", progress=False)
     assert not (tmp_path / "mixed").exists()
+
+
+# ---------------------------------------------------------------- label sets that travel with their data
+
+MINE = LabelSet("mine", ("sky", "road"), ((1, 1, 1), (2, 2, 2)))
+
+
+def test_a_data_set_is_opened_with_the_label_set_that_it_holds(folders):
+    root = folders[0].parent
+    (root / "train").mkdir()
+    for folder in folders:
+        folder.rename(root / "train" / folder.name)
+    for label in (root / "train/labels").rglob("*.png"):
+        write(label, np.ones((20, 30), np.uint8))
+    (root / "dataset.json").write_text(json.dumps({"label_set": "cityscapes", "labels": MINE.to_dict()}))
+    train = open_split(root, "train")
+    assert train.label_set == label_set_of(root) == MINE and train.label_set.names[train[0].label[0, 0]] == "road"
+    # As earlier versions wrote it, with a name only.
+    (root / "dataset.json").write_text(json.dumps({"label_set": "camvid"}))
+    assert open_split(root, "train").label_set == CAMVID
+
+
+@pytest.mark.parametrize("content", ["[1]", "{}", '{"label_set": "camvid", "labels": {"names": ["sky"]}}'])
+def test_a_description_without_a_label_set_is_named(content, tmp_path):
+    (tmp_path / "dataset.json").write_text(content)
+    with pytest.raises(ValueError, match=r"dataset\.json: found"):
+        label_set_of(tmp_path)
+
+
+def test_a_packed_data_set_is_made_again_for_other_classes_of_the_same_name(folders, tmp_path):
+    renamed = LabelSet(CAMVID.name, CAMVID.names[::-1], CAMVID.colors, CAMVID.void_values)
+    pack(FolderDataset(*folders, CAMVID), tmp_path / "packed", progress=False)
+    assert pack(FolderDataset(*folders, renamed), tmp_path / "packed", progress=False).label_set == renamed
+    assert PackedDataset(tmp_path / "packed").label_set == renamed
+    index = json.loads((tmp_path / "packed" / "index.json").read_text())
+    # A name alone does not say what the indices mean.
+    (tmp_path / "packed" / "index.json").write_text(json.dumps(index | {"label_set": "camvid"}))
+    with pytest.raises(ValueError, match=r"packed: found no label set"):
+        PackedDataset(tmp_path / "packed")
+    (tmp_path / "packed" / "index.json").write_text("[1]")
+    with pytest.raises(ValueError, match=r"index\.json: found no index of packed arrays; delete the folder"):
+        PackedDataset(tmp_path / "packed")
+    assert pack(FolderDataset(*folders, CAMVID), tmp_path / "packed", progress=False).label_set == CAMVID

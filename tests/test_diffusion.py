@@ -1,6 +1,8 @@
 """Checkpoints of both formats: saved, loaded, encoded, described, and clear errors for what is missing."""
 
+import copy
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from safetensors.torch import save_file
 
 from zodi import diffusion
 from zodi.diffusion import TransferDefaults
+from zodi.networks import hub
 
 
 @pytest.fixture(scope="module", params=["mini", "stable_diffusion"])
@@ -105,12 +108,112 @@ def test_fingerprint_tells_weights_and_schedules_apart(model):
     assert diffusion.fingerprint(other) != diffusion.fingerprint(model)
 
 
+def test_fingerprint_tells_every_weight_setting_and_token_apart(model, tmp_path):
+    def changed(part, **settings):
+        network = copy.deepcopy(getattr(model, part))
+        network.register_to_config(**settings)
+        return replace(model, **{part: network})
+
+    before = diffusion.fingerprint(model)
+    diffusion.embed(model, ["a use of the model does not change it"])
+    assert diffusion.fingerprint(replace(model, name="other")) == before == diffusion.fingerprint(copy.deepcopy(model))
+    others = [changed("vae", scaling_factor=0.5), changed("unet", freq_shift=1), changed("scheduler", beta_end=0.013)]
+    others.append(replace(model, tokenizer=tiny.tokenizer(31)))
+    for part in diffusion.MODULES:
+        others.append(copy.deepcopy(model))
+        weights = max(getattr(others[-1], part).parameters(), key=lambda value: value.numel())
+        weights.view(-1)[-1] += 1e-3
+    assert len({before, *map(diffusion.fingerprint, others)}) == 9
+
+
+def test_what_is_not_a_number_is_said_and_not_painted(model):
+    latents = diffusion.encode(model, photographs())
+    for part, use in (
+        ("encoder", lambda m: diffusion.encode(m, photographs())),
+        ("decoder", lambda m: diffusion.decode(m, latents)),
+    ):
+        broken = copy.deepcopy(model)
+        torch.nn.init.constant_(next(getattr(broken.vae, part).parameters()), torch.nan)
+        with pytest.raises(
+            ValueError, match=rf"found \d+ of \d+ values from the VAE's {part}.*float32.*another checkpoint"
+        ):
+            use(broken)
+    for value in (torch.nan, torch.inf):
+        with pytest.raises(ValueError, match="from the UNet"):
+            diffusion.decode(model, latents.clone().fill_(value))
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99", "meta", "", "cpu:x"])
+def test_a_device_that_is_not_there_is_named(device):
+    with pytest.raises(ValueError, match=f"device '{device}': cannot be used, expected cpu") as caught:
+        diffusion.load(device=device)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a graphics card")
+def test_cuda_without_a_card_is_one_line():
+    with pytest.raises(ValueError, match="device 'cuda': cannot be used, expected cpu: torch finds no graphics card"):
+        diffusion.load(device="cuda")
+
+
+def test_a_folder_of_half_precision_files_only(tmp_path):
+    model = tiny.stable_diffusion()
+    diffusion.save(model, tmp_path / "sd", torch.float16)
+    for file in (tmp_path / "sd").rglob("*.safetensors"):
+        file.rename(file.with_suffix(".fp16.safetensors"))
+    with pytest.raises(FileNotFoundError, match=r"give variant='fp16', which is there \(--variant\)"):
+        diffusion.load(tmp_path / "sd")
+    loaded = diffusion.load(tmp_path / "sd", variant="fp16")
+    for part in diffusion.MODULES:
+        for name, value in getattr(model, part).state_dict().items():
+            assert torch.equal(getattr(loaded, part).state_dict()[name], value.half().float())
+    with pytest.raises(FileNotFoundError, match=r"is incomplete.*give variant='fp16'"):
+        diffusion.load(tmp_path / "sd", variant="bf16")
+
+
+@pytest.mark.parametrize("part", ["vae", "unet", "controlnet", "text_encoder", "tokenizer", "scheduler"])
+def test_a_damaged_part_is_named_in_one_line(tmp_path, part):
+    diffusion.save(tiny.mini(), tmp_path / "checkpoint")
+    for file in (tmp_path / "checkpoint" / part).iterdir():
+        whole = file.read_bytes()
+        for content in (whole[:-40], b"", b"[1, 2]"):
+            file.write_bytes(content)
+            with pytest.raises((ValueError, FileNotFoundError), match=f"checkpoint/{part}") as caught:
+                diffusion.load(tmp_path / "checkpoint")
+            assert "\n" not in str(caught.value)
+        file.write_bytes(whole)
+    assert diffusion.load(tmp_path / "checkpoint").name == "checkpoint"
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        {"short_side": "x"},
+        {"short_side": 96.5},
+        {"num_inference_steps": None},
+        {"guidance_scale": True},
+        {"palette": 3},
+        {"strengths": [0.5]},
+        {"strengths": {"night": "0.5"}},
+        {"strengths": {"night": 2}},
+        {"strength": 0.5},
+        [],
+        "text",
+    ],
+)
+def test_wrong_defaults_of_a_checkpoint_are_refused(tmp_path, found):
+    diffusion.save(tiny.mini(), tmp_path / "checkpoint")
+    (tmp_path / "checkpoint" / "transfer_defaults.json").write_text(json.dumps(found))
+    with pytest.raises(ValueError, match=r"checkpoint/transfer_defaults\.json: found .*expected .*copy it again"):
+        diffusion.load(tmp_path / "checkpoint")
+
+
 def test_missing_models_are_explained(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match=r"no such folder\. Expected 'mini'"):
         diffusion.load(tmp_path / "nothing")
     with pytest.raises(FileNotFoundError, match=r"is not on this machine.*4.3 GB.*--download.*HF_HOME"):
         diffusion.load("nobody/no-such-model")
-    monkeypatch.setattr(diffusion, "MINI_FOLDER", tmp_path / "mini")
+    monkeypatch.setattr(hub, "MINI_FOLDER", tmp_path / "mini")
     with pytest.raises(FileNotFoundError, match="the miniature's weights are not there"):
         diffusion.load("mini")
 
@@ -149,6 +252,9 @@ def test_a_controlnet_in_a_single_file(tmp_path):
     assert torch.equal(loaded.controlnet_mid_block.weight, control.controlnet_mid_block.weight)
     with pytest.raises(FileNotFoundError, match="no such file"):
         diffusion.load(tmp_path / "sd", controlnet=tmp_path / "d.safetensors")
+    (tmp_path / "cut.safetensors").write_bytes((tmp_path / "c.safetensors").read_bytes()[:-8])
+    with pytest.raises(ValueError, match=r"cut\.safetensors: found files that cannot be loaded"):
+        diffusion.load(tmp_path / "sd", controlnet=tmp_path / "cut.safetensors")
     save_file({"x": torch.zeros(1)}, tmp_path / "x.safetensors")
     with pytest.raises(ValueError, match="does not fit the UNet"):
         diffusion.load(tmp_path / "sd", controlnet=str(tmp_path / "x.safetensors"))

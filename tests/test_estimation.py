@@ -6,12 +6,15 @@ import pytest
 import torch
 from torch import nn
 
-from zodi import estimation, evidence
-from zodi.datasets import FolderDataset, open_split, write_miniature
+from zodi import estimation
+from zodi.datasets import FolderDataset, open_split
 from zodi.evaluation import confusion, image_confusions, iou
-from zodi.labels import CITYSCAPES
-from zodi.runs import read_json
+from zodi.labels import CAMVID, CITYSCAPES
+from zodi.miniature.dataset import write_miniature
 from zodi.segmentation import build_network, load_network, save_network
+from zodi.studies import agreement, evidence
+from zodi.support.bootstrap import bootstrap, resample_weights
+from zodi.support.files import read_json
 from zodi.transfer_folder import transfer_folder
 
 NAMES = ("a", "b")
@@ -54,13 +57,13 @@ def test_order_of_the_images_and_seed_of_the_resampling():
 def test_weights_are_numbers_of_copies():
     matrices = simulated(np.random.default_rng(4), 3)
     weights = np.array([[2, 0, 1], [1, 1, 1]], np.float32)
-    found = estimation.bootstrap(matrices, weights)
+    found = bootstrap(matrices, weights)
     assert found[0] == pytest.approx(iou(2 * matrices[0, 0] + matrices[0, 2]))
     assert found[1] == pytest.approx(iou(matrices[0].sum(0)))
 
 
 def test_resamples_draw_images_then_their_transfers():
-    weights = estimation.resample_weights(5, seeds=3, resamples=2000, seed=0)
+    weights = resample_weights(5, seeds=3, resamples=2000, seed=0)
     assert weights.shape == (2000, 15) and (weights.sum(1) == 15).all()
     by_image = weights.reshape(2000, 3, 5).sum(1)
     assert (by_image % 3 == 0).all(), "an image comes with as many transfers as there are seeds"
@@ -120,27 +123,71 @@ def test_calibration_learns_a_line_from_the_other_domains():
     estimate = pd.Series(rng.uniform(10, 60, 60))
     frame = pd.DataFrame({"domain": ["a", "b", "c"] * 20, "estimate": estimate, "truth": 5 + 0.8 * estimate})
     frame.loc[frame["domain"] == "c", "truth"] += 100
-    found = estimation.leave_one_domain_out(frame)
+    found = agreement.leave_one_domain_out(frame)
     assert (found["domain"] == frame["domain"]).all()
     c = found[found["domain"] == "c"]
     assert c["calibrated"].to_numpy() == pytest.approx((5 + 0.8 * c["estimate"]).to_numpy())
     assert (found["calibrated_low"] <= found["calibrated"]).all()
     with pytest.raises(ValueError, match="one domain"):
-        estimation.leave_one_domain_out(frame[frame["domain"] == "a"])
+        agreement.leave_one_domain_out(frame[frame["domain"] == "a"])
     with pytest.raises(ValueError, match="at least 3"):
-        estimation.calibrate(np.array([1.0, 2.0]), np.array([1.0, 2.0]))
+        agreement.calibrate(np.array([1.0, 2.0]), np.array([1.0, 2.0]))
 
 
 def test_agreement_and_regret_on_known_cases():
     truth = pd.Series([10.0, 20.0, 30.0, 40.0])
     swapped = pd.Series([10.0, 20.0, 40.0, 30.0])
-    found = estimation.agreement(swapped, truth)
+    found = agreement.agreement(swapped, truth)
     assert found["pearson"] == pytest.approx(0.8) and found["spearman"] == pytest.approx(0.8)
     assert found["kendall"] == pytest.approx(4 / 6) and found["mae"] == 5
-    assert np.isnan(estimation.agreement(pd.Series([1.0] * 4), truth)["pearson"])
-    assert estimation.regret(swapped, truth) == 10
-    assert estimation.regret(truth, truth) == 0
-    assert np.isnan(estimation.regret(pd.Series([np.nan] * 4), truth))
+    assert np.isnan(agreement.agreement(pd.Series([1.0] * 4), truth)["pearson"])
+    assert agreement.regret(swapped, truth) == 10
+    assert agreement.regret(truth, truth) == 0
+    assert np.isnan(agreement.regret(pd.Series([np.nan] * 4), truth))
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_one_image_has_no_interval(seeds):
+    one = np.concatenate([simulated(np.random.default_rng(n), 1) for n in range(seeds)])
+    found = estimation.estimate_from(one, NAMES)
+    assert np.isnan([found.low, found.high]).all() and found.classes[["low", "high"]].isna().all(axis=None)
+    assert np.isfinite(found.miou) and "no interval" in str(found) and "nan" not in str(found)
+
+
+@pytest.mark.parametrize(("images", "warned"), [(2, True), (9, True), (10, False), (40, False)])
+def test_few_images_are_warned_of(images, warned):
+    text = str(estimation.estimate_from(simulated(np.random.default_rng(0), images), NAMES))
+    assert "95 % interval" in text and ("below 10 images" in text) == warned
+
+
+@pytest.mark.parametrize(("images", "limit"), [(40, 10), (10, 10), (5, 5)])
+def test_the_limit_of_rare_classes_is_the_one_that_was_applied(images, limit):
+    matrices = np.zeros((1, images, 3, 3), int)
+    matrices[0, :, :2, :2] = simulated(np.random.default_rng(6), images)[0]
+    matrices[0, : limit - 1, 2, 0] = 5
+    found = estimation.estimate_from(matrices, ("a", "b", "c"))
+    assert found.rare == ["c"] and f"in fewer than {limit} images and so too rare: c" in str(found)
+    matrices[0, :limit, 2, 0] = 5
+    assert estimation.estimate_from(matrices, ("a", "b", "c")).rare == []
+    with pytest.raises(ValueError, match=rf"{images} images: no class is seen in {limit} of them"):
+        estimation.estimate_from(np.zeros((1, images, 2, 2), int), NAMES)
+
+
+@pytest.mark.parametrize("seeds", [(), range(0), np.array([], int)])
+def test_no_seeds_are_refused(seeds, tmp_path):
+    with pytest.raises(ValueError, match="seeds: found none"):
+        estimation.estimate(nn.Identity(), "images", "labels", "night", tmp_path, seeds=seeds)
+
+
+@pytest.mark.parametrize("role", ["network", "reference"])
+def test_networks_of_other_classes_are_refused_before_anything_is_transferred(role, tmp_path):
+    networks = {"network": build_network("Unet/resnet18", 19), "reference": build_network("Unet/resnet18", 19)}
+    networks[role].label_set = CAMVID
+    with pytest.raises(ValueError, match=r"has 11 classes \(sky, .*, the data has 19 classes"):
+        estimation.estimate(
+            networks["network"], "images", "labels", "night", tmp_path / "out", reference=networks["reference"]
+        )
+    assert not (tmp_path / "out").exists()
 
 
 # ---------------------------------------------------------------- on images
@@ -211,12 +258,12 @@ def test_select_takes_the_best_on_generated_images(results):
         for part in ("held_out", "held_out_1")
     ]
     candidates = {name: Constant(names.index(name)) for name in ("train", "road")}
-    chosen = estimation.select(candidates, generated, names)
+    chosen = agreement.select(candidates, generated, names)
     assert list(chosen.index) == ["road", "train"] and list(chosen["chosen"]) == [True, False]
     with pytest.raises(ValueError, match="at least one candidate"):
-        estimation.select({}, generated, names)
+        agreement.select({}, generated, names)
     with pytest.raises(ValueError, match="one set of images"):
-        estimation.select(candidates, [generated[0], generated[1].only(generated[1].keys[:1])], names)
+        agreement.select(candidates, [generated[0], generated[1].only(generated[1].keys[:1])], names)
 
 
 def test_candidates_are_scored_at_four_steps_and_tabulated(results):
@@ -231,7 +278,7 @@ def test_candidates_are_scored_at_four_steps_and_tabulated(results):
     assert set(frame["step"]) == {1, 2, 3, 4}
     assert frame[["estimate", "source", "truth", "confidence", "atc"]].notna().all().all()
     assert (frame["low"] <= frame["high"]).all()
-    frame = estimation.leave_one_domain_out(frame)
+    frame = agreement.leave_one_domain_out(frame)
     scores = evidence.by_domain(frame)
     assert len(scores) == 2 * len(evidence.SCORES) and (scores["models"] == 16).all()
     assert (scores["regret"] >= 0).all()
@@ -268,8 +315,8 @@ def test_faithful_images_are_chosen_by_the_oracle(results):
     images.parent.mkdir(parents=True, exist_ok=True)
     if not images.exists():
         images.symlink_to(results / "transfer" / "night" / "photometric" / "images")
-    second = evidence._second(evidence.Candidate("zodi_faithful", "night", network, 0), results)
-    assert 1 <= len(second) < 4
+    sets = evidence.candidate_sets(evidence.Candidate("zodi_faithful", "night", network, 0), results)
+    assert len(sets.first) == 4 and 1 <= len(sets.second) < 4
     everything = FolderDataset(images, results / "data" / "train" / "labels", CITYSCAPES)
     found = image_confusions(load_network(reference), everything, CITYSCAPES.num_classes)
     with pytest.raises(ValueError, match="choose a lower one"):
@@ -279,7 +326,7 @@ def test_faithful_images_are_chosen_by_the_oracle(results):
 def test_table_says_what_to_run(tmp_path, results):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "dataset.json").write_text((results / "data" / "dataset.json").read_text())
-    with pytest.raises(FileNotFoundError, match="zodi candidate"):
+    with pytest.raises(FileNotFoundError, match=r"zodi\.studies candidate"):
         evidence.table(tmp_path)
 
 

@@ -9,9 +9,10 @@ from PIL import Image
 from torch import nn
 
 from zodi import evaluation
-from zodi.datasets import FolderDataset, open_split, read_label, write_miniature
-from zodi.labels import CITYSCAPES, CITYSCAPES_IDS, IGNORE_INDEX
-from zodi.segmentation import IMAGENET_MEAN, IMAGENET_STD
+from zodi.datasets import FolderDataset, Sample, open_split, read_label
+from zodi.labels import CAMVID, CITYSCAPES, CITYSCAPES_IDS, IGNORE_INDEX, LabelSet
+from zodi.miniature.dataset import write_miniature
+from zodi.segmentation import IMAGENET_MEAN, IMAGENET_STD, build_network
 
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "cityscapes_sample"
 IDS = np.array([values[0] for values in CITYSCAPES_IDS.values])
@@ -147,3 +148,81 @@ def test_agrees_with_cityscapesscripts_on_a_real_label_file(tmp_path):
     present = {name: value for name, value in ours["iou"].items() if not np.isnan(value)}
     assert len(present) > 5
     assert present == pytest.approx({name: 100 * theirs[name] for name in present}, abs=1e-9)
+
+
+class Outputs(nn.Module):
+    """Calls every pixel the last of `count` classes, or gives a value that is no number."""
+
+    def __init__(self, count: int, value: float = 1.0, label_set: LabelSet | None = None) -> None:
+        super().__init__()
+        self.count, self.value, self.label_set = count, nn.Parameter(torch.tensor(value)), label_set
+
+    def forward(self, x):
+        logits = torch.zeros(len(x), self.count, *x.shape[2:])
+        logits[:, -1] = self.value
+        return logits
+
+
+def named(label_set: LabelSet | None, count: int) -> nn.Module:
+    network = build_network("Unet/resnet18", count)
+    network.label_set = label_set
+    return network
+
+
+OTHER_ORDER = LabelSet("turned", CITYSCAPES.names[::-1], CITYSCAPES.colors[::-1])
+
+
+@pytest.mark.parametrize(
+    ("network", "found"),
+    [
+        (lambda: Outputs(19), ""),
+        (lambda: Outputs(19, label_set=CITYSCAPES_IDS), ""),
+        (lambda: named(CITYSCAPES, 19), ""),
+        (lambda: named(None, 19), ""),
+        (lambda: Outputs(11), "network 'Outputs' has 11 classes, the data has 19 classes"),
+        (lambda: Outputs(25), "network 'Outputs' has 25 classes, the data has 19 classes"),
+        (lambda: Outputs(11, label_set=CAMVID), r"has 11 classes \(sky, .*bicyclist\), the data has 19 .*\(road, "),
+        (lambda: Outputs(19, label_set=OTHER_ORDER), r"has 19 classes \(bicycle, .*, the data has 19 classes \(road, "),
+        (lambda: named(CAMVID, 11), r"'Unet/resnet18' has 11 classes \(sky, .*, the data has 19 classes \(road, "),
+        (lambda: named(None, 11), r"'Unet/resnet18' has 11 classes, the data has 19 classes \(road, "),
+        (lambda: Outputs(19, float("nan")), "network 'Outputs': found logits for .* not a number"),
+        (lambda: Outputs(19, float("inf")), "network 'Outputs': found logits for .* not a number"),
+    ],
+)
+def test_a_network_is_only_evaluated_on_its_own_classes_and_with_numbers(dataset, network, found):
+    calls = [
+        lambda: evaluation.evaluate(network(), dataset, CITYSCAPES),
+        lambda: evaluation.image_confusions(network(), dataset, 19, batch_size=2),
+        lambda: evaluation.confusion(network(), dataset, 19),
+    ]
+    for call in calls:
+        if not found:
+            assert call() is not None
+        else:
+            with pytest.raises(ValueError, match=found):
+                call()
+
+
+def test_the_image_of_logits_that_are_no_numbers_is_named(dataset):
+    with pytest.raises(ValueError, match=f"for {dataset.keys[0]} that"):
+        evaluation.confusion(Outputs(19, float("nan")), dataset, 19)
+    with pytest.raises(ValueError, match="not a number"):
+        evaluation.predict(Outputs(19, float("nan")), dataset[0].image)
+
+
+def test_the_label_set_of_an_evaluation_is_the_data_sets(dataset):
+    with pytest.raises(ValueError, match="label_set has 11 classes"):
+        evaluation.evaluate(Outputs(11), dataset, CAMVID)
+    with pytest.raises(ValueError, match="num_classes has 11 classes, the data has 19"):
+        evaluation.image_confusions(Outputs(11), dataset, 11)
+
+
+def test_no_row_of_the_matrix_holds_anything_but_its_class():
+    image, label = np.zeros((4, 8, 3), np.uint8), np.array([[0, 1, 2, 255] * 2] * 4, np.uint8)
+    matrix = evaluation.confusion(Outputs(3), [Sample(image, label, "a")], 3)
+    assert matrix.sum(1).tolist() == [8, 8, 8] and matrix[:, 2].tolist() == [8, 8, 8]
+    with pytest.raises(ValueError, match="has 5 classes, the data has 3"):
+        evaluation.confusion(Outputs(5), [Sample(image, label, "a")], 3)
+    label[0, 0] = 3
+    with pytest.raises(ValueError, match=r"a: found the class 3, expected 0 .. 2"):
+        evaluation.confusion(Outputs(3), [Sample(image, label, "a")], 3)

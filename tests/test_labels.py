@@ -1,9 +1,20 @@
 """Label sets: ids, class indices and colours, there and back."""
 
+import json
+
 import numpy as np
 import pytest
 
-from zodi.labels import CAMVID, CITYSCAPES, CITYSCAPES_IDS, IGNORE_INDEX, LABEL_SETS, get_label_set, read_mapping
+from zodi.labels import (
+    CAMVID,
+    CITYSCAPES,
+    CITYSCAPES_IDS,
+    IGNORE_INDEX,
+    LABEL_SETS,
+    LabelSet,
+    get_label_set,
+    read_mapping,
+)
 
 each_set = pytest.mark.parametrize("label_set", LABEL_SETS.values(), ids=LABEL_SETS)
 
@@ -75,9 +86,56 @@ def test_a_mapping_reads_other_label_files_as_cityscapes_classes(tmp_path):
         ("classes: {road: [1, 2], car: 2}", "\\[2\\] are named more than once"),
         ("road: 1", "expected `classes:`"),
         ("classes: [", "cannot be read as YAML"),
+        ("classes: {road: yes}", "found the pixel values \\[True\\]"),
     ],
 )
 def test_mappings_that_are_not_right(text, message, tmp_path):
     (tmp_path / "mine.yaml").write_text(text)
     with pytest.raises(ValueError, match=message):
         read_mapping(tmp_path / "mine.yaml")
+
+
+def test_a_mapping_that_is_no_text_is_named(tmp_path):
+    (tmp_path / "mine.yaml").write_bytes(b"classes: {road: 1}  # stra\xdfe\n")
+    with pytest.raises(ValueError, match=r"mine\.yaml: cannot be read as YAML"):
+        read_mapping(tmp_path / "mine.yaml")
+
+
+# ---------------------------------------------------------------- content, translation, conflicts
+
+
+@each_set
+def test_a_label_set_travels_as_its_content(label_set):
+    content = json.loads(json.dumps(label_set.to_dict()))
+    assert LabelSet.from_dict(content) == label_set
+    for broken in (None, [], "cityscapes", {}, content | {"names": 3}, content | {"colors": [["a"]]}):
+        with pytest.raises(ValueError, match=r"found no label set|invalid literal"):
+            LabelSet.from_dict(broken)
+
+
+def test_written_label_maps_hold_class_indices():
+    assert CITYSCAPES_IDS.written() == CITYSCAPES == CITYSCAPES.written()
+    written = CAMVID.written()
+    assert (written.name, written.names) == ("camvid", CAMVID.names)
+    assert written.to_train_ids(np.array([[10, 255]], np.uint8), "x")[0].tolist() == [10, 255]
+
+
+def test_indices_are_translated_by_name_or_refused():
+    reordered = LabelSet("mine", ("sky", "road"), ((1, 1, 1), (2, 2, 2)))
+    table = reordered.translation(CITYSCAPES)
+    assert [CITYSCAPES.names[table[index]] for index in (0, 1)] == ["sky", "road"] and table[255] == IGNORE_INDEX
+    with pytest.raises(ValueError, match=r"'cityscapes' has no classes \['pavement', 'tree'"):
+        CAMVID.translation(CITYSCAPES)
+
+
+def test_a_class_may_have_the_value_255(tmp_path):
+    file = tmp_path / "mask.yaml"
+    file.write_text("classes: {road: 255, car: 128}\nvoid: [0]\n")
+    label_set = read_mapping(file)
+    ids = label_set.to_train_ids(np.array([[0, 128, 255]], np.uint8), "mask.png")[0]
+    assert [CITYSCAPES.names[i] if i != IGNORE_INDEX else None for i in ids] == [None, "car", "road"]
+    file.write_text("classes: {road: 255}\nvoid: [255]\n")
+    with pytest.raises(ValueError, match=r"the pixel values \[255\] are named more than once"):
+        read_mapping(file)
+    with pytest.raises(ValueError, match=r"\[7\] mean both a class and void"):
+        LabelSet("x", ("road",), ((1, 2, 3),), void_values=(7,), raw_values=((7,),))

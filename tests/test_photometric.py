@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
+from zodi.miniature.scenes import render
 from zodi.photometric import OPERATIONS, photometric
-from zodi.scenes import render
 
 
 @pytest.fixture(scope="module")

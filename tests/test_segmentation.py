@@ -1,14 +1,16 @@
+import json
+
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from zodi.labels import CITYSCAPES
+from zodi.labels import CAMVID, CITYSCAPES
+from zodi.networks.own import OwnNetwork
 from zodi.segmentation import (
     DEFAULT_NETWORK,
     MINI_SEGMENTER_FILE,
-    OwnNetwork,
     body_state,
     build_network,
     load_network,
@@ -92,3 +94,70 @@ def test_weights_that_do_not_fit_are_an_error(tmp_path):
         build_network(DEFAULT_NETWORK, 3, file)
     with pytest.raises(FileNotFoundError, match=r"missing.safetensors"):
         build_network(DEFAULT_NETWORK, 3, tmp_path / "missing.safetensors")
+
+
+def test_a_network_keeps_the_label_set_that_it_was_trained_on(tmp_path):
+    network = build_network("Unet/resnet18", CAMVID.num_classes)
+    network.label_set = CAMVID
+    save_network(network, tmp_path / "new")
+    assert load_network(tmp_path / "new").label_set == CAMVID
+    network.label_set = None
+    save_network(network, tmp_path / "old")
+    settings = json.loads((tmp_path / "old" / "network.json").read_text())
+    del settings["label_set"]
+    (tmp_path / "old" / "network.json").write_text(json.dumps(settings))
+    assert load_network(tmp_path / "old").label_set is None, "files from before label sets were kept"
+
+
+SETTINGS = {"name": "Unet/resnet18", "num_classes": 11, "arguments": {}, "void_output": False, "label_set": None}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        "{",
+        "[]",
+        "{}",
+        "7",
+        json.dumps(SETTINGS | {"name": 7}),
+        json.dumps(SETTINGS | {"name": "Unet/mystery"}),
+        json.dumps(SETTINGS | {"num_classes": "many"}),
+        json.dumps(SETTINGS | {"arguments": []}),
+        json.dumps(SETTINGS | {"weights": "imagenet"}),
+        json.dumps(SETTINGS | {"label_set": "camvid"}),
+        json.dumps(SETTINGS | {"label_set": {"names": ["a"]}}),
+        json.dumps(SETTINGS | {"label_set": CITYSCAPES.to_dict()}),
+    ],
+)
+def test_settings_that_describe_no_network_are_one_line(tmp_path, settings):
+    save_network(build_network("Unet/resnet18", 11), tmp_path / "network")
+    file = tmp_path / "network" / "network.json"
+    file.write_text(settings)
+    with pytest.raises(ValueError, match=r"again") as caught:
+        load_network(tmp_path / "network")
+    assert str(caught.value).startswith(f"{file}: ") and "\n" not in str(caught.value)
+
+
+def test_weights_that_are_damaged_or_another_networks_are_one_line(tmp_path):
+    save_network(build_network("Unet/resnet18", 11), tmp_path / "network")
+    file = tmp_path / "network" / "model.safetensors"
+    whole = file.read_bytes()
+    save_network(build_network("Unet/resnet18", 19), tmp_path / "other")
+    for content in (whole[:-1000], b"", b"text", (tmp_path / "other" / "model.safetensors").read_bytes()):
+        file.write_bytes(content)
+        with pytest.raises(ValueError, match="train the network again") as caught:
+            load_network(tmp_path / "network")
+        assert str(caught.value).startswith(f"{file}: ") and "\n" not in str(caught.value)
+    file.unlink()
+    with pytest.raises(FileNotFoundError, match=r"model.safetensors: no such file; train the network again"):
+        load_network(tmp_path / "network")
+
+
+def test_weights_to_start_from_that_are_damaged_are_one_line(tmp_path):
+    for name, content in (("a.safetensors", b"text"), ("b.pth", b"text"), ("c.pth", b"")):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match="copy it again"):
+            build_network("Unet/resnet18", 5, tmp_path / name)
+    torch.save([1], tmp_path / "d.pth")
+    with pytest.raises(ValueError, match=r"d.pth: found no tensors by name"):
+        build_network("Unet/resnet18", 5, tmp_path / "d.pth")

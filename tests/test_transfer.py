@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import math
+import re
 from collections.abc import Callable
 
 import numpy as np
@@ -12,9 +13,18 @@ import torch
 from torch import Tensor
 
 from zodi import transfer
-from zodi.adaptation import VARIANTS
 from zodi.labels import CITYSCAPES
-from zodi.transfer import TransferConfig, domain_config, stochastic_inversion, transfer_images, transfer_latents
+from zodi.rows import ABLATIONS, ROWS
+from zodi.transfer import (
+    TransferConfig,
+    check_steps,
+    domain_config,
+    prompt_config,
+    stochastic_inversion,
+    strength_warning,
+    transfer_images,
+    transfer_latents,
+)
 
 BATCH, STEPS = 2, 20
 TOLERANCE = 2e-4
@@ -182,7 +192,7 @@ def test_stochastic_inversion_matches_the_formula(nets, make_inputs, strength, t
 
 def test_sdedit_is_the_transfer_without_inversion(nets, make_inputs):
     inputs = make_inputs(13)
-    result = transfer.sdedit(*nets, *inputs.tensors, strength=0.65, noise=inputs.noise)
+    result = transfer_latents(*nets, *inputs.tensors, strength=0.65, noise=inputs.noise, method="sdedit")
     reference = Reference(*nets)
     z0, embeds, negative, layout = (x.double() for x in inputs.tensors)
     eps = [x.double() for x in inputs.noise]
@@ -193,7 +203,7 @@ def test_sdedit_is_the_transfer_without_inversion(nets, make_inputs):
 
 def test_controlnet_only_starts_from_noise_and_takes_all_steps(nets, make_inputs):
     inputs = make_inputs(STEPS)
-    result = transfer.controlnet_only(*nets, *inputs.tensors, strength=0.65, noise=inputs.noise)
+    result = transfer_latents(*nets, *inputs.tensors, strength=0.65, noise=inputs.noise, method="controlnet_only")
     _, embeds, negative, layout = (x.double() for x in inputs.tensors)
     eps = [x.double() for x in inputs.noise]
     timesteps = [1 + 50 * k for k in range(STEPS)][::-1]
@@ -202,7 +212,7 @@ def test_controlnet_only_starts_from_noise_and_takes_all_steps(nets, make_inputs
 
 def test_ddim_inversion_matches_the_formula_and_ignores_noise(nets, make_inputs):
     inputs = make_inputs(12)
-    result = transfer.ddim_inversion(*nets, *inputs.tensors, strength=0.6, guidance_scale=3.0)
+    result = transfer_latents(*nets, *inputs.tensors, strength=0.6, guidance_scale=3.0, method="ddim_inversion")
     reference = Reference(*nets)
     z0, embeds, negative, layout = (x.double() for x in inputs.tensors)
     timesteps, z = [1 + 50 * k for k in range(12)], z0
@@ -226,9 +236,9 @@ def test_ddim_inversion_of_a_perfect_model_returns_the_image(make_inputs):
         def forward(self, z: Tensor, t: int, **_: object) -> tuple[Tensor, None]:
             return torch.full_like(z, 0.3), None
 
-    result = transfer.ddim_inversion(
-        Constant(), Constant(), *inputs.tensors[:2], None, inputs.layout, strength=0.9, guidance_scale=1.0
-    )
+    tensors = (*inputs.tensors[:2], None, inputs.layout)
+    settings = {"strength": 0.9, "guidance_scale": 1.0, "method": "ddim_inversion"}
+    result = transfer_latents(Constant(), Constant(), *tensors, **settings)
     assert_close(result, inputs.z0)
 
 
@@ -468,6 +478,58 @@ def test_layout_palettes():
 
 
 def test_every_row_of_the_tables_has_a_method():
-    methods = {row.method for row in VARIANTS.values() if row.method is not None}
-    assert methods <= {*transfer.METHODS, *transfer.ABLATIONS}
-    assert transfer.ABLATIONS.keys() <= methods
+    methods = {row.method for row in ROWS.values() if row.method is not None}
+    assert methods <= {*transfer.METHODS, *ABLATIONS}
+    assert ABLATIONS.keys() <= methods
+
+
+@pytest.mark.parametrize(
+    ("method", "strength", "steps", "refused"),
+    [
+        ("stochastic_inversion", 0.04, 20, True),
+        ("sdedit", 0.0, 20, True),
+        ("ddim_inversion", 0.08, 12, True),
+        ("stochastic_inversion", 0.05, 20, False),
+        ("stochastic_inversion", 0.084, 12, False),
+        ("controlnet_only", 0.0, 20, False),
+        ("instruct_pix2pix", 0.0, 20, False),
+        ("vae_round_trip", 0.0, 20, False),
+    ],
+)
+def test_a_strength_that_takes_no_step_is_refused(method, strength, steps, refused):
+    config = TransferConfig("x", strength, method, num_inference_steps=steps)
+    if not refused:
+        return check_steps(config)
+    with pytest.raises(ValueError, match=r"takes no step.*vae_round_trip") as caught:
+        check_steps(config)
+    (least,) = re.findall(r"at least ([\d.]+),", str(caught.value))
+    check_steps(dataclasses.replace(config, strength=float(least)))
+
+
+@pytest.mark.parametrize(
+    ("strengths", "free"),
+    [({}, 0.65), ({"night": 0.9}, 0.9), ({"night": 0.92, "snow": 0.92, "rain": 0.88, "fog": 0.92, "game": 0.8}, 0.92)],
+)
+def test_a_free_prompt_has_a_strength_that_works_for_the_checkpoint(strengths, free):
+    defaults = dataclasses.replace(tiny.MINI_DEFAULTS, strengths=strengths)
+    config = prompt_config("in a storm", defaults)
+    assert config.strength == free and strength_warning(config, defaults) == ""
+    assert prompt_config("in a storm", defaults, strength=0.3).strength == 0.3
+
+
+@pytest.mark.parametrize(
+    ("method", "strength", "warned"),
+    [
+        ("stochastic_inversion", 0.7, True),
+        ("stochastic_inversion", 0.76, False),
+        ("stochastic_inversion", 1.0, False),
+        ("sdedit", 0.1, True),
+        ("controlnet_only", 0.1, False),
+        ("vae_round_trip", 0.0, False),
+    ],
+)
+def test_a_strength_below_those_of_the_checkpoint_is_warned_of(method, strength, warned):
+    defaults = dataclasses.replace(tiny.MINI_DEFAULTS, strengths={"night": 0.9, "game": 0.8})
+    text = strength_warning(prompt_config("x", defaults, method=method, strength=strength), defaults)
+    assert (f"strength {strength:g}" in text and "0.8" in text) if warned else text == ""
+    assert strength_warning(prompt_config("x", None, strength=0.1), tiny.MINI_DEFAULTS) == ""

@@ -10,7 +10,7 @@ import sys
 import tomllib
 from pathlib import Path
 
-from zodi.runs import atomic_path
+from zodi.support.files import atomic_path
 
 ROOT = Path(__file__).parent.parent
 SLUG = r"[\w.-]+/[\w.-]+"

@@ -2,8 +2,8 @@
 
     python workflow/execute_notebooks.py notebooks/*.ipynb
 
-An explorer (`zodi.explore`) leaves the picture of its first choice, which GitHub, the site and a JupyterLab that has
-not run the cell can show; running the cell brings the controls back.
+An explorer (`zodi.support.explore`) leaves the picture of its first choice, which GitHub, the site and a JupyterLab
+that has not run the cell can show; running the cell brings the controls back.
 """
 
 import sys
@@ -13,7 +13,7 @@ import nbformat
 from nbclient import NotebookClient
 from tqdm import tqdm
 
-from zodi.runs import atomic_path
+from zodi.support.files import atomic_path
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 

@@ -14,14 +14,14 @@ import shutil
 import sys
 from pathlib import Path
 
-from zodi import evidence, tables
-from zodi.quality import RESULT_TABLES
-from zodi.runs import METRICS_FILE
+from zodi.studies import evidence, tables
+from zodi.studies.quality import RESULT_TABLES
+from zodi.support.runs import METRICS_FILE
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "results" / "mini"
 RECORD = ROOT / "notebooks" / "records" / "mini.csv"
-QUALITY = ROOT / "results" / "quality"
+QUALITY = ROOT / "results" / "quality" / "quality"
 QUALITY_RECORD = ROOT / "notebooks" / "records" / "quality"
 ESTIMATION = ROOT / "results" / "estimation"
 ESTIMATION_RECORD = ROOT / "notebooks" / "records" / "estimation"

@@ -3,27 +3,39 @@
     python workflow/reproduce.py mini --cores 2
     python workflow/reproduce.py camvid --data path/to/CamVid
 
-What is done and unchanged is not run again. Exit code 2: wrong arguments, nothing was run; 1: a job failed, the others
-were run.
+What is done and unchanged is not run again; what was changed or damaged since it was made is made again. Exit code 2:
+wrong arguments, nothing was run; 1: a job failed, the others were run; 130: stopped by Ctrl-C, with all its jobs.
 """
 
 import argparse
 import fcntl
 import io
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+import processes
+import stale
 import yaml
 from tqdm import tqdm
 
+from zodi.support.files import write_json
+
 ROOT = Path(__file__).parent.parent
 PROFILES = ROOT / "workflow" / "profiles"
+# In the results folder: what the user gives beside the profile.
+GIVEN_FILE = ".given.json"
+# What a stage prints at the end.
+MAIN_TABLES = ("main.md", "verdicts.md")
+# How Snakemake begins what it says of a job.
+JOB = re.compile(r"^(?:local)?rule \w+:$", re.MULTILINE)
 PROGRESS = re.compile(r"(\d+) of (\d+) steps \(.*\) done")
 CHATTER = re.compile(
     r"Assuming unrestricted|Building DAG|Using shell|Provided cores|Rules claiming|Select jobs|Execute \d+ jobs"
@@ -37,11 +49,58 @@ def read_profile(name: str) -> dict[str, Any]:
     Raises:
         ValueError: if there is none of this name.
     """
-    file = PROFILES / f"{name}.yaml"
-    if not file.is_file():
-        names = sorted(path.stem for path in PROFILES.glob("*.yaml"))
-        raise ValueError(f"PROFILE={name}: no such profile; expected one of {', '.join(names)}")
-    return yaml.safe_load(file.read_text(encoding="utf-8"))
+    names = sorted(path.stem for path in PROFILES.glob("*.yaml"))
+    if name not in names:
+        raise ValueError(f"PROFILE={printable(name)}: no such profile; expected one of {', '.join(names)}")
+    return _read_settings(name)
+
+
+def _read_settings(name: str) -> dict[str, Any]:
+    return yaml.safe_load((PROFILES / f"{name}.yaml").read_text(encoding="utf-8"))
+
+
+def printable(text: str) -> str:
+    """The text in one line, whatever is in it."""
+    return text if text.isprintable() else ascii(text)
+
+
+def core_count(text: str) -> int:
+    """CORES as a number.
+
+    Raises:
+        ValueError: if it is none, or less than 1.
+    """
+    with suppress(ValueError):
+        if (count := int(text)) >= 1:
+            return count
+    raise ValueError(f"CORES={printable(text)}: expected a whole number of at least 1, jobs that run side by side")
+
+
+def check_cluster(name: str) -> None:
+    """Check that there are settings for a cluster; "" stands for this machine.
+
+    Raises:
+        ValueError: if there are none of this name.
+    """
+    names = sorted(path.parent.name for path in PROFILES.glob("*/config.yaml"))
+    if name and name not in names:
+        raise ValueError(f"CLUSTER={printable(name)}: no such cluster; expected nothing or one of {', '.join(names)}")
+
+
+def given_settings(data: str, model: str) -> dict[str, str]:
+    """What the user adds to a profile: a data set's folder and another checkpoint.
+
+    Raises:
+        ValueError: for names that text cannot hold.
+    """
+    settings = {"source": str(Path(data).expanduser().resolve())} if data else {}
+    settings |= {"model": model} if model != "mini" else {}
+    for name, value in settings.items():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"{name} {value!a}: found a name that is not UTF-8; rename the folder") from None
+    return settings
 
 
 def check_source(profile: str, needs: list[str], data: str) -> None:
@@ -58,14 +117,15 @@ def check_source(profile: str, needs: list[str], data: str) -> None:
     usage = f"make reproduce PROFILE={profile} DATA=path"
     if not needs:
         if data:
-            raise ValueError(f"DATA={data}: the profile {profile} makes its own data; leave DATA out")
+            raise ValueError(f"DATA={printable(data)}: the profile {profile} makes its own data; leave DATA out")
         return
     layout = f"a folder with {', '.join(name + '/' for name in needs)}"
     if not data:
         raise ValueError(f"PROFILE={profile} needs your copy of the data set: {usage}, where path is {layout}")
-    if not Path(data).is_dir():
+    folder, data = Path(data).expanduser(), printable(data)
+    if not folder.is_dir():
         raise ValueError(f"DATA={data}: no such folder; expected {layout}: {usage}")
-    missing = [name for name in needs if not (Path(data) / name).is_dir()]
+    missing = [name for name in needs if not (folder / name).is_dir()]
     if missing:
         raise ValueError(f"DATA={data}: found no {', '.join(name + '/' for name in missing)} in it; expected {layout}")
 
@@ -74,17 +134,16 @@ def missing_models(names: list[str]) -> list[str]:
     """What to do about every model that is neither a folder nor in the hub's cache on this machine."""
     if not names:
         return []
-    # Loads torch, which profiles without models need not wait for.
-    from zodi.diffusion import snapshot
+    from zodi.networks.hub import snapshot
 
     def is_here(name: str) -> bool:
         try:
             return Path(name).is_dir() or snapshot(name).is_dir()
-        except OSError:
+        except (OSError, ValueError):
             return False
 
     advice = "not in the hub's cache (HF_HOME); `.venv/bin/python data_scripts/weights.py download` gets it"
-    return [f"model {name}: {advice}" for name in names if not is_here(name)]
+    return [f"model {printable(name)}: {advice}" for name in names if not is_here(name)]
 
 
 def has_graphics_card() -> bool:
@@ -101,7 +160,7 @@ def with_upgrade(name: str, profile: dict[str, Any], cluster: str) -> tuple[list
     upgrade = profile.get("upgrade")
     if upgrade is None:
         return [name], profile, ""
-    better = read_profile(upgrade)
+    better = _read_settings(upgrade)
     if better.get("gpu") and not cluster and not has_graphics_card():
         missing = ["a graphics card: found no nvidia-smi"]
     else:
@@ -111,7 +170,7 @@ def with_upgrade(name: str, profile: dict[str, Any], cluster: str) -> tuple[list
     return [name, upgrade], profile | better, better["with_upgrade"]
 
 
-def check_needs(name: str, profile: dict[str, Any], data: str, cluster: str) -> None:
+def check_needs(name: str, profile: dict[str, Any], data: str, cluster: str, model: str = "mini") -> None:
     """Check that data, models and the graphics card are there before anything runs.
 
     Raises:
@@ -123,6 +182,7 @@ def check_needs(name: str, profile: dict[str, Any], data: str, cluster: str) -> 
     except ValueError as error:
         problems.append(str(error))
     problems += missing_models(profile.get("model_needs", []))
+    problems += missing_models([model] if model != "mini" else [])
     if profile.get("gpu") and not cluster and not has_graphics_card():
         problems.append(
             f"PROFILE={name} needs a graphics card: found no nvidia-smi on this machine; or use CLUSTER=slurm"
@@ -147,41 +207,50 @@ def plan(jobs: dict[str, int], expected: dict[str, dict[str, float]]) -> str:
 def planned_jobs(command: list[str]) -> dict[str, int]:
     """Number of jobs a rule that Snakemake would run."""
     result = subprocess.run(
-        [*command, "--dry-run", "--quiet", "rules"], cwd=ROOT, check=False, capture_output=True, text=True
+        [*command, "--dry-run", "--quiet", "rules"],
+        cwd=ROOT,
+        check=False,
+        capture_output=True,
+        text=True,
+        **processes.tied(),
     )
     table = (result.stdout + result.stderr).partition("Job stats:")[2].partition("total")[0]
     return {name: int(count) for name, count in re.findall(r"^(\w+) +(\d+)$", table, re.MULTILINE) if name != "all"}
 
 
 @contextmanager
-def lock(results: Path) -> Iterator[None]:
-    """Keep a second run out of the same results; the system lets go of it however this process ends.
+def lock(results: Path) -> Iterator[IO]:
+    """Keep a second run out of the same results.
+
+    Yields:
+        The locked file. Whatever process inherits it holds the lock too; the system lets go of it when all have ended.
 
     Raises:
-        ValueError: if another run holds it.
+        ValueError: if another run holds it, or what is left of one.
     """
     results.mkdir(parents=True, exist_ok=True)
-    with (results / ".lock").open("w") as file:
+    with (results / ".lock").open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ValueError(f"{results}: another run is writing there; wait for it or stop it") from None
-        yield
+        except OSError as error:
+            print(f"{results}: no lock there ({error.strerror}); do not start a second run", file=sys.stderr)
+        yield file
 
 
 def show(lines: Iterable[str]) -> None:
     """Turn Snakemake's lines into a progress bar; without a terminal, into one line a finished job."""
-    bar = tqdm(unit="job", disable=not sys.stderr.isatty(), dynamic_ncols=True)
-    for line in lines:
-        # A progress bar of a job redraws its line: only the last state is of interest.
-        line = line.rstrip().rsplit("\r", 1)[-1]
-        progress = PROGRESS.fullmatch(line)
-        if progress:
-            bar.total = int(progress[2])
-            bar.update(int(progress[1]) - bar.n)
-        if line and not CHATTER.match(line) and (bar.disable or not progress):
-            bar.write(line, file=sys.stderr)
-    bar.close()
+    with tqdm(unit="job", disable=not sys.stderr.isatty(), dynamic_ncols=True) as bar:
+        for line in lines:
+            # A progress bar of a job redraws its line: only the last state is of interest.
+            line = line.rstrip().rsplit("\r", 1)[-1]
+            progress = PROGRESS.fullmatch(line)
+            if progress:
+                bar.total = int(progress[2])
+                bar.update(int(progress[1]) - bar.n)
+            if line and not CHATTER.match(line) and (bar.disable or not progress):
+                bar.write(line, file=sys.stderr)
 
 
 def status_command(cluster: str) -> list[str]:
@@ -192,33 +261,130 @@ def status_command(cluster: str) -> list[str]:
     return ["--slurm-status-command", "squeue"] if answer.returncode else []
 
 
-def snakemake_command(profiles: list[str], data: str, cores: int, cluster: str) -> list[str]:
-    """The call of Snakemake for a profile, and others that change it."""
+def snakemake_command(profiles: list[str], given: Path, cores: int, cluster: str) -> list[str]:
+    """The call of Snakemake for a profile, others that change it, and the file of what the user gives."""
     # Locks of Snakemake outlive a killed run and then block the next: `lock` takes their place.
     command = [sys.executable, "-m", "snakemake", "--nolock", "--rerun-incomplete", "--keep-going"]
     command += ["--snakefile", "workflow/Snakefile", "--configfile"]
     command += [f"workflow/profiles/{profile}.yaml" for profile in profiles]
-    if data:
-        command += ["--config", f"source={Path(data).resolve()}"]
+    # In a file: on its command line Snakemake reads numbers, truth values and YAML.
+    command.append(str(given))
     # On this machine every job sees the first graphics card, so that one runs at a time.
     here = ["--cores", str(cores), "--resources", "gpu=1"]
     there = ["--profile", f"workflow/profiles/{cluster}", *status_command(cluster)]
     return command + (there if cluster else here)
 
 
-def run_snakemake(command: list[str], dry_run: bool) -> int:
-    """Run the workflow; returns Snakemake's exit code."""
+def stale_jobs(command: list[str]) -> tuple[dict[str, list[str]], int, int]:
+    """What Snakemake would make again and why, and how many jobs are new or only follow others.
+
+    Returns:
+        The output of every job whose own code, inputs or parameters have changed -> what has changed; the number of
+        jobs whose result is not there yet; the number of jobs that run because of a job before them.
+    """
+    result = subprocess.run(
+        [*command, "--dry-run"], cwd=ROOT, check=False, capture_output=True, text=True, **processes.tied()
+    )
+    changed: dict[str, list[str]] = {}
+    new = following = 0
+    for block in JOB.split(result.stdout + result.stderr)[1:]:
+        output, reason = (re.search(rf"^ +{name}: (.*)$", block, re.MULTILINE) for name in ("output", "reason"))
+        if reason is None or output is None:
+            continue
+        file = output[1].split(", ")[0]
+        if not (ROOT / file).exists():
+            new += 1
+        elif "Input files updated by another job" in reason[1]:
+            following += 1
+        else:
+            why = stale.why(ROOT / Path(file).parent)
+            changed[file] = why or [reason[1].replace("Forced execution", "it no longer is as it was made")]
+    return changed, new, following
+
+
+def explain(changed: dict[str, list[str]], new: int, following: int, results: Path) -> str:
+    """A few lines on what is stale and why; jobs with the same reasons share a line."""
+    groups: dict[str, list[str]] = {}
+    for file, reasons in changed.items():
+        groups.setdefault("; ".join(reasons), []).append(file)
+    lines = [f"{new} jobs are new, {len(changed)} are stale, {following} follow"]
+    for reasons, files in groups.items():
+        shown = ", ".join(str(Path(file).parent) for file in files[:3])
+        more = f" and {len(files) - 3} more" if len(files) > 3 else ""
+        lines.append(f"  stale: {shown}{more}: {reasons}")
+    if changed or following:
+        lines.append(f"  what is there of them will be moved to {results / 'stale'}")
+    return "\n".join(lines)
+
+
+def mend(results: Path, dry_run: bool) -> tuple[str, list[str]]:
+    """Set aside what no longer is as it was made, so that it is made again.
+
+    Returns:
+        A line for every such run, and the files to make again, those that are gone without a trace among them.
+    """
+    lines, again = [], []
+    for folder, problems in stale.damaged_runs(ROOT / results).items():
+        if not dry_run:
+            stale.set_aside(ROOT / results, folder, problems)
+        run = folder.relative_to(ROOT)
+        again += [run / name for name in stale.ENDS]
+        (name, problem), more = next(iter(problems.items())), len(problems) - 1
+        file = printable(os.path.normpath(run / name)) + (f" and {more} more" if more else "")
+        lines.append(f"changed since it was made: {file}: {problem}; {run} is made again")
+    if lines:
+        lines.append(f"  what was there of them {'will be' if dry_run else 'is'} moved to {results / 'stale'}")
+    again += [file.relative_to(ROOT) for file in stale.unfinished(ROOT / results)]
+    return "\n".join(lines), [file.as_posix() for file in dict.fromkeys(again)]
+
+
+def forced(command: list[str], files: list[str]) -> list[str]:
+    """Options by which Snakemake makes files again, those of them that belong to the profile's grid."""
+    if not files:
+        return []
+    result = subprocess.run(
+        [*command, "--summary"], cwd=ROOT, check=False, capture_output=True, text=True, **processes.tied()
+    )
+    of_the_grid = {line.partition("\t")[0] for line in result.stdout.splitlines()}
+    again = [file for file in files if file in of_the_grid]
+    return ["--forcerun", *again] if again else []
+
+
+def run_snakemake(command: list[str], dry_run: bool, held: IO, cluster: str) -> int:
+    """Run the workflow; returns Snakemake's exit code.
+
+    Args:
+        command: from `snakemake_command`.
+        dry_run: only say what would run.
+        held: the locked file. As standard input it is handed down to every job, which closes other files.
+        cluster: name of the cluster, "" for this machine.
+    """
     command = [*command, *(["--dry-run"] if dry_run else []), "--quiet", "rules", "host"]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
-        show(io.TextIOWrapper(process.stdout, encoding="utf-8", newline="\n"))
-    return process.returncode
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdin=held, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **processes.tied()
+    )
+    try:
+        show(io.TextIOWrapper(process.stdout, encoding="utf-8", newline="\n", errors="replace"))
+        return process.wait()
+    except processes.Stopped:
+        if cluster:
+            # Jobs elsewhere are for Snakemake to cancel.
+            process.send_signal(signal.SIGINT)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=30)
+        raise
 
 
 def report(results: Path) -> None:
     """Print the main tables and where everything is."""
-    folders = [results / stage for stage in ("tables", "photographs", "estimation") if (results / stage).is_dir()]
+    folders = [
+        results / stage
+        for stage in ("tables", "photographs", "estimation", "images", "quality")
+        if (results / stage).is_dir()
+    ]
     # The photographs' notebook shows the same main table as the tables' notebook.
-    for text in dict.fromkeys((folder / "main.md").read_text(encoding="utf-8") for folder in folders):
+    mains = [file for folder in folders for name in MAIN_TABLES if (file := folder / name).exists()]
+    for text in dict.fromkeys(file.read_text(encoding="utf-8") for file in mains):
         print(text)
     for what, suffix in {"tables": "md", "data of the tables": "csv", "figures": "png"}.items():
         print(f"{what}:")
@@ -234,34 +400,57 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("profile", help="name of a file in workflow/profiles, without .yaml")
     parser.add_argument("--data", default="", help="folder of the data set, for profiles that need one")
-    parser.add_argument("--cores", type=int, default=2, help="jobs that run side by side (default 2)")
+    parser.add_argument("--cores", default="2", help="jobs that run side by side (default 2)")
+    parser.add_argument("--model", default="mini", help="checkpoint, for profiles that measure one (default mini)")
     parser.add_argument("--cluster", default="", help="folder in workflow/profiles, for example slurm")
     parser.add_argument("--dry-run", action="store_true", help="only say what would run, and why")
     arguments = parser.parse_args()
     try:
-        profile = read_profile(arguments.profile)
-        profiles, profile, sentence = with_upgrade(arguments.profile, profile, arguments.cluster)
-        command = snakemake_command(profiles, arguments.data, arguments.cores, arguments.cluster)
-        try:
-            check_needs(arguments.profile, profile, arguments.data, arguments.cluster)
-        except ValueError as error:
-            # A plan can be made without data and models; it says what it would stop at.
-            if not arguments.dry_run or "expected" not in profile:
-                raise
-            print(f"missing: {error}", file=sys.stderr)
-        results = Path(profile["results"])
-        with lock(ROOT / results):
-            if sentence:
-                print(sentence)
-            if "expected" in profile:
-                print(plan(planned_jobs(command), profile["expected"]))
-            code = run_snakemake(command, arguments.dry_run)
-    except ValueError as error:
+        with processes.stoppable():
+            return run(arguments)
+    except processes.Stopped as stopped:
+        processes.end_descendants()
+        print("stopped: what is finished stays, and the same command goes on from there", file=sys.stderr)
+        return stopped.code
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Check the arguments, run the workflow and show its results; returns the exit code.
+
+    Raises:
+        ValueError: for wrong arguments.
+    """
+    profile = read_profile(arguments.profile)
+    cores, given = core_count(arguments.cores), given_settings(arguments.data, arguments.model)
+    check_cluster(arguments.cluster)
+    profiles, profile, sentence = with_upgrade(arguments.profile, profile, arguments.cluster)
+    try:
+        check_needs(arguments.profile, profile, arguments.data, arguments.cluster, arguments.model)
+    except ValueError as error:
+        # A plan can be made without data and models; it says what it would stop at.
+        if not arguments.dry_run or "expected" not in profile:
+            raise
+        print(f"missing: {error}", file=sys.stderr)
+    results = Path(profile["results"])
+    with lock(ROOT / results) as held:
+        write_json(ROOT / results / GIVEN_FILE, given)
+        command = snakemake_command(profiles, results / GIVEN_FILE, cores, arguments.cluster)
+        if sentence:
+            print(sentence)
+        if "expected" in profile:
+            print(plan(planned_jobs(command), profile["expected"]))
+        mended, again = mend(results, arguments.dry_run)
+        if mended:
+            print(mended)
+        command += forced(command, again)
+        print(explain(*stale_jobs(command), results))
+        code = run_snakemake(command, arguments.dry_run, held, arguments.cluster)
     if code == 0 and not arguments.dry_run:
         report(results)
-    return min(code, 1)
+    return min(code, 1) if code >= 0 else 1
 
 
 if __name__ == "__main__":

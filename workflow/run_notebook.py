@@ -3,15 +3,16 @@
     python workflow/run_notebook.py notebooks/05_adaptation.py results/log.ipynb --parameters '{"seed": 1}'
 
 The notebook's text twin is what runs, with its folder as working directory, so paths in parameters are relative to it.
-The copy's outputs, with the traceback if there is one, are written as the cells run. With --out and --inputs, a run
-that was cut off is resumed only if it had the same inputs and parameters; otherwise its folder is emptied first.
-Exit code 2: wrong parameters, nothing was run; 1: a cell failed.
+The copy's outputs, with the traceback if there is one, are written as the cells run. With --out, a run that was cut
+off is resumed only if it had the same code, inputs and parameters; otherwise it is moved aside, see `stale`. What a
+run has made is recorded beside it, so that the stages that read it can check it.
+Exit code 2: wrong parameters or damaged inputs, nothing was run; 1: a cell failed.
 """
 
 import argparse
-import hashlib
-import json
+import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -20,8 +21,22 @@ from typing import Any
 
 import jupytext
 import papermill
+import processes
+import stale
 import yaml
+from jupyter_client import AsyncKernelManager
 from traitlets.config import Config
+
+METRICS_FILE = "metrics.json"
+
+
+class TiedKernelManager(AsyncKernelManager):
+    """Starts kernels that die with this process."""
+
+    async def _async_launch_kernel(self, kernel_cmd: list[str], **options: Any) -> None:
+        await super()._async_launch_kernel(kernel_cmd, preexec_fn=processes.die_with_parent, **options)
+
+    _launch_kernel = _async_launch_kernel
 
 
 def run(notebook: Path, log: Path, parameters: dict[str, Any]) -> None:
@@ -45,25 +60,27 @@ def run(notebook: Path, log: Path, parameters: dict[str, Any]) -> None:
     # Sockets in a folder of their own: TCP ports could be listened to by other users of the machine, and kernels that
     # start side by side in one folder would take each other's sockets.
     with tempfile.TemporaryDirectory() as sockets:
+        _clear_when_stopped(sockets)
         transport = Config(KernelManager={"transport": "ipc", "ip": f"{sockets}/kernel"})
-        papermill.execute_notebook(log, log, parameters, cwd=notebook.parent, progress_bar=False, config=transport)
+        papermill.execute_notebook(
+            log,
+            log,
+            parameters,
+            cwd=notebook.parent,
+            progress_bar=False,
+            config=transport,
+            kernel_manager_class=TiedKernelManager,
+        )
 
 
-def empty_when_changed(out: Path, inputs: list[Path], parameters: dict[str, Any]) -> None:
-    """Delete what a run with other code, data or parameters left in `out`, so that nothing stale is resumed.
+def _clear_when_stopped(folder: str) -> None:
+    """Delete a folder when this process is asked to end, and end at once."""
 
-    Args:
-        out: the run's folder; the contents of `inputs` and the parameters are recorded in its `inputs.json`.
-        inputs: files that decide the result.
-        parameters: the notebook's parameters.
-    """
-    digests = {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in inputs}
-    text = json.dumps({"parameters": parameters, "inputs": digests}, indent=2)
-    file = out / "inputs.json"
-    if file.exists() and file.read_text(encoding="utf-8") != text:
-        shutil.rmtree(out)
-    out.mkdir(parents=True, exist_ok=True)
-    file.write_text(text, encoding="utf-8")
+    def stop(*_: Any) -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        os._exit(128 + signal.SIGTERM)
+
+    signal.signal(signal.SIGTERM, stop)
 
 
 def main() -> int:
@@ -72,15 +89,21 @@ def main() -> int:
     parser.add_argument("notebook", type=Path, help="text twin, notebooks/NAME.py")
     parser.add_argument("log", type=Path, help="where the executed notebook goes, NAME.ipynb")
     parser.add_argument("--parameters", type=yaml.safe_load, default={}, help="JSON or YAML mapping of names to values")
-    parser.add_argument("--out", type=Path, help="the run's folder, emptied when its inputs have changed")
+    parser.add_argument("--results", type=Path, help="the profile's results folder; goes with --out")
+    parser.add_argument("--out", type=Path, help="the run's folder, moved aside when what decides it has changed")
+    parser.add_argument("--draws", action="store_true", help="the result is a figure")
     parser.add_argument("--inputs", type=Path, nargs="+", default=[], help="files that decide the result")
     arguments = parser.parse_args()
     start = time.perf_counter()
     try:
         if arguments.out:
-            empty_when_changed(arguments.out, arguments.inputs, arguments.parameters)
+            stale.check_inputs(arguments.inputs)
+            now = stale.made_from(str(arguments.notebook), arguments.draws, arguments.inputs, arguments.parameters)
+            stale.claim(arguments.results, arguments.out, now)
         run(arguments.notebook, arguments.log, arguments.parameters)
-    except ValueError as error:
+        if arguments.out:
+            stale.record(arguments.out, METRICS_FILE, now, notebook=arguments.log)
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except papermill.PapermillExecutionError as error:
@@ -95,4 +118,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    processes.die_with_parent()
     sys.exit(main())

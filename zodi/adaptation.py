@@ -1,6 +1,6 @@
-"""Adaptation: training on source images and their transferred twins (the paper's Section 3.2).
+"""Adaptation: training on source images and their synthesized images (the paper's Section 3.2).
 
-With an image x_s, its transferred twin x_t, their common label map y, logits h(x) and deepest features f(x):
+With an image x_s, its synthesized image x_t, their common label map y, logits h(x) and deepest features f(x):
 
     loss = CE(h(x_s), y) + CE(h(x_t), y) - w * cos(GAP(f(x_s)), GAP(f(x_t))),    w = 0.1
 
@@ -24,58 +24,15 @@ from tqdm.auto import tqdm
 
 from zodi.datasets import AnyDataset, Sample
 from zodi.labels import IGNORE_INDEX
-from zodi.runs import atomic_path, generator_for, print_settings, settings_hash, write_json
-from zodi.segmentation import DEFAULT_NETWORK, build_network, normalise
+from zodi.rows import SIMILARITY_WEIGHT, get_row
+from zodi.segmentation import DEFAULT_NETWORK, MINI_SEGMENTER_FILE, build_network, normalise
+from zodi.support.checks import check_classes, check_loss, check_weights
+from zodi.support.files import atomic_path, file_stamp, write_json
+from zodi.support.runs import generator_for, print_settings, settings_hash
+from zodi.support.tensors import resume
 
 OPTIMIZERS = ("adamw", "sgd")
 SCHEDULES = ("step", "epoch")
-
-
-@dataclass(frozen=True)
-class Variant:
-    """A row of the tables.
-
-    Attributes:
-        name: identifier in paths and files.
-        label: what readers see.
-        method: how the second image of a pair was made, a method or ablation of `zodi.transfer`; None = no transferred
-            image (source-only, oracle).
-        similarity_weight: w of the loss.
-        length: training steps as a multiple of the others'.
-        source: whether the source image is trained on as well.
-    """
-
-    name: str
-    label: str
-    method: str | None
-    similarity_weight: float = 0.1
-    length: int = 1
-    source: bool = True
-
-
-VARIANTS = {
-    variant.name: variant
-    for variant in (
-        Variant("source_only", "source only", None, 0.0),
-        # Every other row sees two images a step, so this one gets twice the steps: as many images.
-        Variant("source_only_long", "source only, as many images", None, 0.0, length=2),
-        Variant("photometric_no_similarity", "photometric, no similarity", "photometric", 0.0),
-        Variant("photometric", "photometric", "photometric"),
-        Variant("clear_prompt", "clear prompt", "clear_prompt"),
-        Variant("vae_round_trip", "VAE round trip", "vae_round_trip"),
-        Variant("sdedit", "SDEdit", "sdedit"),
-        Variant("controlnet_only", "ControlNet only", "controlnet_only"),
-        Variant("synth_only", "ZoDi's images alone", "stochastic_inversion", 0.0, source=False),
-        Variant("paper_noise", "ZoDi, same noise for all images", "paper_noise"),
-        Variant("aligned", "ZoDi, encoding time aligned", "aligned"),
-        Variant("ade20k", "ZoDi, layout in ADE20K's colours", "ade20k"),
-        *(Variant(f"strength_{s}", f"ZoDi, strength 0.{s // 10}", f"strength_{s}") for s in (30, 50, 70, 90)),
-        Variant("zodi_no_similarity", "ZoDi, no similarity", "stochastic_inversion", 0.0),
-        Variant("zodi_faithful", "ZoDi, faithful images only", "stochastic_inversion"),
-        Variant("zodi", "ZoDi", "stochastic_inversion"),
-        Variant("oracle", "oracle (true target images)", None, 0.0),
-    )
-}
 
 
 @dataclass(frozen=True)
@@ -84,7 +41,7 @@ class AdaptationConfig:
 
     Attributes:
         network: "Architecture/encoder", see `zodi.segmentation.build_network`.
-        weights: "auto" = "mini" for the default network and random weights for others; else as there.
+        weights: as there; "auto" = "mini" for the default network and random weights for others.
         steps: optimisation steps.
         batch_size: images a step and domain.
         crop: (height, width) in pixels, multiples of 32, at most the images' size.
@@ -117,7 +74,7 @@ class AdaptationConfig:
     schedule: str = "step"
     body_factor: float = 0.03
     weight_decay: float = 1e-4
-    similarity_weight: float = 0.1
+    similarity_weight: float = SIMILARITY_WEIGHT
     jitter: float = 0.4
     hue: float = 0.1
     void_output: bool = False
@@ -139,6 +96,14 @@ class AdaptationConfig:
             raise ValueError("learning_rate: expected > 0; body_factor, weight_decay, similarity_weight: expected >= 0")
         if not 0 <= self.jitter <= 1 or not 0 <= self.hue <= 0.5:
             raise ValueError(f"jitter={self.jitter}, hue={self.hue}: expected 0 .. 1 and 0 .. 0.5")
+
+    def resolved(self) -> "AdaptationConfig":
+        """The settings with "auto" weights and an open `freeze_norm` replaced by what they mean for the network."""
+        weights = self.weights
+        if weights == "auto":
+            weights = "mini" if self.network == DEFAULT_NETWORK else None
+        freeze_norm = weights == "mini" if self.freeze_norm is None else self.freeze_norm
+        return replace(self, weights=weights, freeze_norm=freeze_norm)
 
 
 # The paper's: 100 epochs of Cityscapes' 2975 images, 743 whole batches of 4 each; SGD; ImageNet weights.
@@ -162,12 +127,15 @@ PAPER_CONFIG = AdaptationConfig(
 RECIPES = {"mini": AdaptationConfig(), "paper": PAPER_CONFIG}
 
 
-def recipe(name: str, variant: str = "zodi", **changes: Any) -> AdaptationConfig:
-    """The settings with which a recipe trains a row of the tables.
+def recipe(
+    name: str, variant: str = "zodi", network: str | nn.Module | None = None, **changes: Any
+) -> AdaptationConfig:
+    """The settings with which a recipe trains a row of the tables; nothing in them is left open.
 
     Args:
         name: "mini" or "paper".
-        variant: a key of `VARIANTS`; it rules the weight of the similarity term and the length.
+        variant: a key of `zodi.rows.ROWS`; it rules the weight of the similarity term and the length.
+        network: "Architecture/encoder", or a network of your own, which brings its weights; None = the recipe's.
         changes: other values for fields of `AdaptationConfig`, of a row of ordinary length.
 
     Raises:
@@ -175,17 +143,24 @@ def recipe(name: str, variant: str = "zodi", **changes: Any) -> AdaptationConfig
     """
     if name not in RECIPES:
         raise ValueError(f"recipe {name!r}: expected one of {list(RECIPES)}")
-    if variant not in VARIANTS:
-        raise ValueError(f"variant {variant!r}: expected one of {list(VARIANTS)}")
+    row = get_row(variant)
     unknown = sorted(changes.keys() - {field.name for field in fields(AdaptationConfig)})
     if unknown:
         raise ValueError(f"unknown settings {unknown}; expected fields of AdaptationConfig")
-    row = VARIANTS[variant]
     if "crop" in changes:
         # A list where it comes from a parameter of a notebook.
         changes["crop"] = tuple(changes["crop"])
+    if isinstance(network, nn.Module):
+        changes |= {"network": own_name(network), "weights": None}
+    elif network is not None:
+        changes["network"] = network
     config = replace(RECIPES[name], **{"similarity_weight": row.similarity_weight} | changes)
-    return replace(config, steps=config.steps * row.length)
+    return replace(config, steps=config.steps * row.length).resolved()
+
+
+def own_name(network: nn.Module) -> str:
+    """What records call a network that was not built by name."""
+    return getattr(network, "name", type(network).__name__)
 
 
 # ---------------------------------------------------------------- loss
@@ -208,12 +183,12 @@ def adaptation_loss(
     Args:
         network: returns (logits, features).
         source: images float (B, 3, H, W), normalised, and labels int64 (B, H, W).
-        synth: the same for the second images; None = train on the source alone.
+        synth: the same for the synthesized images; None = train on the source alone.
         similarity_weight: w.
         bf16: compute the passes in bfloat16.
 
     Returns:
-        `ce_source`, `ce_synth` and `similarity` (where there is a second image) and `loss`, scalars.
+        `ce_source`, `ce_synth` and `similarity` (where there is a synthesized image) and `loss`, scalars.
     """
 
     def one_pass(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -335,7 +310,7 @@ def cut_batches(
         config: batch size, crop, jitter and seed.
 
     Returns:
-        The source's batch, and the same of the second images or None; the images of a pair share crop and flip.
+        The source's batch, and the same of the synthesized images or None; the images of a pair share crop and flip.
     """
     rng = np.random.default_rng([config.seed, step])
     candidates = [i for i, key in enumerate(source.keys) if not pairs or key in pairs]
@@ -345,11 +320,11 @@ def cut_batches(
     if synth is None:
         return source_batch, None
     if pairs:
-        twins = [synth[pairs[sample.key]] for sample in samples]
+        partners = [synth[pairs[sample.key]] for sample in samples]
     else:
-        twins = [synth[i] for i in _chosen(step, list(range(len(synth))), config)]
+        partners = [synth[i] for i in _chosen(step, list(range(len(synth))), config)]
         cuts = _cuts(config.batch_size, rng)
-    return source_batch, _batch(twins, cuts, config, rng)
+    return source_batch, _batch(partners, cuts, config, rng)
 
 
 def _cuts(count: int, rng: np.random.Generator) -> list[_Augmentation]:
@@ -381,12 +356,12 @@ def train(
     workers: int = 0,
     network: nn.Module | None = None,
 ) -> tuple[nn.Module, pd.DataFrame]:
-    """Train a segmentation network; goes on where an interrupted run in `out` with the same settings stopped.
+    """Train a segmentation network; goes on where an interrupted run in `out` with the same settings and data stopped.
 
     Args:
         config: the settings; printed, and saved as `out/settings.json`.
         source: labelled source images.
-        synth: second images, paired with the source by key. None = source only. Without common keys (an oracle on
+        synth: synthesized images, paired with the source by key. None = source only. Without common keys (an oracle on
             other scenes) both are drawn independently, which needs `similarity_weight` 0.
         out: folder for `training.pt` (the state, every `save_every` steps); None = keep nothing.
         callback: called with (steps done, network in evaluation mode) at the start and after every step.
@@ -395,48 +370,47 @@ def train(
         device: where the network trains.
         workers: processes that read and cut the images; 0 = none but this one. Does not change the result.
         network: a network of your own, trained in place of the one that `config` names: images float (B, 3, H, W) ->
-            logits (B, C, H, W) and features (B, D, h, w), see `zodi.segmentation.OwnNetwork`.
+            logits (B, C, H, W) and features (B, D, h, w), see `zodi.networks.own.OwnNetwork`.
 
     Returns:
         The network of the last step in evaluation mode, and the loss terms, one row a step.
 
     Raises:
-        ValueError: if pairs are needed and missing, or images are smaller than the crop.
+        ValueError: if pairs are needed and missing, classes differ, images are smaller than the crop, the state in
+            `out` is damaged, or the training diverges: names the step and what to do, and saves nothing of it.
+        OSError: if the disk is full.
     """
     shapes = {}
+    config = config.resolved()
     if network is not None:
-        config = replace(config, network=getattr(network, "name", type(network).__name__), weights=None)
+        if config.network != own_name(network):
+            # Made for a network by name, whose weights and frozen statistics are not this one's.
+            config = replace(config, network=own_name(network), weights=None, freeze_norm=False)
         shapes = {"shapes": {name: list(value.shape) for name, value in network.state_dict().items()}}
     print_settings(config)
     pairs = find_pairs(source, synth, config)
-    smallest = min((source[0].image.shape[:2], *([synth[0].image.shape[:2]] if synth is not None else [])))
-    if smallest[0] < config.crop[0] or smallest[1] < config.crop[1]:
-        raise ValueError(f"crop={config.crop}: larger than the images, {smallest}; choose a smaller crop")
+    for dataset in filter(None, (source, synth)):
+        check_classes("the source", source.label_set.names, "the second data set", dataset.label_set.names)
+        dataset.check_sizes(config.crop)
 
     # Not the bare seed, with which the pretrained weights began: their own head would come back as the "new" one.
     torch.manual_seed(generator_for("initial weights", config.seed).initial_seed())
-    weights = config.weights
-    if weights == "auto":
-        weights = "mini" if config.network == DEFAULT_NETWORK else None
     if network is None:
-        network = build_network(config.network, source.label_set.num_classes, weights, config.void_output)
+        network = build_network(config.network, source.label_set.num_classes, config.weights, config.void_output)
+    network.label_set = source.label_set
     # On a CPU networks this small are slower with channels last.
     memory_format = torch.contiguous_format if torch.device(device).type == "cpu" else torch.channels_last
     network.to(device, memory_format=memory_format)
-    freeze_norm = weights == "mini" if config.freeze_norm is None else config.freeze_norm
     optimizer = build_optimizer(network, config)
 
     state_file = Path(out) / "training.pt" if out is not None else None
-    trained_on = {"source": source.keys, "synth": synth.keys if synth else None}
-    fingerprint = settings_hash(asdict(config) | trained_on | shapes)
     start, history = 0, []
-    if state_file is not None and state_file.exists():
-        state = torch.load(state_file, map_location=device, weights_only=True)
-        if state["fingerprint"] == fingerprint:
-            network.load_state_dict(state["network"])
-            optimizer.load_state_dict(state["optimizer"])
-            start, history = state["step"], state["history"]
-    if out is not None:
+    if state_file is not None:
+        weights = MINI_SEGMENTER_FILE if config.weights == "mini" else Path(config.weights or "")
+        trained_on = {"source": source.fingerprint(), "synth": synth.fingerprint() if synth else None}
+        trained_on |= {"initial": file_stamp(weights)[:2] if weights.is_file() else None}
+        fingerprint = settings_hash(asdict(config) | trained_on | shapes)
+        start, history = resume(state_file, fingerprint, network, optimizer, device)
         write_json(Path(out) / "settings.json", config)
 
     if callback is not None and start == 0:
@@ -450,7 +424,7 @@ def train(
         # Dropout draws from the global generator; seeding by step makes a resumed run equal to one that ran through.
         torch.manual_seed(config.seed * 10**9 + step)
         network.train()
-        if freeze_norm:
+        if config.freeze_norm:
             for module in network.modules():
                 if isinstance(module, nn.BatchNorm2d):
                     module.eval()
@@ -460,10 +434,16 @@ def train(
         on_device = [batch and augment(batch.to(device), config) for batch in (source_batch, synth_batch)]
         terms = optimisation_step(network, optimizer, *on_device, config)
         values = {name: value.item() for name, value in terms.items()}
+        batches_of = {"ce_source": source_batch, "ce_synth": synth_batch}
+        labels = {name: batch.labels for name, batch in batches_of.items() if batch}
+        check_loss(values, labels, IGNORE_INDEX, f"step {step + 1}")
         history.append({"step": step + 1, **values, "learning_rate": learning_rate})
+        to_save = (step + 1) % save_every == 0 or step + 1 == config.steps
+        if to_save:
+            check_weights(network, f"step {step + 1}")
         if callback is not None:
             callback(step + 1, network.eval())
-        if state_file is not None and ((step + 1) % save_every == 0 or step + 1 == config.steps):
+        if state_file is not None and to_save:
             state = {"fingerprint": fingerprint, "step": step + 1, "history": history}
             state |= {"network": network.state_dict(), "optimizer": optimizer.state_dict()}
             with atomic_path(state_file) as temporary:
@@ -483,8 +463,9 @@ def find_pairs(source: AnyDataset, synth: AnyDataset | None, config: AdaptationC
     pairs = {key: positions[key] for key in source.keys if key in positions}
     if not pairs and config.similarity_weight:
         raise ValueError(
-            f"none of the {len(synth)} second images has the name of a source image (for example {synth.keys[0]!r} "
-            f"and {source.keys[0]!r}); the similarity term compares pairs. Set similarity_weight=0 for unpaired images."
+            f"none of the {len(synth)} synthesized images has the name of a source image (for example "
+            f"{synth.keys[0]!r} and {source.keys[0]!r}); the similarity term compares pairs. Set similarity_weight=0 "
+            "for unpaired images."
         )
     return pairs or None
 

@@ -5,24 +5,23 @@ the oracle only, `train_DOMAIN/`. Each of these has `images/` and `labels/`; lab
 """
 
 import copy
-import zlib
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import hashlib
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
-from tqdm.auto import tqdm
+from PIL import Image
 
-from zodi import scenes
-from zodi.domains import SOURCE, TARGETS
-from zodi.labels import CITYSCAPES, LabelSet, get_label_set
-from zodi.runs import atomic_path, read_json, to_plain, write_json
+from zodi.labels import LabelSet, get_label_set
+from zodi.support import pictures
+from zodi.support.files import file_stamp, printable, read_json, to_plain
+from zodi.support.packed import PackedArrays, is_packed, pack_arrays
 
 INFO_FILE = "dataset.json"
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+IMAGE_SUFFIXES = pictures.SUFFIXES
 
 
 @dataclass(frozen=True)
@@ -35,59 +34,69 @@ class Sample:
 
 
 def find_files(folder: str | Path, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> dict[str, Path]:
-    """Files below `folder` by key, their relative path without suffix, sorted.
+    """Files below `folder` by key, their relative path without suffix, sorted; hidden ones are not data.
+
+    Warns of pictures that are passed over because of their format, when images are looked for.
 
     Raises:
         FileNotFoundError: if there is no such folder.
         ValueError: if two files have the same key.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder; expected one with images ({', '.join(suffixes)})")
-    files: dict[str, Path] = {}
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in suffixes and path.is_file():
-            key = path.relative_to(folder).with_suffix("").as_posix()
-            if key in files:
-                raise ValueError(f"{path}: same name as {files[key].name}; names must differ in more than the suffix")
-            files[key] = path
-    return files
+    if suffixes == IMAGE_SUFFIXES:
+        pictures.warn_of_passed_over(Path(folder))
+    return pictures.files_by_key(Path(folder), suffixes)
 
 
-def read_image(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
-    """Image file -> uint8 (H, W, 3), resized to `size` (height, width) by Lanczos when given.
+def read_image(path: Path, size: tuple[int, int] | None = None, max_pixels: int = pictures.MAX_PIXELS) -> np.ndarray:
+    """Image file -> uint8 (H, W, 3) as a viewer shows it, resized to `size` (height, width) by Lanczos when given.
 
     Raises:
-        ValueError: if it cannot be read; names the file.
+        ValueError: if it cannot be read or has more than `max_pixels`; names the file.
     """
-    image = _open(path).convert("RGB")
-    if size is not None and image.size != size[::-1]:
-        image = image.resize(size[::-1], Image.Resampling.LANCZOS)
-    return np.array(image)
+    image = np.array(pictures.as_rgb(pictures.open_picture(path, max_pixels), printable(path)))
+    return pictures.resized(image, size, Image.Resampling.LANCZOS)
 
 
-def read_label(path: Path, label_set: LabelSet, size: tuple[int, int] | None = None) -> np.ndarray:
+def read_label(
+    path: Path, label_set: LabelSet, size: tuple[int, int] | None = None, max_pixels: int = pictures.MAX_PIXELS
+) -> np.ndarray:
     """Label file -> uint8 (H, W) of class ids, resized to `size` (height, width) by nearest neighbour when given.
 
     Raises:
         ValueError: if it cannot be read or holds values that the label set does not know; names the file.
     """
-    image = _open(path)
-    if size is not None and image.size != size[::-1]:
-        image = image.resize(size[::-1], Image.Resampling.NEAREST)
-    return label_set.to_train_ids(np.array(image), str(path))
+    source = printable(path)
+    values = pictures.as_values(pictures.open_picture(path, max_pixels), source)
+    return pictures.resized(label_set.to_train_ids(values, source), size, Image.Resampling.NEAREST)
 
 
-def _open(path: Path) -> Image.Image:
-    try:
-        with Image.open(path) as image:
-            image.load()
-            return image
-    except (OSError, UnidentifiedImageError, SyntaxError) as error:
-        raise ValueError(f"{path}: cannot be read as an image ({error}); replace the file or remove it") from error
+def read_pair(
+    image_file: Path,
+    label_file: Path,
+    label_set: LabelSet,
+    size: tuple[int, int] | None = None,
+    max_pixels: int = pictures.MAX_PIXELS,
+) -> tuple[np.ndarray, np.ndarray]:
+    """`read_image` and `read_label` of files that belong together; raises ValueError if their own sizes differ."""
+    image = read_image(image_file, None, max_pixels)
+    label = read_label(label_file, label_set, None, max_pixels)
+    if label.shape != image.shape[:2]:
+        raise ValueError(
+            f"{printable(label_file)}: found size {label.shape[1]}x{label.shape[0]}, expected that of its image "
+            f"{printable(image_file.name)}, {image.shape[1]}x{image.shape[0]}"
+        )
+    image = pictures.resized(image, size, Image.Resampling.LANCZOS)
+    return image, pictures.resized(label, size, Image.Resampling.NEAREST)
 
 
-class FolderDataset:
+class _Fingerprint:
+    def fingerprint(self) -> str:
+        """12 hexadecimal digits that tell other files, changed files, and other meanings of their labels apart."""
+        content = [self.label_set.to_dict(), self.keys, self.size, self.file_stamps()]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
+
+
+class FolderDataset(_Fingerprint):
     """Images and their label maps, paired by name: `images/a/b.jpg` belongs to `labels/a/b.png`.
 
     Args:
@@ -120,7 +129,7 @@ class FolderDataset:
         if missing:
             raise FileNotFoundError(
                 f"{labels}: no label map for {len(missing)} of {len(self.keys)} images, for example "
-                f"{', '.join(f'{key}.png' for key in missing[:10])}; labels need the names of their images"
+                f"{', '.join(printable(f'{key}.png') for key in missing[:10])}; labels need the names of their images"
             )
 
     def only(self, keys: Sequence[str]) -> "FolderDataset":
@@ -143,25 +152,26 @@ class FolderDataset:
         if self._cache is not None and index in self._cache:
             return self._cache[index]
         key = self.keys[index]
-        image = read_image(self._images[key], self.size)
-        label = read_label(self._labels[key], self.label_set, self.size)
-        if image.shape[:2] != label.shape:
-            raise ValueError(
-                f"{self._labels[key]}: found size {label.shape[1]}x{label.shape[0]}, expected that of its image "
-                f"{self._images[key].name}, {image.shape[1]}x{image.shape[0]}"
-            )
-        sample = Sample(image, label, key)
+        sample = Sample(*read_pair(self._images[key], self._labels[key], self.label_set, self.size), key)
         if self._cache is not None:
             self._cache[index] = sample
         return sample
 
+    def check_sizes(self, smallest: tuple[int, int]) -> None:
+        """Raises ValueError, naming the first, if an image is smaller than (height, width); reads headers only."""
+        for key in self.keys:
+            width, height = self.size[::-1] if self.size else pictures.stored_size(self._images[key])
+            if height < smallest[0] or width < smallest[1]:
+                # Unless it lies on its side.
+                height, width = self[self.keys.index(key)].label.shape
+            _check_size(self._images[key], (height, width), smallest)
+
     def file_stamps(self) -> list[list[int]]:
         """Size and time of change of every image and label file: they tell whether a copy is still up to date."""
-        stats = [path.stat() for key in self.keys for path in (self._images[key], self._labels[key])]
-        return [[stat.st_size, stat.st_mtime_ns] for stat in stats]
+        return [file_stamp(path)[:2] for key in self.keys for path in (self._images[key], self._labels[key])]
 
 
-class PackedDataset:
+class PackedDataset(_Fingerprint):
     """What `pack` wrote: the samples of a data set in two memory-mapped arrays, shared by all worker processes.
 
     Raises:
@@ -169,21 +179,24 @@ class PackedDataset:
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
-        self._index = read_json(self.folder / "index.json")
-        self.label_set = get_label_set(self._index["label_set"])
-        self.keys: list[str] = self._index["keys"]
-        self._images = np.load(self.folder / "images.npy", mmap_mode="r")
-        self._labels = np.load(self.folder / "labels.npy", mmap_mode="r")
+        self.packed = PackedArrays(folder)
+        self.label_set = LabelSet.from_dict(self.packed.index["label_set"], printable(folder))
+        self.keys: list[str] = self.packed.index["keys"]
+        self.size: tuple[int, int] | None = self.packed.index["size"] and tuple(self.packed.index["size"])
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def __getitem__(self, index: int) -> Sample:
-        sample = Sample(np.array(self._images[index]), np.array(self._labels[index]), self.keys[index])
-        if _checksum(sample) != self._index["checksums"][index]:
-            raise ValueError(f"{self.folder}: the stored copy of {sample.key} is damaged; delete the folder")
-        return sample
+        return Sample(*self.packed[index], self.keys[index])
+
+    def check_sizes(self, smallest: tuple[int, int]) -> None:
+        """See `FolderDataset.check_sizes`."""
+        _check_size(self.packed.folder, self.packed.arrays[1].shape[1:], smallest)
+
+    def file_stamps(self) -> list[list[int]]:
+        """Those of the data set that was packed."""
+        return self.packed.index["files"]
 
 
 AnyDataset = FolderDataset | PackedDataset
@@ -201,34 +214,24 @@ def pack(dataset: FolderDataset, folder: str | Path | None = None, progress: boo
         ValueError: if the images differ in size; names the first that does.
     """
     folder = dataset.images_folder.parent / "packed" if folder is None else Path(folder)
-    origin = {"label_set": dataset.label_set.name, "keys": dataset.keys, "size": dataset.size}
+    origin = {"label_set": dataset.label_set.to_dict(), "keys": dataset.keys, "size": dataset.size}
     origin = to_plain(origin | {"files": dataset.file_stamps()})
-    if (folder / "index.json").exists() and origin.items() <= read_json(folder / "index.json").items():
-        return PackedDataset(folder)
-    height, width = dataset[0].label.shape
-    with atomic_path(folder) as temporary:
-        temporary.mkdir()
-        shape = (len(dataset), height, width)
-        images = np.lib.format.open_memmap(temporary / "images.npy", "w+", np.uint8, (*shape, 3))
-        labels = np.lib.format.open_memmap(temporary / "labels.npy", "w+", np.uint8, shape)
-        checksums = []
-        for index in tqdm(range(len(dataset)), "pack", unit="image", disable=not progress):
-            sample = dataset[index]
-            if sample.label.shape != (height, width):
-                raise ValueError(
-                    f"{sample.key}: found size {sample.label.shape[1]}x{sample.label.shape[0]}, expected "
-                    f"{width}x{height} as the first image; give the data set a `size`"
-                )
-            images[index], labels[index] = sample.image, sample.label
-            checksums.append(_checksum(sample))
-        images.flush()
-        labels.flush()
-        write_json(temporary / "index.json", origin | {"checksums": checksums})
+
+    def rows(index: int) -> tuple[np.ndarray, np.ndarray]:
+        sample = dataset[index]
+        return sample.image, sample.label
+
+    if not is_packed(folder, origin):
+        pack_arrays(folder, ("images", "labels"), rows, origin, progress)
     return PackedDataset(folder)
 
 
-def _checksum(sample: Sample) -> int:
-    return zlib.crc32(sample.label.tobytes(), zlib.crc32(sample.image.tobytes()))
+def _check_size(path: Path, size: tuple[int, int], smallest: tuple[int, int]) -> None:
+    if size[0] < smallest[0] or size[1] < smallest[1]:
+        raise ValueError(
+            f"{printable(path)}: found {size[1]}x{size[0]} pixels, crop={tuple(smallest)} is larger than the images; "
+            "choose a smaller crop or leave the image out"
+        )
 
 
 def dataset_info(root: str | Path) -> dict[str, Any]:
@@ -236,14 +239,18 @@ def dataset_info(root: str | Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: if `root` is not a data set folder.
+        ValueError: if the file says something else.
     """
     file = Path(root) / INFO_FILE
     if not file.is_file():
         raise FileNotFoundError(
-            f"{file}: no such file; expected a data set folder, made by `python data_scripts/miniature.py --out {root}`"
+            f"{file}: no such file; expected a data set folder, made by `python -m zodi.miniature render --out {root}`"
             " or another script of data_scripts/"
         )
-    return read_json(file)
+    info = read_json(file)
+    if not isinstance(info, dict) or "label_set" not in info:
+        raise ValueError(f"{file}: found {str(info)[:80]}, expected a data set with its label set; prepare it again")
+    return info
 
 
 def open_split(root: str | Path, split: str, cache: bool = True, images: str | Path | None = None) -> FolderDataset:
@@ -256,122 +263,11 @@ def open_split(root: str | Path, split: str, cache: bool = True, images: str | P
         images: other images for the part's labels, for example transferred ones; None = its own.
     """
     folder = Path(root) / split
-    label_set = get_label_set(dataset_info(root)["label_set"])
-    return FolderDataset(images or folder / "images", folder / "labels", label_set, cache=cache)
+    return FolderDataset(images or folder / "images", folder / "labels", label_set_of(root), cache=cache)
 
 
-# ---------------------------------------------------------------- writing data set folders
-
-WRITERS = 8
-
-
-def write_folder(
-    root: str | Path,
-    info: Mapping[str, Any],
-    splits: Mapping[str, Sequence[tuple[str, Path, Path]]],
-    label_set: LabelSet,
-    size: tuple[int, int],
-) -> None:
-    """Write a data set folder from files elsewhere; all of it or nothing, and nothing again when it is there.
-
-    Args:
-        root: folder to make.
-        info: for `dataset.json`: name, label_set, source, domains; size and counts are added.
-        splits: part -> (key, image file, label file) of every sample.
-        label_set: meaning of the label files' pixel values; class indices are written.
-        size: (height, width) in pixels that everything is resized to.
-
-    Raises:
-        ValueError: if `root` holds another data set, or a file cannot be used; names it.
-    """
-    root = Path(root)
-    info = {**info, "height": size[0], "width": size[1]} | {name: len(samples) for name, samples in splits.items()}
-    if (root / INFO_FILE).exists():
-        if dataset_info(root) != info:
-            raise ValueError(f"{root} holds another data set; delete it or choose another folder")
-        return
-    with atomic_path(root) as temporary, ThreadPoolExecutor(WRITERS) as pool:
-
-        def write(split: str, key: str, image: Path, label: Path) -> None:
-            Image.fromarray(read_image(image, size)).save(temporary / split / "images" / f"{key}.png")
-            Image.fromarray(read_label(label, label_set, size)).save(temporary / split / "labels" / f"{key}.png")
-
-        for split, samples in splits.items():
-            for part in ("images", "labels"):
-                (temporary / split / part).mkdir(parents=True)
-            jobs = [pool.submit(write, split, *sample) for sample in samples]
-            for job in tqdm(jobs, split, unit="frame"):
-                job.result()
-        write_json(temporary / INFO_FILE, info)
-
-
-# ---------------------------------------------------------------- the miniature as a data set folder
-
-
-def write_miniature(
-    root: str | Path,
-    train: int,
-    test: int,
-    domains: Sequence[str] = TARGETS,
-    height: int = 96,
-    width: int = 192,
-    progress: bool = True,
-    held_out: int = 0,
-) -> Path:
-    """Render a miniature data set; all of it or nothing, and nothing again when it is there.
-
-    Args:
-        root: folder to make.
-        train: number of source scenes, from `scenes.TRAIN_SEEDS`.
-        test: number of test scenes in every domain, from `scenes.TEST_SEEDS`.
-        domains: target domains.
-        height, width: pixels.
-        progress: show a bar.
-        held_out: number of further source scenes, the part `val/`, which are neither trained on nor tested on.
-
-    Raises:
-        ValueError: if `root` holds a data set with other settings; names them.
-    """
-    root = Path(root)
-    info = {
-        "name": "miniature",
-        "label_set": CITYSCAPES.name,
-        "source": SOURCE,
-        "domains": [SOURCE, *domains],
-        "train": train,
-        "test": test,
-        "height": height,
-        "width": width,
-    } | ({"held_out": held_out} if held_out else {})
-    if (root / INFO_FILE).exists():
-        found = read_json(root / INFO_FILE)
-        differing = [f"{key}: {found.get(key)} instead of {info[key]}" for key in info if found.get(key) != info[key]]
-        if differing:
-            raise ValueError(
-                f"{root} holds another data set ({'; '.join(differing)}); delete it or choose another folder"
-            )
-        return root
-    jobs = [
-        (seed, f"train{'' if d == SOURCE else '_' + d}", d)
-        for seed in scenes.TRAIN_SEEDS[:train]
-        for d in info["domains"]
-    ]
-    jobs += [(seed, "val", SOURCE) for seed in scenes.TRAIN_SEEDS[train : train + held_out]]
-    jobs += [(seed, f"test/{d}", d) for seed in scenes.TEST_SEEDS[:test] for d in info["domains"]]
-    with atomic_path(root) as temporary:
-        for split in sorted({split for _, split, _ in jobs}):
-            (temporary / split / "images").mkdir(parents=True)
-            (temporary / split / "labels").mkdir()
-        for seed, split, domain in tqdm(jobs, "render", unit="image", disable=not progress):
-            scene = scenes.render(seed, domain, height, width)
-            Image.fromarray(scene.image).save(temporary / split / "images" / f"{seed}.png")
-            Image.fromarray(scene.label).save(temporary / split / "labels" / f"{seed}.png")
-        write_json(temporary / INFO_FILE, info)
-    return root
-
-
-def prepare(data: str | Path, train: int = 48, test: int = 24, domains: Sequence[str] = ("night", "snow")) -> Path:
-    """`data` if it is a data set folder; otherwise a small miniature data set is rendered there first."""
-    if not (Path(data) / INFO_FILE).exists():
-        write_miniature(data, train, test, domains, progress=False)
-    return Path(data)
+def label_set_of(root: str | Path) -> LabelSet:
+    """The label set of a data set folder: by its content, or by its name where only that is known."""
+    info = dataset_info(root)
+    labels = info.get("labels")  # earlier versions kept a name only
+    return LabelSet.from_dict(labels, printable(Path(root) / INFO_FILE)) if labels else get_label_set(info["label_set"])

@@ -8,8 +8,6 @@ a checkpoint was made for; without it the paper's settings for Stable Diffusion 
 import hashlib
 import json
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,33 +15,36 @@ from typing import Any
 import pandas as pd
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, ControlNetModel, DDIMScheduler, UNet2DConditionModel
-from huggingface_hub import snapshot_download
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
-from transformers.utils import logging as transformers_logging
 
-from zodi.runs import atomic_path, read_json, write_json
+from zodi.networks.hub import (
+    CONTROLNET_SEG,
+    CONTROLNET_SEG_SIZE,
+    MINI_FOLDER,
+    STABLE_DIFFUSION,
+    STABLE_DIFFUSION_SIZE,
+    locate,
+)
+from zodi.support.checkpoints import (
+    check_config,
+    explained,
+    fits,
+    load_network,
+    placed,
+    quietly,
+    read_config,
+    weights_digest,
+)
+from zodi.support.files import atomic_path, one_line, read_json, write_json
+from zodi.support.runs import check_device
 
-STABLE_DIFFUSION = "stable-diffusion-v1-5/stable-diffusion-v1-5"
-STABLE_DIFFUSION_SIZE = "about 4.3 GB"
-CONTROLNET_SEG = "lllyasviel/control_v11p_sd15_seg"
-CONTROLNET_SEG_SIZE = "about 1.4 GB"
-MINI_FOLDER = Path(__file__).parent / "weights" / "mini"
 DEFAULTS_FILE = "transfer_defaults.json"
+# Entries of settings that do not change what a network computes.
+_NOT_DECISIVE = ("architectures", "dtype", "transformers_version")
 MODULES = ("vae", "unet", "controlnet", "text_encoder")
 _VAE_CLASSES = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
-# The state of the repository that the code was written for; other repositories are taken as they are today.
-_REVISIONS = {STABLE_DIFFUSION: "451f4fe16113bff5a5d2269ed5ad43b0592e9a14"}
-# Without the half-precision and pickled copies that lie beside them.
-_HUB_FILES = [
-    "*.json",
-    "*/*.json",
-    "tokenizer/*",
-    "diffusion_pytorch_model.safetensors",
-    "*/diffusion_pytorch_model.safetensors",
-    "text_encoder/model.safetensors",
-]
 
 
 @dataclass(frozen=True)
@@ -129,15 +130,18 @@ def load(
             the ControlNet that the paper uses (`CONTROLNET_SEG`).
         device: where the weights go.
         dtype: type of the weights; float32 on CPU, bfloat16 or float16 are faster where the hardware has them.
-        variant: of the UNet's weights, "non_ema" for those that the authors used; None = the averaged ones.
+        variant: of the UNet's weights, "non_ema" for those that the authors used; None = the averaged ones. Other parts
+            take the variant where they have it: with "fp16" a folder of nothing but `*.fp16.safetensors` is read.
         compile: run the networks through torch.compile: minutes at the start, faster afterwards on a GPU.
         local_files_only: True = never download, use what is on this machine.
 
     Raises:
         FileNotFoundError: if a part is missing; says what to get, how large it is and where to put it.
-        ValueError: if a part is not of a class that this code knows.
+        ValueError: if a part is damaged, not made for the others or of a class that this code does not know, or this
+            machine has no such device; names the file or the device.
     """
-    folder = _locate(model, STABLE_DIFFUSION, STABLE_DIFFUSION_SIZE, local_files_only, variant)
+    device = check_device(device)
+    folder = locate(model, STABLE_DIFFUSION, STABLE_DIFFUSION_SIZE, local_files_only, variant)
     if controlnet is None and (folder / "controlnet").is_dir():
         controlnet_folder = folder / "controlnet"
     elif controlnet is None and _sees_an_image(folder):
@@ -145,31 +149,28 @@ def load(
     elif str(controlnet).endswith(".safetensors"):
         controlnet_folder = Path(controlnet)
     else:
-        controlnet_folder = _locate(controlnet or CONTROLNET_SEG, CONTROLNET_SEG, CONTROLNET_SEG_SIZE, local_files_only)
+        controlnet_folder = locate(controlnet or CONTROLNET_SEG, CONTROLNET_SEG, CONTROLNET_SEG_SIZE, local_files_only)
 
-    only_safe = {"use_safetensors": True, "local_files_only": True}
-    try:
-        with _no_progress_bar():
-            vae = _vae_class(folder).from_pretrained(folder, subfolder="vae", torch_dtype=dtype, **only_safe)
-            unet = UNet2DConditionModel.from_pretrained(
-                folder, subfolder="unet", torch_dtype=dtype, variant=variant, **only_safe
-            )
-            control = None
-            if controlnet_folder is not None and controlnet_folder.suffix == ".safetensors":
-                control = _controlnet_of_file(controlnet_folder, unet, dtype)
-            elif controlnet_folder is not None:
-                control = ControlNetModel.from_pretrained(controlnet_folder, torch_dtype=dtype, **only_safe)
-            text_encoder = CLIPTextModel.from_pretrained(folder, subfolder="text_encoder", dtype=dtype, **only_safe)
-            tokenizer = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer", local_files_only=True)
-            scheduler = DDIMScheduler.from_pretrained(folder, subfolder="scheduler", local_files_only=True)
-    except OSError as error:
-        raise FileNotFoundError(
-            f"diffusion model {str(model)!r} is incomplete. Expected the subfolders unet/, vae/, text_encoder/ (each "
-            f"with config.json and safetensors weights), tokenizer/ and scheduler/. Copy it again. Cause: {error}"
-        ) from error
+    def network(kind: type, part: Path) -> torch.nn.Module:
+        # A variant is the UNet's; the other parts need not have it.
+        wanted = variant if kind is UNet2DConditionModel or any(part.glob(f"*.{variant}*")) else None
+        return load_network(kind, part, device, dtype, wanted)
 
-    for module in filter(None, (vae, unet, control, text_encoder)):
-        module.requires_grad_(False).eval().to(device, memory_format=torch.channels_last)
+    with quietly():
+        vae = network(_vae_class(folder), folder / "vae")
+        unet = network(UNet2DConditionModel, folder / "unet")
+        control = None
+        if controlnet_folder is not None and controlnet_folder.suffix == ".safetensors":
+            control = placed(_controlnet_of_file(controlnet_folder, unet, dtype), device)
+        elif controlnet_folder is not None:
+            control = network(ControlNetModel, controlnet_folder)
+        text_encoder = network(CLIPTextModel, folder / "text_encoder")
+        with explained(folder / "tokenizer"):
+            tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+        with explained(folder / "scheduler"):
+            check_config(DDIMScheduler, folder / "scheduler" / "scheduler_config.json")
+            scheduler = DDIMScheduler.from_pretrained(folder / "scheduler", local_files_only=True)
+
     if isinstance(vae, AutoencoderKL):
         # One image at a time: at Stable Diffusion's size a batch would take more memory than all networks.
         vae.enable_slicing()
@@ -208,7 +209,7 @@ def save(model: DiffusionModel, folder: str | Path, dtype: torch.dtype | None = 
         requires_safety_checker=False,
     )
     with atomic_path(folder) as temporary:
-        with _no_progress_bar():
+        with quietly():
             pipeline.save_pretrained(temporary, safe_serialization=True)
         if dtype is not None:
             for file in temporary.rglob("*.safetensors"):
@@ -227,63 +228,25 @@ def _modules(model: DiffusionModel) -> dict[str, torch.nn.Module]:
     return {part: getattr(model, part) for part in MODULES if getattr(model, part) is not None}
 
 
-def _locate(
-    model: str | Path, paper_id: str, paper_size: str, local_files_only: bool, variant: str | None = None
-) -> Path:
-    """The folder of a model on this machine, downloaded from the hub if it is a hub id and that is allowed."""
-    if str(model) == "mini":
-        if not (MINI_FOLDER / "model_index.json").exists():
-            raise FileNotFoundError(
-                f"{MINI_FOLDER}: the miniature's weights are not there. They come with the package: install it again, "
-                "or train them with `python -m zodi pretrain`."
-            )
-        return MINI_FOLDER
-    if Path(model).is_dir():
-        return Path(model)
-    if isinstance(model, Path) or model.count("/") != 1 or model.startswith((".", "/", "~")):
-        raise FileNotFoundError(
-            f"{model}: no such folder. Expected 'mini', a folder in diffusers' format (unet/, vae/, text_encoder/, "
-            f"tokenizer/, scheduler/) or a hub id such as {paper_id}."
-        )
-    try:
-        return snapshot(model, local_files_only, variant)
-    except OSError as error:
-        raise FileNotFoundError(
-            f"{model!r} is not on this machine. The paper uses {paper_id} ({paper_size}). Download it once with "
-            "--download (in Python: local_files_only=False), which puts it into the hub's cache (HF_HOME), or copy its "
-            f"folder to any place and give that path instead. Cause: {error}"
-        ) from error
-
-
-def snapshot(repository: str, local_files_only: bool = True, variant: str | None = None) -> Path:
-    """The folder of a repository of the hub with the files that `load` reads, at the revision that it reads.
-
-    Raises:
-        OSError: if it is not on this machine and may not, or cannot, be downloaded.
-    """
-    files = [*_HUB_FILES, *([f"unet/*.{variant}.safetensors"] if variant else [])]
-    revision = _REVISIONS.get(repository)
-    return Path(
-        snapshot_download(repository, revision=revision, local_files_only=local_files_only, allow_patterns=files)
-    )
-
-
 def _controlnet_of_file(file: Path, unet: UNet2DConditionModel, dtype: torch.dtype) -> ControlNetModel:
     """The ControlNet of a single file; its settings are those of the UNet that it was made for."""
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no such file; expected the weights of a ControlNet as .safetensors")
     controlnet = ControlNetModel.from_unet(unet, load_weights_from_unet=False)
-    try:
-        controlnet.load_state_dict(load_file(file))
-    except RuntimeError as error:
-        raise ValueError(
-            f"{file}: does not fit the UNet; expected names and shapes of {CONTROLNET_SEG}. Cause: {error}"
-        ) from error
+    with explained(file):
+        weights = load_file(file)
+        try:
+            controlnet.load_state_dict(weights)
+        except RuntimeError as error:
+            raise ValueError(
+                f"{file}: does not fit the UNet; expected names and shapes of {CONTROLNET_SEG}. Cause: "
+                f"{one_line(error)}"
+            ) from error
     return controlnet.to(dtype)
 
 
 def _vae_class(folder: Path) -> type[AutoencoderKL] | type[AutoencoderTiny]:
-    name = read_json(folder / "vae" / "config.json")["_class_name"]
+    name = read_config(folder / "vae" / "config.json").get("_class_name")
     if name not in _VAE_CLASSES:
         raise ValueError(f"{folder / 'vae'}: found a {name}, expected one of {list(_VAE_CLASSES)}")
     return _VAE_CLASSES[name]
@@ -291,25 +254,22 @@ def _vae_class(folder: Path) -> type[AutoencoderKL] | type[AutoencoderTiny]:
 
 def _sees_an_image(folder: Path) -> bool:
     """Whether the UNet takes an image beside the noise, as InstructPix2Pix's does; such a model has no ControlNet."""
-    channels = [read_json(folder / part / "config.json") for part in ("unet", "vae") if (folder / part).is_dir()]
-    return len(channels) == 2 and channels[0]["in_channels"] == 2 * channels[1]["latent_channels"]
+    found = [read_config(folder / part / "config.json") for part in ("unet", "vae") if (folder / part).is_dir()]
+    channels = [config.get(name) for config, name in zip(found, ("in_channels", "latent_channels"), strict=False)]
+    return all(isinstance(number, int) for number in channels) and channels[:1] == [2 * n for n in channels[1:]]
 
 
 def _read_defaults(folder: Path) -> TransferDefaults:
     file = folder / DEFAULTS_FILE
-    return TransferDefaults(**read_json(file)) if file.exists() else TransferDefaults()
-
-
-@contextmanager
-def _no_progress_bar() -> Iterator[None]:
-    """Loading and saving print one bar a part, which tells nothing and fills a notebook."""
-    was_enabled = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            transformers_logging.enable_progress_bar()
+    if not file.exists():
+        return TransferDefaults()
+    found, known = check_config(TransferDefaults, file), asdict(TransferDefaults())
+    strengths = found.get("strengths", {})
+    is_right = isinstance(strengths, dict) and all(fits(s, 0.0) and 0 <= s <= 1 for s in strengths.values())
+    whole = all(isinstance(value, int) for name, value in found.items() if isinstance(known.get(name), int))
+    if not (found.keys() <= known.keys() and None not in found.values() and is_right and whole):
+        raise ValueError(f"{file}: found {found}, expected settings as in {known}, strengths 0 .. 1; copy it again")
+    return TransferDefaults(**found)
 
 
 # ---------------------------------------------------------------- images <-> latents, prompts -> embeddings
@@ -325,6 +285,9 @@ def encode(model: DiffusionModel, images: Tensor) -> Tensor:
 
     Returns:
         float32 (B, C, h, w) on the model's device, of about unit variance.
+
+    Raises:
+        ValueError: for another shape, or if the VAE gives what is not a number.
     """
     if images.ndim != 4 or images.shape[-1] != 3:
         raise ValueError(f"images: found shape {tuple(images.shape)}, expected (B, H, W, 3)")
@@ -333,15 +296,33 @@ def encode(model: DiffusionModel, images: Tensor) -> Tensor:
     x = x.to(model.dtype).contiguous(memory_format=torch.channels_last)
     encoded = model.vae.encode(x)
     latents = encoded.latents if isinstance(model.vae, AutoencoderTiny) else encoded.latent_dist.mode()
-    return latents.float() * model.vae.config.scaling_factor
+    return _finite(latents.float() * model.vae.config.scaling_factor, model, "VAE's encoder")
 
 
 @torch.inference_mode()
 def decode(model: DiffusionModel, latents: Tensor) -> Tensor:
-    """Images of scaled latents: (B, C, h, w) -> uint8 (B, H, W, 3) on the CPU."""
-    x = (latents / model.vae.config.scaling_factor).to(model.device, model.dtype)
-    images = model.vae.decode(x.contiguous(memory_format=torch.channels_last)).sample
+    """Images of scaled latents: (B, C, h, w) -> uint8 (B, H, W, 3) on the CPU.
+
+    Raises:
+        ValueError: if the latents, or the images that the VAE gives, are not numbers.
+    """
+    x = (_finite(latents, model, "UNet, ControlNet or text encoder") / model.vae.config.scaling_factor).to(
+        model.device, model.dtype
+    )
+    images = _finite(model.vae.decode(x.contiguous(memory_format=torch.channels_last)).sample, model, "VAE's decoder")
     return images.float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().contiguous()
+
+
+def _finite(values: Tensor, model: DiffusionModel, network: str) -> Tensor:
+    """The values; a picture of what is not a number would be black, without a word."""
+    wrong = int((~torch.isfinite(values)).sum())
+    if wrong:
+        raise ValueError(
+            f"model {model.name!r}: found {wrong} of {values.numel()} values from the {network} that are infinite or "
+            f"not a number, expected none in {model.dtype}; use float32 (--dtype) or, where it is that, another "
+            "checkpoint: this one is damaged"
+        )
+    return values
 
 
 @torch.inference_mode()
@@ -376,12 +357,19 @@ def describe(model: DiffusionModel) -> pd.DataFrame:
 
 
 def fingerprint(model: DiffusionModel) -> str:
-    """12 hex digits that tell two checkpoints apart, whatever their names: schedule, and the start of every weight."""
-    schedule = {key: value for key, value in model.scheduler.config.items() if not key.startswith("_")}
-    digest = hashlib.sha256(json.dumps(schedule, sort_keys=True).encode())
-    for part, module in _modules(model).items():
-        for name, value in module.state_dict().items():
-            # Training changes every tensor, so a few values of each are enough and cost nothing on large models.
-            digest.update(f"{part}.{name}{tuple(value.shape)}".encode())
-            digest.update(value.flatten()[:16].float().cpu().numpy().tobytes())
+    """12 hex digits that tell two checkpoints apart, whatever their names: every weight, setting and token.
+
+    Weights as loaded count by their file, whatever type they have in memory; others by their values.
+    """
+    configs = {part: network.config for part, network in _modules(model).items()} | {"schedule": model.scheduler.config}
+    # Padding and truncation are those of its last call.
+    tokens = json.loads(model.tokenizer.backend_tokenizer.to_str()) | {"padding": None, "truncation": None}
+    tokens["length"] = model.tokenizer.model_max_length
+    digest = hashlib.sha256(json.dumps(tokens, sort_keys=True).encode())
+    for part, config in configs.items():
+        settings = config.to_dict() if part == "text_encoder" else config
+        settings = {name: value for name, value in settings.items() if name[0] != "_" and name not in _NOT_DECISIVE}
+        digest.update(f"{part}{json.dumps(settings, sort_keys=True)}".encode())
+    for network in _modules(model).values():
+        digest.update(weights_digest(network).encode())
     return digest.hexdigest()[:12]

@@ -14,25 +14,23 @@ class Domain:
         name: identifier used on the command line, in paths and in tables.
         prompt: text that describes it, without `PROMPT_SUFFIX`.
         strength: share of the diffusion's 1000 timesteps that the transfer goes back, 0 .. 1.
-        color: colour in plots: Okabe and Ito's colour-blind-safe palette, its light colours darkened to 3:1 on white.
     """
 
     name: str
     prompt: str
     strength: float
-    color: str
 
 
 DOMAINS = {
     domain.name: domain
     for domain in (
-        Domain("clear", "driving in clear weather", 0.65, "#C18600"),
-        Domain("night", "driving at night", 0.90, "#0072B2"),
-        Domain("snow", "driving in snow", 0.65, "#4999C6"),
-        Domain("rain", "driving under rain", 0.65, "#009E73"),
-        Domain("fog", "driving in fog", 0.60, "#919191"),
-        Domain("game", "driving in a game", 0.60, "#CC79A7"),
-        Domain("dusk", "driving at dusk", 0.65, "#D55E00"),
+        Domain("clear", "driving in clear weather", 0.65),
+        Domain("night", "driving at night", 0.90),
+        Domain("snow", "driving in snow", 0.65),
+        Domain("rain", "driving under rain", 0.65),
+        Domain("fog", "driving in fog", 0.60),
+        Domain("game", "driving in a game", 0.60),
+        Domain("dusk", "driving at dusk", 0.65),
     )
 }
 SOURCE = "clear"

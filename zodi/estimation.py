@@ -4,27 +4,28 @@ its mIoU on a target that nobody has photographed (claimed in the paper's Sectio
     estimate = zodi.estimation.estimate(network, "images", "labels", "night", out="results/estimate")
 
 The images must not have been trained on. An interval comes from resampling images and noise; a reference network says
-whether the layout is still there, without which the labels mean nothing; a straight line learned on domains with known
-truth corrects what all estimates have in common. Nothing here looks at a target image.
+whether the layout is still there, without which the labels mean nothing. Nothing here looks at a target image; how
+good estimates are is measured in `zodi.studies`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 from torch import nn
 
 from zodi import diffusion, transfer
 from zodi.datasets import AnyDataset, FolderDataset
 from zodi.evaluation import image_confusions, iou
 from zodi.labels import CITYSCAPES, LabelSet
+from zodi.support.bootstrap import bootstrap, resample_weights
+from zodi.support.checks import check_network
+from zodi.support.results import finished_keys
 from zodi.transfer_folder import transfer_folder
 
-RESAMPLES = 10_000
 # A class seen in fewer images has an IoU that says nothing about the next image.
 MIN_IMAGES = 10
 # Half of the images must have kept their layout, or there is no estimate.
@@ -37,7 +38,7 @@ class Estimate:
 
     Attributes:
         miou: mean IoU over all classes that are not rare.
-        low, high: percentile interval of `miou`.
+        low, high: percentile interval of `miou`; NaN for one image.
         level: its confidence level, 0 .. 1.
         classes: a line a class of the labels: `iou`, `low`, `high`, the `images` that show it, whether it is `rare`;
             with a reference, the reference's IoU as `fidelity`.
@@ -64,11 +65,15 @@ class Estimate:
     def __str__(self) -> str:
         if not self.reliable:
             return f"no estimate: only {100 * self.kept:.0f} % of the generated images kept their layout"
-        rare = f"; left out as too rare: {', '.join(self.rare)}" if self.rare else ""
-        return (
-            f"estimated mIoU {self.miou:.1f} % ({100 * self.level:.0f} % interval {self.low:.1f} .. {self.high:.1f}; "
-            f"{self.images} images, {self.seeds} transfers of each{rare})"
-        )
+        limit = min(MIN_IMAGES, self.images)
+        rare = f"; left out, in fewer than {limit} images and so too rare: {', '.join(self.rare)}" if self.rare else ""
+        interval = f"{100 * self.level:.0f} % interval {self.low:.1f} .. {self.high:.1f}"
+        if self.images == 1:
+            interval = "no interval: one image has no spread"
+        elif self.images < MIN_IMAGES:
+            interval += f", of little worth below {MIN_IMAGES} images"
+        counts = f"{self.images} images, {self.seeds} transfers of each{rare}"
+        return f"estimated mIoU {self.miou:.1f} % ({interval}; {counts})"
 
 
 def estimate(
@@ -105,6 +110,10 @@ def estimate(
         FileNotFoundError: if a folder is missing or empty.
         ValueError: if images cannot be transferred; names the report that lists them.
     """
+    if len(seeds) == 0:
+        raise ValueError("seeds: found none, expected at least one transfer of every image (--seeds 1)")
+    for judge in filter(None, (network, reference)):
+        check_network(judge, label_set.names)
     if isinstance(model, str):
         model = diffusion.load(model)
     generated = [
@@ -132,7 +141,7 @@ def _generated(
     report = transfer_folder(model, images, labels, out, config, label_set, progress=progress)
     if not report.ok:
         raise ValueError(f"{out}: {len(report.errors)} images could not be transferred; report.json there lists them")
-    return FolderDataset(out / "images", labels, label_set, cache=False)
+    return FolderDataset(out / "images", labels, label_set, cache=False).only(finished_keys(out))
 
 
 def estimate_from(
@@ -162,9 +171,10 @@ def estimate_from(
     # The order of the images must not change what is drawn.
     order = sorted(range(images), key=lambda index: confusions[:, index].tobytes())
     shown = (confusions[0].sum(2) > 0).sum(0)
-    common = shown >= min(MIN_IMAGES, images)
+    least = min(MIN_IMAGES, images)
+    common = shown >= least
     if not common.any():
-        raise ValueError(f"{images} images: no class is seen in {MIN_IMAGES} of them; give more images")
+        raise ValueError(f"{images} images: no class is seen in {least} of them; give more images")
     values = 100 * iou(confusions.sum((0, 1)))
     resampled = 100 * bootstrap(confusions[:, order], resample_weights(images, seeds, seed=seed))
     tails = [50 * (1 - level), 50 * (1 + level)]
@@ -172,6 +182,9 @@ def estimate_from(
     classes = pd.DataFrame({"iou": values, "images": shown, "rare": ~common}, index=list(names))[shown > 0]
     classes = classes.assign(low=low, high=high)[["iou", "low", "high", "images", "rare"]]
     interval = np.percentile(np.nanmean(resampled[:, common], axis=1), tails)
+    if images == 1:
+        # Whatever is drawn from one image is that image.
+        classes[["low", "high"]] = interval[:] = np.nan
     kept = float("nan")
     if reference is not None:
         kept = float((fidelity(reference) >= min_fidelity).mean())
@@ -179,44 +192,6 @@ def estimate_from(
     return Estimate(
         float(values[common].mean()), *interval.tolist(), level, classes, images, seeds, kept, not kept < MIN_KEPT
     )  # fmt: skip
-
-
-# ---------------------------------------------------------------- uncertainty
-
-
-def resample_weights(images: int, seeds: int = 1, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
-    """How often each generated image counts in each resample.
-
-    Images are drawn with replacement, and for every drawn image as many of its transfers, again with replacement: what
-    the generator adds by its noise widens the interval.
-
-    Returns:
-        float32 (R, S * N), the transfers one after the other.
-    """
-    rng = np.random.default_rng(seed)
-    drawn = rng.integers(images, size=(resamples, images, 1))
-    transfers = rng.integers(seeds, size=(resamples, images, seeds)) if seeds > 1 else 0
-    places = (transfers * images + drawn).reshape(resamples, -1)
-    places += np.arange(resamples)[:, None] * seeds * images
-    counts = np.bincount(places.ravel(), minlength=resamples * seeds * images)
-    return counts.reshape(resamples, -1).astype(np.float32)
-
-
-def bootstrap(confusions: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """IoU of every class in every resample.
-
-    Args:
-        confusions: int (S, N, C, C).
-        weights: float (R, S * N) of `resample_weights`.
-
-    Returns:
-        float64 (R, C), 0 .. 1; NaN where the resample does not show the class.
-    """
-    matrices = confusions.reshape(-1, *confusions.shape[2:]).astype(np.float64)
-    weights = weights.astype(np.float64)
-    correct = weights @ np.diagonal(matrices, axis1=1, axis2=2)
-    truth, predicted = weights @ matrices.sum(2), weights @ matrices.sum(1)
-    return np.where(truth > 0, correct / np.maximum(truth + predicted - correct, 1), np.nan)
 
 
 # ---------------------------------------------------------------- is the layout still there?
@@ -268,114 +243,3 @@ def faithful_keys(dataset: AnyDataset, reference: np.ndarray, min_fidelity: floa
             f"min_fidelity={min_fidelity}: none of the {len(dataset)} images reaches it; choose a lower one"
         )
     return keys
-
-
-# ---------------------------------------------------------------- correction learned on other domains
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """The line truth = intercept + slope * estimate, and the quantiles of what it misses, points of mIoU."""
-
-    slope: float
-    intercept: float
-    miss_low: float
-    miss_high: float
-
-    def __call__(self, estimate: np.ndarray) -> np.ndarray:
-        """Corrected estimates, percent."""
-        return self.intercept + self.slope * estimate
-
-
-def calibrate(estimate: np.ndarray, truth: np.ndarray, level: float = 0.95) -> Calibration:
-    """Learn the correction from networks whose truth is known.
-
-    Args:
-        estimate, truth: percent, one a network and domain.
-        level: of the interval.
-
-    Raises:
-        ValueError: for fewer than three networks.
-    """
-    if len(estimate) < 3:
-        raise ValueError(f"{len(estimate)} networks: a line takes at least 3")
-    slope, intercept = np.polyfit(estimate, truth, 1)
-    missed = truth - (intercept + slope * estimate)
-    low, high = np.quantile(missed, [(1 - level) / 2, (1 + level) / 2])
-    return Calibration(float(slope), float(intercept), float(low), float(high))
-
-
-def leave_one_domain_out(frame: pd.DataFrame) -> pd.DataFrame:
-    """Correct every domain by the line that all other domains teach.
-
-    Args:
-        frame: columns `domain`, `estimate`, `truth`, percent.
-
-    Returns:
-        The frame with `calibrated`, `calibrated_low` and `calibrated_high`.
-
-    Raises:
-        ValueError: if there is only one domain.
-    """
-    if frame["domain"].nunique() < 2:
-        raise ValueError("one domain: there are no others to learn the correction from")
-    parts = []
-    for domain, part in frame.groupby("domain", sort=False):
-        others = frame[frame["domain"] != domain]
-        line = calibrate(others["estimate"].to_numpy(), others["truth"].to_numpy())
-        value = line(part["estimate"].to_numpy())
-        parts.append(
-            part.assign(calibrated=value, calibrated_low=value + line.miss_low, calibrated_high=value + line.miss_high)
-        )
-    return pd.concat(parts).loc[frame.index]
-
-
-# ---------------------------------------------------------------- how good are estimates?
-
-
-def agreement(estimate: pd.Series, truth: pd.Series) -> dict[str, float]:
-    """Pearson's, Spearman's and Kendall's correlation of estimates with the truth, and `mae` in their unit.
-
-    A constant estimate has no correlation: NaN.
-    """
-    constant = estimate.nunique() < 2 or truth.nunique() < 2
-    tests = {"pearson": stats.pearsonr, "spearman": stats.spearmanr, "kendall": stats.kendalltau}
-    found = {name: float("nan") if constant else float(test(estimate, truth)[0]) for name, test in tests.items()}
-    return found | {"mae": float((estimate - truth).abs().mean())}
-
-
-def regret(score: pd.Series, truth: pd.Series) -> float:
-    """What is lost by taking the candidate with the best score instead of the best one; the unit of the truth.
-
-    Of several equal scores the first counts. NaN if no candidate has a score.
-    """
-    return float(truth.max() - truth.loc[score.idxmax()]) if score.notna().any() else float("nan")
-
-
-def select(
-    candidates: Mapping[str, nn.Module], generated: Sequence[FolderDataset], names: Sequence[str]
-) -> pd.DataFrame:
-    """Choose between networks, for example trained with other strengths or prompts, without target images.
-
-    All are judged on the same generated images; with several sets of them, say of all strengths in question, none is
-    favoured for having been trained on its own generator's.
-
-    Args:
-        candidates: networks by name.
-        generated: transfers of the same held-out images, with the same keys.
-        names: of the classes.
-
-    Returns:
-        Index name, best first: `miou`, `low`, `high`, and `chosen`, true for one.
-
-    Raises:
-        ValueError: if there is no candidate, or the transfers are of different images.
-    """
-    if not candidates or len({tuple(part.keys) for part in generated}) != 1:
-        raise ValueError("select needs at least one candidate, and transfers of one set of images")
-    rows: dict[str, dict[str, Any]] = {}
-    for name, network in candidates.items():
-        found = estimate_from(np.stack([image_confusions(network, part, len(names)) for part in generated]), names)
-        rows[name] = {"miou": found.miou, "low": found.low, "high": found.high}
-    table = pd.DataFrame.from_dict(rows, orient="index").sort_values("miou", ascending=False, kind="stable")
-    return table.assign(chosen=[True] + [False] * (len(table) - 1))

@@ -16,8 +16,9 @@ from tqdm.auto import tqdm
 
 from zodi.datasets import AnyDataset, FolderDataset, Sample
 from zodi.labels import IGNORE_INDEX, LabelSet
-from zodi.runs import atomic_path
 from zodi.segmentation import normalise
+from zodi.support.checks import check_classes, check_labels, check_logits, check_network, network_name
+from zodi.support.files import atomic_path
 
 
 @torch.inference_mode()
@@ -47,15 +48,24 @@ def image_confusions(
 
     Returns:
         int64 (N, C, C), rows truth, columns prediction.
+
+    Raises:
+        ValueError: if the classes of network and labels differ, or the network gives what is not a number.
     """
+    classes = dataset.label_set.names if hasattr(dataset, "label_set") else num_classes
+    check_classes("num_classes", num_classes, "the data", classes)
+    check_network(network, classes)
     network.eval()
     matrices = []
     for start in tqdm(range(0, len(dataset), batch_size), "evaluate", unit="batch", disable=not progress):
         samples = [dataset[i] for i in range(start, min(start + batch_size, len(dataset)))]
-        predicted = image_logits(network, np.stack([sample.image for sample in samples])).argmax(1).cpu()
-        for sample, classes in zip(samples, predicted, strict=True):
+        images, keys = np.stack([sample.image for sample in samples]), [sample.key for sample in samples]
+        logits = image_logits(network, images, keys)
+        check_classes(network_name(network), logits.shape[1], "the data", num_classes)
+        for sample, predicted in zip(samples, logits.argmax(1).cpu(), strict=True):
             truth = torch.from_numpy(sample.label).long()
-            matrices.append(multiclass_confusion_matrix(classes, truth, num_classes, ignore_index=IGNORE_INDEX))
+            check_labels(truth, num_classes, IGNORE_INDEX, sample.key)
+            matrices.append(multiclass_confusion_matrix(predicted, truth, num_classes, ignore_index=IGNORE_INDEX))
     return torch.stack(matrices).numpy()
 
 
@@ -93,6 +103,7 @@ def evaluate(
         `miou` in percent, `iou` in percent by class name (NaN: class not in the truth), `confusion` int64 (C, C),
         `images` their number.
     """
+    check_classes("label_set", label_set.names, "the data", getattr(dataset, "label_set", label_set).names)
     matrix = confusion(network, dataset, label_set.num_classes, batch_size, progress)
     by_class = dict(zip(label_set.names, (100 * iou(matrix)).tolist(), strict=True))
     return {"miou": 100 * miou(matrix), "iou": by_class, "confusion": matrix, "images": len(dataset)}
@@ -111,8 +122,11 @@ def write_predictions(network: nn.Module, dataset: FolderDataset, folder: str | 
 
 
 @torch.inference_mode()
-def image_logits(network: nn.Module, images: np.ndarray) -> Tensor:
-    """Logits float (B, C, H, W) of images uint8 (B, H, W, 3); sides are padded to what the network needs."""
+def image_logits(network: nn.Module, images: np.ndarray, keys: Sequence[str] = ()) -> Tensor:
+    """Logits float (B, C, H, W) of images uint8 (B, H, W, 3); sides are padded to what the network needs.
+
+    Raises ValueError if they are not finite numbers; names the network and, of `keys`, the image.
+    """
     height, width = images.shape[1:3]
     device = next(network.parameters()).device
     x = normalise(torch.from_numpy(images).to(device))
@@ -122,4 +136,6 @@ def image_logits(network: nn.Module, images: np.ndarray) -> Tensor:
         x = nn.functional.pad(x, pad, mode="replicate")
     output = network(x)
     logits = output if isinstance(output, Tensor) else output[0]
-    return logits[:, :, :height, :width]
+    logits = logits[:, :, :height, :width]
+    check_logits(logits, network, keys)
+    return logits

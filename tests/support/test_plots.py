@@ -1,0 +1,110 @@
+"""Figures are checked for what they contain, not for their pixels. All numbers are made up."""
+
+from io import BytesIO
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.colors import to_rgb
+from PIL import Image
+
+from zodi.labels import CITYSCAPES, IGNORE_INDEX
+from zodi.support import plots
+
+LABEL = np.array([[0, 0, 10], [13, IGNORE_INDEX, 10]], np.uint8)
+IMAGE = np.zeros((2, 3, 3), np.uint8)
+
+
+@pytest.fixture(autouse=True)
+def theme():
+    """The course's theme, and no figure left open."""
+    plots.use_theme()
+    yield
+    plt.close("all")
+
+
+def test_show_displays_an_alternative_text_and_a_caption_and_saves_the_file(monkeypatch, tmp_path):
+    shown = []
+    monkeypatch.setattr(plots, "display", shown.append)
+    plots.show(plots.domain_bars({"clear": 50.0, "night": 20.0}), "Night is dark.", tmp_path / "figures" / "bars.png")
+    picture, caption = shown
+    assert picture.alt == "Night is dark." and "Night is dark." in caption.data
+    with Image.open(tmp_path / "figures" / "bars.png") as saved:
+        assert saved.width > 100
+    assert not plt.get_fignums()
+
+
+def test_encode_png_keeps_every_pixel():
+    image = np.arange(18, dtype=np.uint8).reshape(2, 3, 3)
+    assert (np.asarray(Image.open(BytesIO(plots.encode_png(image)))) == image).all()
+
+
+def test_image_grid_leaves_missing_cells_empty_and_names_rows_and_columns():
+    figure = plots.image_grid([[IMAGE, LABEL], [IMAGE, None]], ["a", "b"], ["first", "second"])
+    assert [len(ax.images) for ax in figure.axes] == [1, 1, 1, 0]
+    assert [ax.get_title() for ax in figure.axes[:2]] == ["a", "b"]
+    assert figure.axes[2].get_ylabel() == "second"
+
+
+def test_image_grid_titles_every_image():
+    figure = plots.image_grid([[IMAGE, LABEL], [IMAGE, LABEL]], titles=["a", "b", "c", "d"])
+    assert [ax.get_title() for ax in figure.axes] == ["a", "b", "c", "d"]
+
+
+def test_prediction_grid_has_a_column_a_network_and_a_legend_of_the_classes_present():
+    prediction = np.full_like(LABEL, 11)
+    figure = plots.prediction_grid([IMAGE], [LABEL], {"source": [LABEL], "ZoDi": [prediction]}, CITYSCAPES)
+    assert [ax.get_title() for ax in figure.axes] == ["image", "truth", "source", "ZoDi"]
+    assert [text.get_text() for text in figure.legends[0].texts] == ["road", "sky", "person", "car"]
+
+
+def test_training_curves_draw_the_terms_that_were_logged():
+    history = pd.DataFrame({"step": [1, 2, 3], "loss": [3.0, 2, 1], "similarity": [np.nan] * 3})
+    figure = plots.training_curves(history, window=2)
+    (ax,) = figure.axes
+    assert ax.lines[1].get_ydata().tolist() == [3.0, 2.5, 1.5]
+    assert ax.get_xlabel() and ax.get_ylabel()
+
+
+def test_curve_colours_domains():
+    frame = pd.DataFrame({"step": [1, 2], "psnr_night": [20.0, 30], "psnr_fog": [10.0, 20]})
+    (ax,) = plots.curve(frame, "step", ["psnr_night", "psnr_fog"], "step", "PSNR (dB)").axes
+    assert [line.get_color() for line in ax.lines] == [plots.DOMAIN_COLORS["night"], plots.DOMAIN_COLORS["fog"]]
+    assert [text.get_text() for text in ax.get_legend().texts] == ["night", "fog"]
+
+
+def test_domain_bars_write_their_values():
+    (ax,) = plots.domain_bars({"clear": 50.04, "night": 20.0}).axes
+    assert [text.get_text() for text in ax.texts] == ["50.0", "20.0"]
+
+
+def test_class_bars_start_with_the_first_class_at_the_top():
+    values = pd.DataFrame({"gain": [1.0, -2.0]}, index=["road", "sky"])
+    (ax,) = plots.class_bars(values, "gain (points)").axes
+    assert [text.get_text() for text in ax.get_yticklabels()] == ["sky", "road"]
+
+
+def test_row_points_put_the_mean_of_every_row_in_its_line():
+    tested = pd.DataFrame(
+        {
+            "row": ["Source only", "Source only", "ZoDi", "ZoDi", "ZoDi"],
+            "domain": ["night", "snow", "night", "night", "snow"],
+            "iou": [10.0, 20.0, 30.0, 32.0, 40.0],
+        }
+    )
+    figure = plots.row_points(tested)
+    assert [ax.get_title() for ax in figure.axes] == ["night", "snow"]
+    means = {tuple(map(float, point)) for point in figure.axes[0].collections[-1].get_offsets()}
+    assert means == {(10.0, 0.0), (31.0, 1.0)}
+
+
+def test_domain_colours_stand_out_from_white():
+    """Contrast of at least 3:1, as WCAG 2.1 asks of graphics."""
+
+    def luminance(color: str) -> float:
+        red, green, blue = ((c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4) for c in to_rgb(color))
+        return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+    low = {name: color for name, color in plots.DOMAIN_COLORS.items() if 1.05 / (luminance(color) + 0.05) < 3}
+    assert low == {}

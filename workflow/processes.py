@@ -1,0 +1,79 @@
+"""Processes that end with the one that started them, however that one ends."""
+
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import Any, NoReturn
+
+import psutil
+
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+_PR_SET_PDEATHSIG = 1
+
+
+class Stopped(BaseException):
+    """A signal asks this process to end; `code` is the exit code that says so."""
+
+    def __init__(self, number: int):
+        super().__init__(signal.Signals(number).name)
+        self.code = 128 + number
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Raise `Stopped` when Ctrl-C is pressed, the terminal is closed or the process is asked to end."""
+
+    def stop(number: int, frame: FrameType | None) -> NoReturn:
+        raise Stopped(number)
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    # What is ignored, as nohup does, stays so.
+    heard = [number for number, handler in before.items() if handler is not signal.SIG_IGN]
+    for number in heard:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number in heard:
+            signal.signal(number, before[number])
+
+
+def die_with_parent() -> None:
+    """Have the system kill this process when its parent is gone; Linux only, elsewhere it does nothing.
+
+    What it starts is not tied to it by that: every process has to ask for itself.
+    """
+    if _LIBC is not None:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def tied() -> dict[str, Any]:
+    """Options of `subprocess` for a child that dies with this process and does not hear the terminal's Ctrl-C."""
+    return {"start_new_session": True, "preexec_fn": die_with_parent}
+
+
+def end_descendants(seconds: float = 0.4) -> None:
+    """End all that this process has started, and what that has started, in whatever process groups: ask, then kill.
+
+    Args:
+        seconds: how long they may take to end by themselves.
+    """
+    children = psutil.Process(os.getpid()).children()
+    for child in children:
+        # Halted, so that it starts nothing new meanwhile.
+        with suppress(psutil.NoSuchProcess):
+            child.suspend()
+    everyone = psutil.Process(os.getpid()).children(recursive=True)
+    for process in everyone:
+        if process not in children:
+            with suppress(psutil.NoSuchProcess):
+                process.terminate()
+    psutil.wait_procs([process for process in everyone if process not in children], timeout=seconds)
+    for process in everyone:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(everyone, timeout=seconds)

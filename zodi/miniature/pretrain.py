@@ -1,0 +1,668 @@
+"""Training of the miniature from nothing: scenes -> VAE -> latents -> UNet + ControlNet + text encoder -> checkpoint.
+
+Every stage leaves a file behind and goes on where it stopped; batch number `step` depends only on `(seed, step)`,
+so an interrupted training sees the same batches as one that ran through. The parts are stock diffusers classes and
+the result is a diffusers folder, so that `zodi.diffusion.load` reads it like Stable Diffusion.
+"""
+
+import json
+import math
+import shutil
+from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import torch
+from diffusers import AutoencoderTiny, ControlNetModel, DDIMScheduler, UNet2DConditionModel
+from diffusers.training_utils import EMAModel
+from safetensors.torch import save_file
+from tokenizers import pre_tokenizers
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm.auto import tqdm
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from zodi.datasets import Sample
+from zodi.diffusion import MINI_FOLDER, DiffusionModel, TransferDefaults, load, save
+from zodi.domains import DOMAINS, NEGATIVE_PROMPT, PROMPT_SUFFIX, SOURCE
+from zodi.evaluation import confusion, miou
+from zodi.labels import CITYSCAPES, IGNORE_INDEX
+from zodi.miniature import scenes
+from zodi.miniature.samples import sample_sheet
+from zodi.miniature.weather import SHADERS
+from zodi.segmentation import DEFAULT_NETWORK, MINI_SEGMENTER_FILE, body_state, build_network, normalise
+from zodi.support.checks import check_finite
+from zodi.support.files import atomic_path, read_json, to_plain, write_json
+from zodi.support.plots import png
+from zodi.support.runs import native_bfloat16
+from zodi.support.tensors import read_state, read_tensors
+
+PRETRAIN_DOMAINS = tuple(SHADERS)
+FACTOR = 4
+MAX_TOKENS = 24
+SAVE_EVERY = 50
+STATE_ADVICE = "delete it to train the stage from the start"
+SETTINGS_FILE = "pretrain_settings.json"
+START = "start"
+STAGES = ("diffusion", "segmenter")
+WEIGHTS_FOLDER = MINI_FOLDER.parent
+SHEET_FILE = "samples.png"
+# A longer training may go on from a shorter one; any other setting would make it another training.
+MAY_CHANGE = ("vae_steps", "steps", "segmenter_steps")
+# Chosen on pretraining scenes (`python -m zodi.studies try`); the paper's 9 is for Stable Diffusion and burns the
+# miniature's colours. Its weather is heavier than a photograph's, so most domains go further back than in the paper.
+DEFAULTS = TransferDefaults(
+    guidance_scale=2.0,
+    num_inference_steps=12,
+    short_side=96,
+    multiple=16,
+    strengths={"night": 0.92, "snow": 0.92, "rain": 0.88, "fog": 0.92, "game": 0.8},
+)
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Settings of one pretraining.
+
+    Attributes:
+        scene_count: scenes of `scenes.PRETRAIN_SEEDS`, each rendered in six domains.
+        height, width: pixels, multiples of 16.
+        held_out: the last scenes, kept for the validation loss and the sample sheet.
+        vae_steps, vae_batch_size, vae_crop: VAE training; crop in pixels.
+        vae_learning_rate, learning_rate: peak values of AdamW.
+        latent_channels: channels of the latents.
+        steps: optimisation steps of UNet, ControlNet and text encoder together.
+        batch_size: latents a step while crops are used; full frames use half of it.
+        full_frame_share: share of the steps, at the end, that see whole frames, 0 .. 1.
+        prompt_dropout, layout_dropout: share of samples that see the negative prompt, or no layout, 0 .. 1.
+        segmenter_steps, segmenter_batch_size, segmenter_learning_rate: training of the segmentation network that all
+            rows of the tables start from.
+        ema_decay: decay of the exponential moving average of the weights.
+        bf16: bfloat16 autocast; None = where the processor computes in it, see `zodi.support.runs.native_bfloat16`.
+        seed: rules weights, batches and noise.
+        start_from: checkpoint folder to go on from: its UNet, ControlNet and text encoder are trained on, with a new
+            optimizer. Its VAE is kept, unless `latent_channels` is another number: then all of its weights that fit
+            are taken over, and it is trained on too. "" = all from nothing.
+    """
+
+    scene_count: int = 3000
+    height: int = 96
+    width: int = 192
+    held_out: int = 60
+    vae_steps: int = 3000
+    vae_batch_size: int = 16
+    vae_crop: int = 64
+    vae_learning_rate: float = 2e-3
+    latent_channels: int = 8
+    steps: int = 3300
+    batch_size: int = 32
+    full_frame_share: float = 0.5
+    learning_rate: float = 6e-4
+    prompt_dropout: float = 0.1
+    layout_dropout: float = 0.05
+    segmenter_steps: int = 4000
+    segmenter_batch_size: int = 8
+    segmenter_learning_rate: float = 2e-3
+    ema_decay: float = 0.999
+    bf16: bool | None = None
+    seed: int = 0
+    start_from: str = ""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.held_out < self.scene_count:
+            raise ValueError(
+                f"held_out={self.held_out}: expected between 1 and scene_count - 1 = {self.scene_count - 1}"
+            )
+        if self.scene_count > len(scenes.PRETRAIN_SEEDS):
+            raise ValueError(f"scene_count={self.scene_count}: expected at most {len(scenes.PRETRAIN_SEEDS)}")
+        if self.height % 16 or self.width % 16:
+            raise ValueError(f"size {self.height}x{self.width}: expected multiples of 16")
+        if self.batch_size % 2:
+            raise ValueError(f"batch_size={self.batch_size}: expected a multiple of 2")
+
+
+# ---------------------------------------------------------------- data
+
+
+def render_cache(config: PretrainConfig, out: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Render the pretraining scenes once.
+
+    Returns:
+        images: uint8 (N, 6, H, W, 3), memory-mapped, in the order of `PRETRAIN_DOMAINS`.
+        labels: uint8 (N, H, W), train ids.
+    """
+    count, height, width = config.scene_count, config.height, config.width
+    images_file, labels_file = out / "images.npy", out / "labels.npy"
+    if not labels_file.exists():
+        with atomic_path(images_file) as temporary:
+            shape = (count, len(PRETRAIN_DOMAINS), height, width, 3)
+            images = np.lib.format.open_memmap(temporary, "w+", np.uint8, shape)
+            labels = np.empty((count, height, width), np.uint8)
+            rendered = scenes.render_many(scenes.PRETRAIN_SEEDS[:count], height, width)
+            for index, (image, label) in enumerate(rendered):
+                images[index], labels[index] = image, label
+            images.flush()
+        with atomic_path(labels_file) as temporary, temporary.open("wb") as file:
+            np.save(file, labels)
+    return np.load(images_file, mmap_mode="r"), np.load(labels_file)
+
+
+def _to_float(images: np.ndarray) -> Tensor:
+    """uint8 (B, H, W, 3) -> float32 (B, 3, H, W) in -1 .. 1."""
+    return torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+
+
+def _layout(labels: np.ndarray) -> Tensor:
+    """Train ids uint8 (B, H, W) -> layout images float32 (B, 3, H, W) in 0 .. 1."""
+    return torch.from_numpy(CITYSCAPES.colorize(labels)).permute(0, 3, 1, 2).float().div_(255)
+
+
+# ---------------------------------------------------------------- a training loop that can be stopped at any instant
+
+
+def _autocast(config: PretrainConfig) -> AbstractContextManager:
+    enabled = native_bfloat16() if config.bf16 is None else config.bf16
+    return torch.autocast("cpu", torch.bfloat16, enabled=enabled)
+
+
+def _train(
+    name: str,
+    config: PretrainConfig,
+    modules: nn.ModuleDict,
+    loss_of: Callable[[int, np.random.Generator, torch.Generator], dict[str, Tensor]],
+    validate: Callable[[], dict[str, float]],
+    steps: int,
+    learning_rate: float,
+    out: Path,
+    validate_every: int,
+    earlier: Sequence[dict[str, float]] = (),
+) -> None:
+    """Optimise `modules` for `steps` steps with AdamW, warm-up, cosine decay, EMA; they end with the averaged weights.
+
+    The state goes to `out/NAME_state.pt` every `SAVE_EVERY` steps, the log to `out/NAME_log.csv`. `earlier` is the log
+    of the training that this one goes on from; its steps and seconds are counted on.
+    """
+    state_file, log_file = out / f"{name}_state.pt", out / f"{name}_log.csv"
+    parameters = [p for p in modules.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
+    ema = EMAModel(parameters, decay=config.ema_decay, foreach=True)
+    log: list[dict[str, float]] = list(earlier)
+    steps_before = log[-1]["step"] if log else 0
+    seconds = log[-1]["seconds"] if log else 0.0
+    start = 0
+    if state_file.exists():
+        state = read_state(state_file, STATE_ADVICE)
+        modules.load_state_dict(state["modules"])
+        optimizer.load_state_dict(state["optimizer"])
+        ema.load_state_dict(state["ema"])
+        start, log, seconds = state["step"], state["log"], state["seconds"]
+
+    modules.train()
+    running: list[dict[str, float]] = []
+    bar = tqdm(range(start, steps), name, steps, initial=start, unit="step")
+    for step in bar:
+        lr = learning_rate * min(1, (step + 1) / 200) * (0.02 + 0.49 * (1 + math.cos(math.pi * step / steps)))
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        losses = loss_of(
+            step, np.random.default_rng([config.seed, step]), torch.Generator().manual_seed(config.seed * 10**9 + step)
+        )
+        optimizer.zero_grad(set_to_none=True)
+        losses["loss"].backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        ema.step(parameters)
+        running.append({key: value.item() for key, value in losses.items()})
+        done = step + 1
+        check_finite(running[-1], f"{name}, step {done}")
+        if done % validate_every == 0 or done == steps:
+            ema.store(parameters)
+            ema.copy_to(parameters)
+            modules.eval()
+            measured = validate()
+            modules.train()
+            ema.restore(parameters)
+            means = pd.DataFrame(running).mean().to_dict()
+            log.append(
+                {
+                    "step": steps_before + done,
+                    "seconds": round(seconds + bar.format_dict["elapsed"], 1),
+                    **means,
+                    **measured,
+                }
+            )
+            running.clear()
+            bar.set_postfix({key: f"{value:.4f}" for key, value in measured.items() if key.endswith("mean")})
+            with atomic_path(log_file) as temporary:
+                pd.DataFrame(log).to_csv(temporary, index=False, float_format="%.5g")
+        if done % SAVE_EVERY == 0 or done == steps:
+            state = {"modules": modules.state_dict(), "optimizer": optimizer.state_dict(), "ema": ema.state_dict()}
+            with atomic_path(state_file) as temporary:
+                elapsed = seconds + bar.format_dict["elapsed"]
+                torch.save(state | {"step": done, "log": log, "seconds": elapsed}, temporary)
+    ema.copy_to(parameters)
+    modules.eval()
+
+
+def _restore_averaged(name: str, modules: nn.ModuleDict, out: Path) -> None:
+    """Put the averaged weights of a training, finished or not, into `modules`."""
+    state_file = out / f"{name}_state.pt"
+    if not state_file.exists():
+        raise FileNotFoundError(
+            f"{state_file}: no such file; train the stage {name!r} first (python -m zodi.miniature pretrain)"
+        )
+    state = read_state(state_file, STATE_ADVICE)
+    modules.load_state_dict(state["modules"])
+    parameters = [p for p in modules.parameters() if p.requires_grad]
+    ema = EMAModel(parameters)
+    ema.load_state_dict(state["ema"])
+    ema.copy_to(parameters)
+    modules.eval()
+
+
+def _take_over(module: nn.Module, trained: nn.Module) -> None:
+    """Copy the weights of a trained module; a tensor with more channels keeps its own values in those that are new."""
+    state = module.state_dict()
+    for name, value in trained.state_dict().items():
+        state[name][tuple(slice(size) for size in value.shape)] = value
+    module.load_state_dict(state)
+
+
+# ---------------------------------------------------------------- VAE
+
+
+def build_vae(latent_channels: int) -> AutoencoderTiny:
+    """`AutoencoderTiny` with latents at a quarter of the size."""
+    return AutoencoderTiny(
+        encoder_block_out_channels=(32, 32, 32),
+        decoder_block_out_channels=(32, 32, 32),
+        num_encoder_blocks=(1, 2, 3),
+        num_decoder_blocks=(3, 2, 1),
+        latent_channels=latent_channels,
+    )
+
+
+def _dark_adapted(x: Tensor) -> Tensor:
+    """Brightness as the eye has it, so that dark images count too: -1 .. 1 -> about 0.1 .. 1."""
+    return (x.clamp(-1, 1) / 2 + 0.52).sqrt()
+
+
+def _reconstruction_loss(x: Tensor, y: Tensor) -> Tensor:
+    return F.l1_loss(y, x) + F.mse_loss(y, x) + F.l1_loss(_dark_adapted(y), _dark_adapted(x))
+
+
+def _crops(config: PretrainConfig, rng: np.random.Generator) -> list[tuple[int, int, int, int]]:
+    """(scene, domain, top, left) of a batch of the VAE's crops; pixels, multiples of `FACTOR`."""
+    rows, columns = ((side - config.vae_crop) // FACTOR + 1 for side in (config.height, config.width))
+    train_count, domains = config.scene_count - config.held_out, len(PRETRAIN_DOMAINS)
+    limits = np.tile([train_count, domains, rows, columns], (config.vae_batch_size, 1))
+    return [(s, d, FACTOR * top, FACTOR * left) for s, d, top, left in rng.integers(limits)]
+
+
+def _cut(images: np.ndarray, crops: list[tuple[int, int, int, int]], size: int) -> Tensor:
+    """float32 (B, 3, size, size) in -1 .. 1."""
+    parts = [images[scene, domain, top : top + size, left : left + size] for scene, domain, top, left in crops]
+    return _to_float(np.stack(parts)).contiguous(memory_format=torch.channels_last)
+
+
+def _held_out_images(config: PretrainConfig, images: np.ndarray) -> Tensor:
+    """Eight held-out scenes in all domains, float32 (48, 3, H, W)."""
+    first = config.scene_count - config.held_out
+    return _to_float(images[first : first + 8].reshape(-1, *images.shape[2:]))
+
+
+@torch.inference_mode()
+def _psnr(vae: AutoencoderTiny, held_out: Tensor) -> dict[str, float]:
+    """Mean PSNR of the round trip, dB, by domain."""
+    y = torch.cat([vae.decode(vae.encode(part).latents).sample for part in held_out.split(12)])
+    mse = (y - held_out).div(2).square().mean((1, 2, 3)).view(-1, len(PRETRAIN_DOMAINS))
+    psnr = -10 * mse.log10().mean(0)
+    scores = {f"psnr_{name}": value.item() for name, value in zip(PRETRAIN_DOMAINS, psnr, strict=True)}
+    return scores | {"psnr_mean": psnr.mean().item()}
+
+
+def train_vae(config: PretrainConfig, images: np.ndarray, out: Path) -> AutoencoderTiny:
+    """Train the VAE on random crops of all domains; sets `scaling_factor` so that latents have unit variance."""
+    torch.manual_seed(config.seed)
+    vae, earlier = build_vae(config.latent_channels), []
+    if config.start_from:
+        _take_over(vae, load(out / START).vae)
+        earlier = pd.read_csv(out / START / "vae_log.csv").to_dict("records")
+    vae.to(memory_format=torch.channels_last)
+    held_out = _held_out_images(config, images)
+
+    def loss_of(step: int, rng: np.random.Generator, generator: torch.Generator) -> dict[str, Tensor]:
+        x = _cut(images, _crops(config, rng), config.vae_crop)
+        with _autocast(config):
+            z = vae.encode(x).latents
+            noise = torch.randn(z.shape, generator=generator)
+            y = vae.decode(z + 0.03 * noise).sample
+        reconstruction, pull = _reconstruction_loss(x, y.float()), z.float().square().mean()
+        return {"loss": reconstruction + 1e-3 * pull, "reconstruction": reconstruction.detach(), "z2": pull.detach()}
+
+    modules, validate = nn.ModuleDict({"vae": vae}), partial(_psnr, vae, held_out)
+    _train("vae", config, modules, loss_of, validate, config.vae_steps, config.vae_learning_rate, out, 500, earlier)
+    with torch.inference_mode():
+        std = torch.cat([vae.encode(part).latents for part in held_out.split(12)]).std().item()
+    vae.register_to_config(scaling_factor=1 / std)
+    return vae.requires_grad_(False)
+
+
+@torch.inference_mode()
+def cache_latents(config: PretrainConfig, vae: AutoencoderTiny, images: np.ndarray, out: Path) -> Tensor:
+    """Scaled latents of all images, bfloat16 (N, 6, C, H/4, W/4), computed once."""
+    file = out / "latents.safetensors"
+    if not file.exists():
+        latents = []
+        for part in tqdm(images, "latents", unit="scene"):
+            x = _to_float(part).contiguous(memory_format=torch.channels_last)
+            with _autocast(config):
+                z = vae.encode(x).latents
+            latents.append((z * vae.config.scaling_factor).bfloat16().contiguous())
+        with atomic_path(file) as temporary:
+            save_file({"latents": torch.stack(latents)}, temporary)
+    return read_tensors(file, "delete it, and it is made anew")["latents"]
+
+
+# ---------------------------------------------------------------- UNet, ControlNet, text encoder
+
+
+def _bpe(pieces: list[str], merges: list[tuple[str, str]]) -> list[str]:
+    """Join neighbouring pieces as byte pair encoding does: always the pair whose merge comes first in `merges`."""
+    rank = {pair: index for index, pair in enumerate(merges)}
+    while any(pair in rank for pair in pairwise(pieces)):
+        best = min(pairwise(pieces), key=lambda pair: rank.get(pair, math.inf))
+        at = list(pairwise(pieces)).index(best)
+        pieces = [*pieces[:at], "".join(best), *pieces[at + 2 :]]
+    return pieces
+
+
+def build_tokenizer() -> CLIPTokenizer:
+    """A CLIP tokenizer with one token for each word of our prompts; it spells all other words by their bytes."""
+    texts = [NEGATIVE_PROMPT, PROMPT_SUFFIX] + [domain.prompt for domain in DOMAINS.values()]
+    words = sorted({word for text in texts for word in text.replace(",", " ").split()})
+    symbols = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens = symbols + [symbol + "</w>" for symbol in symbols]
+    merges: list[tuple[str, str]] = []
+    for word in words:
+        # A merge of an earlier word may apply inside this one, so only what it leaves apart needs merges of its own.
+        pieces = _bpe([*word[:-1], word[-1] + "</w>"], merges)
+        while len(pieces) > 1:
+            merges.append((pieces[0], pieces[1]))
+            tokens.append("".join(merges[-1]))
+            pieces = _bpe(pieces, merges)
+    tokens += ["<|startoftext|>", "<|endoftext|>"]
+    vocab = {token: index for index, token in enumerate(tokens)}
+    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=MAX_TOKENS)
+
+
+def build_diffusion(seed: int, tokenizer: CLIPTokenizer, latent_channels: int) -> nn.ModuleDict:
+    """UNet, ControlNet and text encoder with random weights."""
+    torch.manual_seed(seed)
+    unet = UNet2DConditionModel(
+        sample_size=(24, 48),
+        in_channels=latent_channels,
+        out_channels=latent_channels,
+        down_block_types=("DownBlock2D", "DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
+        block_out_channels=(48, 96, 160),
+        layers_per_block=1,
+        cross_attention_dim=64,
+        attention_head_dim=4,
+        norm_num_groups=16,
+    )
+    controlnet = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(16, 32, 64))
+    # Zero-initialised outputs protect a pretrained UNet; here all is new, and zeros only delay the layout.
+    outputs = [*controlnet.controlnet_down_blocks, controlnet.controlnet_mid_block]
+    for convolution in [*outputs, controlnet.controlnet_cond_embedding.conv_out]:
+        nn.init.xavier_uniform_(convolution.weight, gain=0.5)
+    text_encoder = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=64,
+            intermediate_size=256,
+            projection_dim=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=MAX_TOKENS,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+    modules = nn.ModuleDict({"unet": unet, "controlnet": controlnet, "text_encoder": text_encoder})
+    return modules.to(memory_format=torch.channels_last)
+
+
+def build_scheduler() -> DDIMScheduler:
+    """Stable Diffusion's schedule with v-prediction and zero terminal SNR, so that night can get dark."""
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        timestep_spacing="leading",
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+    )
+
+
+def _prompt(domain: str, rng: np.random.Generator, dropout: float) -> str:
+    draw = rng.random()
+    if draw < dropout:
+        return NEGATIVE_PROMPT if draw < 0.8 * dropout else ""
+    return DOMAINS[domain].prompt + (PROMPT_SUFFIX if rng.random() < 0.8 else "")
+
+
+def train_diffusion(
+    config: PretrainConfig, latents: Tensor, labels: np.ndarray, out: Path
+) -> tuple[nn.ModuleDict, CLIPTokenizer, DDIMScheduler]:
+    """Train UNet, ControlNet and text encoder together by v-prediction; crops first, full frames at the end."""
+    tokenizer, scheduler = build_tokenizer(), build_scheduler()
+    modules, earlier = build_diffusion(config.seed, tokenizer, config.latent_channels), []
+    if config.start_from:
+        start = load(out / START)
+        for name, module in modules.items():
+            _take_over(module, getattr(start, name))
+        earlier = pd.read_csv(out / START / "diffusion_log.csv").to_dict("records")
+    unet, controlnet, text_encoder = modules["unet"], modules["controlnet"], modules["text_encoder"]
+    train_count = config.scene_count - config.held_out
+    rows, columns = latents.shape[-2:]
+    crop_steps = round(config.steps * (1 - config.full_frame_share))
+
+    def v_loss(z: Tensor, layout: Tensor, prompts: list[str], t: Tensor, noise: Tensor) -> Tensor:
+        """Mean squared error of v = sqrt(ac) eps - sqrt(1 - ac) z0, one value a sample."""
+        noisy, target = scheduler.add_noise(z, noise, t), scheduler.get_velocity(z, noise, t)
+        ids = tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+        with _autocast(config):
+            embeds = text_encoder(ids).last_hidden_state
+            down, mid = controlnet(noisy, t, embeds, controlnet_cond=layout, return_dict=False)
+            v = unet(noisy, t, embeds, down_block_additional_residuals=down, mid_block_additional_residual=mid).sample
+        return (v.float() - target).square().mean((1, 2, 3))
+
+    def loss_of(step: int, rng: np.random.Generator, generator: torch.Generator) -> dict[str, Tensor]:
+        cropped = step < crop_steps
+        count = config.batch_size if cropped else config.batch_size // 2
+        h, w = (rows // 2, columns // 2) if cropped else (rows, columns)
+        z, layouts, prompts = [], [], []
+        for _ in range(count):
+            scene, domain = rng.integers(train_count), rng.integers(len(PRETRAIN_DOMAINS))
+            top, left = rng.integers(rows - h + 1), rng.integers(columns - w + 1)
+            z.append(latents[scene, domain, :, top : top + h, left : left + w])
+            label = labels[scene, FACTOR * top : FACTOR * (top + h), FACTOR * left : FACTOR * (left + w)]
+            layouts.append(_layout(label[None])[0] * (rng.random() >= config.layout_dropout))
+            prompts.append(_prompt(PRETRAIN_DOMAINS[domain], rng, config.prompt_dropout))
+        # One timestep from each of `count` equal parts: less noise in the loss than independent draws.
+        t = torch.from_numpy(((np.arange(count) + rng.random(count)) / count * 1000).astype(np.int64))
+        z0 = torch.stack(z).float().contiguous(memory_format=torch.channels_last)
+        noise = torch.randn(z0.shape, generator=generator)
+        layout = torch.stack(layouts).contiguous(memory_format=torch.channels_last)
+        return {"loss": v_loss(z0, layout, prompts, t, noise).mean()}
+
+    @torch.inference_mode()
+    def validate() -> dict[str, float]:
+        generator = torch.Generator().manual_seed(config.seed)
+        held_out = slice(train_count, train_count + 16)
+        layout = _layout(labels[held_out])
+        t = torch.linspace(30, 970, len(layout)).long()
+        scores = {}
+        for index, domain in enumerate(PRETRAIN_DOMAINS):
+            z = latents[held_out, index].float()
+            noise = torch.randn(z.shape, generator=generator)
+            prompts = [DOMAINS[domain].prompt + PROMPT_SUFFIX] * len(z)
+            scores[f"val_{domain}"] = v_loss(z, layout, prompts, t, noise).mean().item()
+        return scores | {"val_mean": float(np.mean(list(scores.values())))}
+
+    _train("diffusion", config, modules, loss_of, validate, config.steps, config.learning_rate, out, 250, earlier)
+    return modules, tokenizer, scheduler
+
+
+# ---------------------------------------------------------------- segmentation network
+
+
+def train_segmenter(config: PretrainConfig, images: np.ndarray, labels: np.ndarray, out: Path) -> nn.Module:
+    """Train a segmenter on the pretraining scenes in clear weather; it stands in for ImageNet weights.
+
+    The paper starts from ImageNet, where one can learn to see in general. Every row of the miniature's tables starts
+    from this encoder and decoder instead, with a new head; they have seen clear weather only.
+    """
+    torch.manual_seed(config.seed)
+    network = build_network(DEFAULT_NETWORK, CITYSCAPES.num_classes, weights=None)
+    train_count = config.scene_count - config.held_out
+    clear = PRETRAIN_DOMAINS.index(SOURCE)
+    h, w = config.height * 2 // 3 // 32 * 32, config.width * 2 // 3 // 32 * 32
+
+    def loss_of(step: int, rng: np.random.Generator, generator: torch.Generator) -> dict[str, Tensor]:
+        x, y = [], []
+        for _ in range(config.segmenter_batch_size):
+            scene, flip = rng.integers(train_count), -1 if rng.random() < 0.5 else 1
+            top, left = rng.integers(config.height - h + 1), rng.integers(config.width - w + 1)
+            x.append(images[scene, clear, top : top + h, left : left + w][:, ::flip])
+            y.append(labels[scene, top : top + h, left : left + w][:, ::flip])
+        logits, _ = network(normalise(torch.from_numpy(np.stack(x))))
+        return {"loss": F.cross_entropy(logits, torch.from_numpy(np.stack(y)).long(), ignore_index=IGNORE_INDEX)}
+
+    def validate() -> dict[str, float]:
+        held_out = range(train_count, config.scene_count)
+        samples = [Sample(np.array(images[scene, clear]), labels[scene], str(scene)) for scene in held_out]
+        return {"miou_mean": 100 * miou(confusion(network, samples, CITYSCAPES.num_classes))}
+
+    modules = nn.ModuleDict({"network": network})
+    _train(
+        "segmenter",
+        config,
+        modules,
+        loss_of,
+        validate,
+        config.segmenter_steps,
+        config.segmenter_learning_rate,
+        out,
+        250,
+    )
+    return network
+
+
+def export_segmenter(network: nn.Module, config: PretrainConfig, out: Path, file: Path) -> None:
+    """Write encoder and decoder as float16 safetensors, the settings in its header, and the training log beside it."""
+    weights = {name: value.half().contiguous() for name, value in body_state(network).items()}
+    with atomic_path(file) as temporary:
+        save_file(weights, temporary, metadata={"settings": json.dumps(to_plain(config))})
+    shutil.copyfile(out / "segmenter_log.csv", file.with_suffix(".csv"))
+
+
+# ---------------------------------------------------------------- checkpoint
+
+
+def keeps_vae(config: PretrainConfig, out: Path) -> bool:
+    """Whether the VAE of the checkpoint that the training goes on from is kept as it is."""
+    if not config.start_from:
+        return False
+    return read_json(out / START / "vae" / "config.json")["latent_channels"] == config.latent_channels
+
+
+def assemble(config: PretrainConfig, out: Path) -> DiffusionModel:
+    """The model with the averaged weights of the trainings in `out`, finished or not."""
+    tokenizer = build_tokenizer()
+    if keeps_vae(config, out):
+        vae = load(out / START).vae
+    else:
+        vae = build_vae(config.latent_channels)
+        _restore_averaged("vae", nn.ModuleDict({"vae": vae}), out)
+        vae.register_to_config(scaling_factor=read_json(out / "scaling_factor.json"))
+    modules = build_diffusion(config.seed, tokenizer, config.latent_channels)
+    _restore_averaged("diffusion", modules, out)
+    parts = {name: modules[name] for name in ("unet", "controlnet", "text_encoder")}
+    return DiffusionModel("mini", vae, **parts, tokenizer=tokenizer, scheduler=build_scheduler(), defaults=DEFAULTS)
+
+
+def export(config: PretrainConfig, out: Path, folder: Path) -> None:
+    """Write the checkpoint in float16 with its settings, training logs and sample sheet."""
+    settings = to_plain(config)
+    if config.start_from:
+        settings["started_from"] = read_json(out / START / SETTINGS_FILE)
+    model = assemble(config, out)
+    with atomic_path(folder) as temporary:
+        save(model, temporary, torch.float16)
+        write_json(temporary / SETTINGS_FILE, settings)
+        for name in ("vae_log.csv", "diffusion_log.csv"):
+            logs = [file for file in (out / name, out / START / name) if file.exists()]
+            if logs:
+                shutil.copyfile(logs[0], temporary / name)
+        # From the stored weights, as users get them, and from a scene that no training of this size has seen.
+        sheet = sample_sheet(load(temporary), scenes.PRETRAIN_SEEDS[-1], config.height, config.width)
+        (temporary / SHEET_FILE).write_bytes(png(sheet))
+        plt.close(sheet)
+
+
+def check_settings(config: PretrainConfig, out: Path) -> None:
+    """Remember the settings in `out`; refuse to go on with others.
+
+    Raises:
+        ValueError: if `out` holds a training with other settings; names them.
+    """
+    file = out / SETTINGS_FILE
+    if file.exists():
+        new, old = to_plain(config), read_json(file)
+        differing = [f"{key}: {old.get(key)} -> {new[key]}" for key in new if new[key] != old.get(key)]
+        refused = [text for text in differing if not text.startswith(MAY_CHANGE)]
+        if refused:
+            raise ValueError(f"{out} holds a training with other settings ({'; '.join(refused)}); choose another --out")
+    write_json(file, config)
+
+
+def pretrain(config: PretrainConfig, out: Path, weights: Path, stages: Collection[str] = STAGES) -> None:
+    """The scenes, then the stages asked for.
+
+    Args:
+        config: the settings.
+        out: folder of caches, states and logs; a run that was stopped goes on from them.
+        weights: where the results go.
+        stages: "diffusion" = VAE, latents, UNet + ControlNet + text encoder, checkpoint `weights`/mini; "segmenter" =
+            the segmentation network that all rows of the tables start from.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    check_settings(config, out)
+    images, labels = render_cache(config, out)
+    if "diffusion" in stages:
+        if config.start_from and not (out / START).exists():
+            # A copy, because the result may be written over it.
+            with atomic_path(out / START) as temporary:
+                shutil.copytree(config.start_from, temporary)
+        if keeps_vae(config, out):
+            vae = load(out / START).vae
+        else:
+            vae = train_vae(config, images, out)
+            write_json(out / "scaling_factor.json", vae.config.scaling_factor)
+        train_diffusion(config, cache_latents(config, vae, images, out), labels, out)
+        export(config, out, weights / MINI_FOLDER.name)
+    if "segmenter" in stages:
+        network = train_segmenter(config, images, labels, out)
+        export_segmenter(network, config, out, weights / MINI_SEGMENTER_FILE.name)

@@ -1,0 +1,37 @@
+"""The sample sheet of a checkpoint: one held-out scene, every domain and method, beside the true target image."""
+
+from matplotlib.figure import Figure
+
+from zodi.diffusion import DiffusionModel
+from zodi.domains import SOURCE, TARGETS
+from zodi.labels import CITYSCAPES
+from zodi.miniature import scenes
+from zodi.support.plots import image_grid
+from zodi.transfer import domain_config, transfer_images
+
+SHEET_METHODS = {
+    "photometric": "photometric",
+    "sdedit": "SDEdit",
+    "controlnet_only": "ControlNet only",
+    "stochastic_inversion": "ZoDi",
+}
+
+
+def sample_sheet(model: DiffusionModel, scene_seed: int, height: int = 96, width: int = 192) -> Figure:
+    """One scene in all six domains: source, the transfer by each of `SHEET_METHODS`, truth.
+
+    Args:
+        model: the checkpoint.
+        scene_seed: number of the scene, one that the checkpoint has not seen in its training.
+        height, width: pixels.
+    """
+    source = scenes.render(scene_seed, SOURCE, height, width)
+    layout = CITYSCAPES.colorize(source.label)
+    rows = []
+    for domain in (SOURCE, *TARGETS):
+        row = [source.image]
+        for method in SHEET_METHODS:
+            config = domain_config(domain, method, model.defaults)
+            row += transfer_images(model, [source.image], [layout], [str(scene_seed)], config)
+        rows.append([*row, scenes.render(scene_seed, domain, height, width).image])
+    return image_grid(rows, ["source", *SHEET_METHODS.values(), "truth"], (SOURCE, *TARGETS), width=12)

@@ -1,0 +1,1 @@
+"""Networks that `zodi.segmentation` builds and no library has."""

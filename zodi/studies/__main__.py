@@ -1,0 +1,121 @@
+"""Command line of what we measure: `python -m zodi.studies COMMAND --help`. The workflow calls most of it."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from zodi.domains import TARGETS
+from zodi.support.options import Command, add_fields, folder, given_fields, run_command
+
+if TYPE_CHECKING:
+    from zodi.studies import quality
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code."""
+    return run_command("python -m zodi.studies", "What we measure.", COMMANDS, arguments)
+
+
+def _candidate_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--results", type=folder, required=True, help="the profile's results folder")
+    sub.add_argument("--variant", required=True, help="row of the tables")
+    sub.add_argument("--domain", default="", help="target domain; not for source-only")
+    sub.add_argument("--network", required=True, help="ARCHITECTURE/ENCODER")
+    sub.add_argument("--method", default="stochastic_inversion", help="of the held-out images' transfer")
+    sub.add_argument("--seed", type=int, default=0, help="(default: 0)")
+    sub.add_argument("--changes", type=json.loads, default={}, help="JSON: other values for settings of the recipe")
+
+
+def _candidate(options: argparse.Namespace) -> int:
+    from zodi.studies import evidence
+
+    candidate = evidence.Candidate(options.variant, options.domain, options.network, options.seed)
+    print(f"metrics: {evidence.run_candidate(candidate, options.results, options.method, **options.changes)}")
+    return 0
+
+
+def _results_and_model(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--results", type=folder, default=Path("results/quality"), help="(default: results/quality)")
+    sub.add_argument("--model", default="mini", help="mini (default) or a folder in diffusers' format")
+
+
+def _quality_options(sub: argparse.ArgumentParser) -> None:
+    from zodi.studies import quality
+
+    _results_and_model(sub)
+    add_fields(sub, quality.QualityConfig, leave_out=("model", "graders"))
+    add_fields(sub.add_argument_group("settings of the graders"), quality.GraderConfig)
+
+
+def _quality_config(options: argparse.Namespace) -> "quality.QualityConfig":
+    from zodi.studies import quality
+
+    graders = quality.GraderConfig(**given_fields(options, quality.GraderConfig))
+    given = given_fields(options, quality.QualityConfig, leave_out=("model", "graders"))
+    return quality.QualityConfig(options.model, graders=graders, **given)
+
+
+def _images(options: argparse.Namespace) -> int:
+    from zodi.studies import quality
+
+    table = quality.measure_images(_quality_config(options), options.results)
+    print(table.to_markdown(index=False))
+    return 0
+
+
+def _quality(options: argparse.Namespace) -> int:
+    from zodi.studies import quality
+
+    for name, table in quality.measure(_quality_config(options), options.results).items():
+        print(f"\n{name}\n{table.to_markdown(index=name not in ('images', 'verdicts'))}")
+    return 0
+
+
+def _try_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("grid", nargs="+", type=_values, metavar="NAME=V1,V2", help="for example strength=0.6,0.8")
+    _results_and_model(sub)
+    sub.add_argument("--domains", nargs="+", choices=TARGETS, default=list(TARGETS), help="(default: all five)")
+    sub.add_argument("--scenes", type=int, default=24, help="pretraining scenes (default: 24)")
+
+
+def _values(text: str) -> tuple[str, list]:
+    name, _, values = text.partition("=")
+    try:
+        return name, [json.loads(value) for value in values.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected NAME=V1,V2 with numbers, true or false") from None
+
+
+def _try(options: argparse.Namespace) -> int:
+    from zodi.studies import quality
+
+    config = quality.QualityConfig(options.model)
+    frame = quality.try_settings(config, options.results, dict(options.grid), options.domains, options.scenes)
+    print(frame.round(3).to_string(index=False))
+    return 0
+
+
+def _bench_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--only", nargs="+", default=(), metavar="NAME", help="benchmarks to run (default: all)")
+    sub.add_argument("--out", type=folder, default=Path("benchmarks"), help="results (default: benchmarks)")
+
+
+def _bench(options: argparse.Namespace) -> int:
+    from zodi.studies import bench
+
+    return bench.main(options.out, options.only)
+
+
+COMMANDS = {
+    "candidate": Command("train and score one network on which estimates are tested", _candidate_options, _candidate),
+    "images": Command("grade the transfers of the profile quality: domain and layout", _quality_options, _images),
+    "quality": Command("tables and verdicts of the profile quality", _quality_options, _quality),
+    "try": Command("grade ZoDi with other settings, on pretraining scenes", _try_options, _try),
+    "bench": Command("speed of transfer and training: the authors' loop against ours", _bench_options, _bench),
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,394 @@
+"""How good a checkpoint's transfer is, measured on the miniature, where the true target images are known.
+
+Three questions, a table each: do the images look like the domain (luminance, colour histograms, a classifier), is the
+layout still there (a judge's mIoU against the labels), and is it of use (adaptation, share of the gap closed)? The
+scenes are those that the adaptation trains on; neither the checkpoint nor the graders have seen them, and the test
+scenes serve the adaptation's mIoU only. Transfers and trainings are made by the workflow's profile "quality".
+"""
+
+import itertools
+import multiprocessing
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from tqdm.auto import tqdm
+
+from zodi import diffusion, transfer
+from zodi.datasets import dataset_info, open_split
+from zodi.domains import SOURCE, TARGETS
+from zodi.labels import CITYSCAPES
+from zodi.miniature import scenes
+from zodi.miniature.graders import GraderConfig, Graders, classify, judge_miou, load_or_train
+from zodi.miniature.weather import grey
+from zodi.studies import tables
+from zodi.studies.bench import BenchConfig, cpu_images_per_second
+from zodi.support.files import atomic_path
+from zodi.support.runs import save_metrics
+
+METHODS = ("photometric", "vae_round_trip", "clear_prompt", "sdedit", "controlnet_only", "stochastic_inversion")
+PLAIN_BASELINES = ("photometric", "clear_prompt", "vae_round_trip")
+RESULT_TABLES = ("images", "mIoU", "gap_closed", "similarity", "verdicts")
+
+
+@dataclass(frozen=True)
+class QualityConfig:
+    """Settings of a measurement.
+
+    Attributes:
+        model: "mini" or a folder in diffusers' format.
+        scenes: the first so many training scenes are graded.
+        speed_images: images a process and domain in the measurement of speed.
+        graders: settings of the graders' training.
+    """
+
+    model: str = "mini"
+    scenes: int = 100
+    speed_images: int = 8
+    graders: GraderConfig = field(default_factory=GraderConfig)
+
+    def __post_init__(self) -> None:
+        if self.scenes < 1 or self.speed_images < 1:
+            raise ValueError(f"scenes={self.scenes}, speed_images={self.speed_images}: expected at least 1")
+
+
+# ---------------------------------------------------------------- measures of images
+
+
+def luminance(images: Sequence[np.ndarray]) -> float:
+    """Mean luminance of images uint8 (H, W, 3), grey levels 0 .. 255."""
+    return float(np.mean([grey(image).mean() for image in images]))
+
+
+def histogram_distance(images: Sequence[np.ndarray], others: Sequence[np.ndarray]) -> float:
+    """Earth mover's distance of two sets of images uint8 (H, W, 3), mean of the channels, in grey levels.
+
+    In one dimension it is the area between the two cumulative histograms.
+    """
+    cumulative = [np.cumsum(_histograms(group), axis=1) for group in (images, others)]
+    return float(np.abs(cumulative[0] - cumulative[1]).sum(1).mean())
+
+
+def _histograms(images: Sequence[np.ndarray]) -> np.ndarray:
+    """Shares of the 256 values in each channel over all images, (3, 256)."""
+    counts = sum(np.stack([np.bincount(image[..., c].ravel(), minlength=256) for c in range(3)]) for image in images)
+    return counts / counts.sum(1, keepdims=True)
+
+
+def grade(
+    graders: Graders,
+    images: Sequence[np.ndarray],
+    labels: Sequence[np.ndarray],
+    truth: Sequence[np.ndarray],
+    domain: str,
+) -> dict[str, float]:
+    """Measures of images that shall look like `domain`.
+
+    Args:
+        graders: judge and classifier.
+        images: uint8 (H, W, 3), all of one size.
+        labels: their label maps, uint8 (H, W).
+        truth: the true target images of the same scenes.
+        domain: what the classifier should say.
+
+    Returns:
+        `luminance` (grey levels), `luminance_error` (to the truth's, grey levels), `histogram_distance` (grey
+        levels), `classified` (share of the images, percent), `judge` (mIoU, percent).
+    """
+    images, truth = list(images), list(truth)
+    mean = luminance(images)
+    return {
+        "luminance": mean,
+        "luminance_error": mean - luminance(truth),
+        "histogram_distance": histogram_distance(images, truth),
+        "classified": 100 * float(np.mean([name == domain for name in classify(graders, images)])),
+        "judge": judge_miou(graders, images, list(labels)),
+    }
+
+
+def with_share(frame: pd.DataFrame) -> pd.DataFrame:
+    """Adds `judge_share`: the judge's mIoU as a share of what it reaches on the truth of the domain, percent."""
+    truth = frame.loc[frame["row"] == "truth"].set_index("domain")["judge"]
+    return frame.assign(judge_share=100 * frame["judge"] / frame["domain"].map(truth))
+
+
+def image_table(config: QualityConfig, results: Path, graders: Graders) -> pd.DataFrame:
+    """`grade` for every domain and row: source, the transfers below `results`, the truth's VAE round trip, the truth.
+
+    Raises:
+        ValueError: if there are fewer training scenes than shall be graded.
+    """
+    model = diffusion.load(config.model)
+    data = results / "data"
+    train = open_split(data, "train")
+    if len(train) < config.scenes:
+        raise ValueError(f"{data}: found {len(train)} training scenes, expected at least scenes={config.scenes}")
+    source = [train[i] for i in range(config.scenes)]
+    labels, keys = [sample.label for sample in source], [sample.key for sample in source]
+    rows = []
+    for domain in tqdm(target_domains(results), "grade", unit="domain"):
+        true_images = open_split(data, f"train_{domain}")
+        truth = [true_images[i].image for i in range(config.scenes)]
+        round_trip = transfer.domain_config(domain, "vae_round_trip", model.defaults)
+        groups = {"source": [sample.image for sample in source]}
+        for method in METHODS:
+            images = open_split(data, "train", images=results / "transfer" / domain / method / "images")
+            groups[method] = [images[i].image for i in range(config.scenes)]
+        groups["truth_round_trip"] = transfer.transfer_images(model, truth, None, keys, round_trip)
+        groups["truth"] = truth
+        for row, images in groups.items():
+            rows.append({"domain": domain, "row": row} | grade(graders, images, labels, truth, domain))
+    return with_share(pd.DataFrame(rows))
+
+
+def target_domains(results: Path) -> list[str]:
+    """The target domains of the data set below `results`."""
+    return [domain for domain in dataset_info(results / "data")["domains"] if domain != SOURCE]
+
+
+# ---------------------------------------------------------------- speed and size
+
+
+def images_per_second(config: QualityConfig, domains: Sequence[str]) -> float:
+    """ZoDi's throughput on this machine with one process a core, as many images of every domain."""
+    bench_of = partial(BenchConfig, config.model, images=config.speed_images, batch_size=config.speed_images)
+    return len(domains) / sum(1 / cpu_images_per_second(bench_of(domain=domain)) for domain in domains)
+
+
+def checkpoint_megabytes(model: str) -> float:
+    """Size of the checkpoint's weights on disk."""
+    folder = diffusion.MINI_FOLDER if model == "mini" else Path(model)
+    return sum(file.stat().st_size for file in folder.rglob("*.safetensors")) / 1e6
+
+
+# ---------------------------------------------------------------- the choice of settings
+
+
+def tuning_scenes(count: int) -> list[int]:
+    """The last pretraining scenes: no checkpoint of the shipped size and no grader has seen them."""
+    return list(scenes.PRETRAIN_SEEDS[-count:])
+
+
+def try_one(config: QualityConfig, folder: Path, count: int, domain: str, changes: dict[str, Any]) -> dict[str, Any]:
+    """`grade` of ZoDi with changed settings on `tuning_scenes(count)`, and seconds an image."""
+    model, graders = diffusion.load(config.model), load_or_train(config.graders, folder)
+    size = (config.graders.height, config.graders.width)
+    seeds = tuning_scenes(count)
+    source = [scenes.render(seed, SOURCE, *size) for seed in seeds]
+    truth = [scenes.render(seed, domain, *size).image for seed in seeds]
+    labels = [scene.label for scene in source]
+    settings = transfer.domain_config(domain, defaults=model.defaults, **changes)
+    start = time.perf_counter()
+    images = transfer.transfer_images(
+        model,
+        [scene.image for scene in source],
+        [CITYSCAPES.colorize(label) for label in labels],
+        [str(seed) for seed in seeds],
+        settings,
+    )
+    seconds = (time.perf_counter() - start) / len(images)
+    graded = grade(graders, images, labels, truth, domain)
+    graded["judge_share"] = 100 * graded["judge"] / judge_miou(graders, truth, labels)
+    tried = {name: getattr(settings, name) for name in ("strength", *changes)}
+    return {"domain": domain} | tried | graded | {"seconds": seconds}
+
+
+def try_settings(
+    config: QualityConfig,
+    out: Path,
+    grid: dict[str, list[Any]],
+    domains: Sequence[str] = TARGETS,
+    count: int = 24,
+    processes: int | None = None,
+) -> pd.DataFrame:
+    """Every combination of transfer settings in every domain, on pretraining scenes; for the choice of defaults.
+
+    Args:
+        config: the settings.
+        out: folder of the graders; the table goes to `out/tried.csv`.
+        grid: field of `TransferConfig` -> values to try.
+        domains: target domains.
+        count: scenes.
+        processes: side by side, with one thread each; None = one a core.
+
+    Returns:
+        One line a domain and combination: what was tried, the measures of `grade`, `judge_share` and `seconds`.
+    """
+    load_or_train(config.graders, out / "graders")
+    combinations = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+    jobs = [(config, out / "graders", count, domain, changes) for changes in combinations for domain in domains]
+    # Side by side they do more than one process with many threads.
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, spawn, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        rows = list(tqdm(pool.map(try_one, *zip(*jobs, strict=True)), "try", len(jobs), unit="job"))
+    frame = pd.DataFrame(rows)
+    with atomic_path(out / "tried.csv") as temporary:
+        frame.to_csv(temporary, index=False, float_format="%.4g")
+    return frame
+
+
+# ---------------------------------------------------------------- the verdict
+
+
+def _beats(runs: pd.DataFrame, reference: str, domains: Sequence[str]) -> list[str]:
+    """Domains in which ZoDi is better than `reference` by more than two standard errors of the paired difference."""
+    gains = tables.gains(tables.paired(runs, reference))
+    zodi = gains[gains["variant"] == "zodi"].set_index("domain")
+    error = zodi["std"] / np.sqrt(zodi["seeds"])
+    return [domain for domain in domains if zodi["mean"][domain] > 2 * error[domain]]
+
+
+def _means(runs: pd.DataFrame) -> pd.DataFrame:
+    """Mean mIoU on the target: rows are variants, columns domains."""
+    return tables.summary(tables.on_target(runs)).pivot_table("mean", "variant", "domain", sort=False)
+
+
+def similarity_effect(runs: pd.DataFrame) -> pd.DataFrame:
+    """What the similarity term changes: mean and standard error of the paired difference, and seeds, by domain."""
+    pairs = tables.paired(runs, "zodi_no_similarity")
+    effect = tables.gains(pairs[pairs["variant"] == "zodi"]).set_index("domain")
+    return effect.assign(error=effect["std"] / np.sqrt(effect["seeds"]))[["mean", "error", "seeds"]]
+
+
+def verdicts(images: pd.DataFrame, runs: pd.DataFrame, speed: float, megabytes: float) -> pd.DataFrame:
+    """The table of goals.
+
+    Args:
+        images: from `image_table`.
+        runs: tidy frame of `zodi.studies.tables.collect` with the rows of the profile "quality".
+        speed: images a second.
+        megabytes: size of the checkpoint.
+
+    Returns:
+        Columns measure, goal, measured, verdict ("met", "missed" or "-" where the goal is to know).
+    """
+    zodi = images[images["row"] == "stochastic_inversion"].set_index("domain")
+    truth = images[images["row"] == "truth"].set_index("domain")
+    domains = list(zodi.index)
+    means, closed = _means(runs), tables.gap_closed(runs)
+    source_beaten = _beats(runs, "source_only", domains)
+    best_plain = means.loc[list(PLAIN_BASELINES)].max()
+    plain_beaten = [domain for domain in domains if means.loc["zodi", domain] > best_plain[domain]]
+    needed = min(4, len(domains))
+    mean_closed = closed.loc[tables.label("zodi")].mean()
+    ablations = means.loc[["sdedit", "controlnet_only"]].mean(axis=1)
+    similar = similarity_effect(runs)
+
+    def listed(values: pd.Series, form: str = "{:.0f}") -> str:
+        return ", ".join(f"{domain} {form.format(values[domain])}" for domain in domains)
+
+    lines = []
+    if "night" in domains:
+        error = 100 * zodi["luminance_error"]["night"] / truth["luminance"]["night"]
+        lines.append(("night: luminance against the truth's", "within 15 %", f"{error:+.0f} %", abs(error) <= 15))
+    lines += [
+        (
+            "luminance against the truth's, grey levels",
+            "within 10 in every domain",
+            listed(zodi["luminance_error"], "{:+.1f}"),
+            bool((zodi["luminance_error"].abs() <= 10).all()),
+        ),
+        (
+            "domain classifier agrees, % of the images",
+            ">= 95 in every domain",
+            listed(zodi["classified"]),
+            bool((zodi["classified"] >= 95).all()),
+        ),
+        (
+            "layout: judge's mIoU, % of the truth's",
+            ">= 80 in every domain",
+            listed(zodi["judge_share"]),
+            bool((zodi["judge_share"] >= 80).all()),
+        ),
+        (
+            "ZoDi better than source only by two standard errors",
+            f"{len(domains)} of {len(domains)} domains",
+            f"{len(source_beaten)} ({', '.join(source_beaten) or 'none'})",
+            len(source_beaten) == len(domains),
+        ),
+        (
+            "ZoDi better than photometric, clear prompt and VAE round trip",
+            f">= {needed} of {len(domains)} domains",
+            f"{len(plain_beaten)} ({', '.join(plain_beaten) or 'none'})",
+            len(plain_beaten) >= needed,
+        ),
+        (
+            "gap from source only to oracle closed, mean of the domains",
+            ">= 60 %",
+            f"{mean_closed:.0f} % ({listed(closed.loc[tables.label('zodi')])})",
+            mean_closed >= 60,
+        ),
+        (
+            "ZoDi against SDEdit and ControlNet only, mean mIoU",
+            "better than both",
+            f"{means.loc['zodi'].mean():.1f} against {ablations['sdedit']:.1f} and {ablations['controlnet_only']:.1f}",
+            means.loc["zodi"].mean() > ablations.max(),
+        ),
+        (
+            "effect of the similarity term, points of mIoU ± standard error",
+            "known",
+            ", ".join(f"{d} {similar['mean'][d]:+.1f} ± {similar['error'][d]:.1f}" for d in domains),
+            None,
+        ),
+        ("size of the checkpoint, MB", "<= 40", f"{megabytes:.1f}", megabytes <= 40),
+        ("transfer, images/s on this machine's cores", ">= 2", f"{speed:.2f}", speed >= 2),
+    ]
+    frame = pd.DataFrame(lines, columns=["measure", "goal", "measured", "verdict"])
+    return frame.assign(verdict=[{True: "met", False: "missed", None: "-"}[v] for v in frame["verdict"]])
+
+
+# ---------------------------------------------------------------- all of it
+
+
+def read_results(folder: Path | str) -> dict[str, pd.DataFrame]:
+    """The tables that `measure` wrote to `folder`, those that are there.
+
+    Raises:
+        FileNotFoundError: if there is none.
+    """
+    files = {name: Path(folder) / f"{name}.csv" for name in RESULT_TABLES}
+    results = {name: pd.read_csv(file, index_col=0) for name, file in files.items() if file.exists()}
+    if not results:
+        raise FileNotFoundError(f"{folder}: found none of the tables {list(RESULT_TABLES)}; run `make quality` first")
+    return results
+
+
+def measure_images(config: QualityConfig, results: Path) -> pd.DataFrame:
+    """Grade the transfers that the profile "quality" made; the table goes to `results/images/images.csv`."""
+    start = time.monotonic()
+    graders = load_or_train(config.graders, results / "graders")
+    table = image_table(config, results, graders).round(2)
+    tables.write_table(table, results / "images" / "images")
+    save_metrics(results / "images", "images", config, table.to_dict("records"), time.monotonic() - start)
+    return table
+
+
+def measure(config: QualityConfig, results: Path) -> dict[str, pd.DataFrame]:
+    """The tables and verdicts on what the profile "quality" made; `measure_images` comes before.
+
+    Returns:
+        `RESULT_TABLES`, also written to `results/quality` as CSV and Markdown.
+    """
+    start = time.monotonic()
+    images = pd.read_csv(results / "images" / "images.csv", index_col=0)
+    runs = tables.collect(results)
+    speed = images_per_second(config, target_domains(results))
+    found = {
+        "images": images,
+        "mIoU": tables.main_table(runs),
+        "gap_closed": tables.gap_closed(runs).round(1),
+        "similarity": similarity_effect(runs).round(2),
+        "verdicts": verdicts(images, runs, speed, checkpoint_megabytes(config.model)),
+    }
+    for name, table in found.items():
+        tables.write_table(table.reset_index(drop=isinstance(table.index, pd.RangeIndex)), results / "quality" / name)
+    plain = {name: table.reset_index().to_dict("records") for name, table in found.items()}
+    save_metrics(results / "quality", "quality", config, plain, time.monotonic() - start)
+    return found
