@@ -57,9 +57,11 @@ import time
 import numpy as np
 import pandas as pd
 
-from zodi import datasets, diffusion, plots, runs, scenes, transfer
+from zodi import datasets, diffusion, transfer
 from zodi.domains import DOMAINS, TARGETS
 from zodi.labels import CITYSCAPES
+from zodi.miniature import dataset, scenes
+from zodi.support import plots, runs
 
 plots.use_theme()
 start = time.perf_counter()
@@ -146,7 +148,7 @@ diffusion.describe(mini)
 # domain. If it is not there yet, it is rendered now.
 
 # %%
-root = datasets.prepare(data, domains=("night", "snow"))
+root = dataset.prepare(data, domains=("night", "snow"))
 info = datasets.dataset_info(root)
 counts = {f"test/{name}": len(datasets.open_split(root, f"test/{name}")) for name in info["domains"]}
 pd.Series({"train": len(datasets.open_split(root, "train"))} | counts, name="images").to_frame()
@@ -195,6 +197,29 @@ if script.exists():
 # Read 01 to 09 in this order; the appendix whenever you wonder about the miniature, the GPU or the numbers. `make reproduce`
 # runs the experiments and ends with the table; with Stable Diffusion and real photographs the same notebooks need other
 # parameters, not other code.
+
+# %% [markdown]
+# ## Words
+#
+# The same words mean the same things in all notebooks, in the tables and in the code.
+#
+# | word | what it means |
+# |---|---|
+# | source, target | what is labelled and trained on, here clear weather; what the network should work in and nobody has |
+# | domain | a look of the world, for the transfer a prompt and a *strength* |
+# | layout, label map | the classes of an image's pixels; drawn in colours it is what the ControlNet reads |
+# | train id, void | the number of a class in a label map; 255, the pixels of no class, which nothing counts |
+# | synthesized image (`synth`) | what the transfer makes of a source image; both are a *pair* and share a label map |
+# | strength | how far back into noise a transfer goes, 0 to 1 |
+# | row, variant | one way to train a network, a line of the tables; its identifier is the variant |
+# | oracle | the row that trains on true target images: an upper bound that no zero-shot method may reach for |
+# | seed | the number that all randomness of a run comes from; the rows of a seed start from the same weights |
+# | held-out images | labelled source images that nothing was trained on; estimates are made from their transfers |
+# | candidate | one training whose estimates are compared with the truth, or one of several networks to choose from |
+# | mIoU, points | the mean over classes of intersection over union, in percent; a difference of two is in points |
+# | gap | what an oracle reaches more than source-only |
+# | regret | what is lost by choosing with a score in place of the truth, points |
+# | checkpoint | a folder with a diffusion model's parts |
 
 # %% [markdown]
 # ## Pitfalls

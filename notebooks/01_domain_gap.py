@@ -42,8 +42,8 @@ if "google.colab" in sys.modules and not Path("../pyproject.toml").exists():
     print("Installed. If Colab asks for it, restart the runtime before you go on.")
 
 # %% [markdown]
-# `zodi.datasets` reads images and labels, `zodi.segmentation` builds networks, `zodi.adaptation` trains them and
-# `zodi.evaluation` counts.
+# `zodi.datasets` reads images and labels, `zodi.segmentation` builds networks, `zodi.experiment` trains a row of the
+# tables and `zodi.evaluation` counts.
 
 # %%
 import time
@@ -51,8 +51,11 @@ import time
 import numpy as np
 import pandas as pd
 
-from zodi import adaptation, datasets, evaluation, plots, runs, segmentation
+from zodi import adaptation, datasets, evaluation, experiment, segmentation
 from zodi.labels import IGNORE_INDEX, get_label_set
+from zodi.miniature import dataset
+from zodi.rows import get_row
+from zodi.support import plots, runs
 
 plots.use_theme()
 start = time.perf_counter()
@@ -76,7 +79,7 @@ out: str = "../results/course/runs/source_only/DeepLabV3Plus-tu-resnet10t/seed0"
 # the same kind of streets with the same classes; only the light and the weather change.
 
 # %%
-root = datasets.prepare(data)
+root = dataset.prepare(data)
 info = datasets.dataset_info(root)
 label_set = get_label_set(info["label_set"])
 train = datasets.open_split(root, "train")
@@ -151,7 +154,6 @@ f"IoU of the classes: {iou[0]:.3f} and {iou[1]:.3f}, mIoU: {iou.mean():.3f}, pix
 # %%
 config = adaptation.recipe(recipe, variant, network=network, seed=seed, **changes)
 device = runs.best_device()
-workers = runs.worker_count(device)
 progress = []
 
 
@@ -162,9 +164,9 @@ def watch(step, model):
         progress.append({"step": step, "miou_clear": miou})
 
 
-# Worker processes read from one decoded copy.
-images = datasets.pack(train) if workers else train
-model, history = adaptation.train(config, images, None, out, callback=watch, device=device, workers=workers)
+sets = experiment.training_sets(get_row(variant), root)
+trained = experiment.train_row(sets, config, out, callback=watch, device=device, workers=runs.worker_count(device))
+model, history = trained.network, trained.history
 if not progress or progress[-1]["step"] < config.steps:
     watch(config.steps, model)
 
@@ -279,11 +281,7 @@ plots.show(
 # fails elsewhere, so more of the same training will not help; it needs other images.
 
 # %%
-metrics = {
-    "variant": variant, "domain": "", "network": network, "seed": seed,
-    "images_seen": config.steps * config.batch_size, "loss": history["loss"].tail(10).mean(),
-    "convergence": progress.to_dict("records"), **evaluation.by_domain(scores),
-}  # fmt: skip
+metrics = trained.record | {"convergence": progress.to_dict("records")} | evaluation.by_domain(scores)
 segmentation.save_network(model, f"{out}/network")
 for name, split in test.items():
     evaluation.write_predictions(model, split, f"{out}/predictions/{name}")

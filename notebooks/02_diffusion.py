@@ -44,7 +44,7 @@ if "google.colab" in sys.modules and not Path("../pyproject.toml").exists():
     print("Installed. If Colab asks for it, restart the runtime before you go on.")
 
 # %% [markdown]
-# `zodi.diffusion` loads a model and moves between images and latents. `zodi.transfer` samples; its loop is written out
+# `zodi.diffusion` loads a model and moves between images and latents. `zodi.sampling` draws; its loop is written out
 # here, line by line.
 
 # %%
@@ -57,9 +57,11 @@ import numpy as np
 import pandas as pd
 import torch
 
-from zodi import diffusion, explore, plots, runs, scenes, transfer
+from zodi import diffusion, sampling, transfer
 from zodi.domains import DOMAINS, NEGATIVE_PROMPT, PROMPT_SUFFIX, SOURCE, TARGETS
 from zodi.labels import CITYSCAPES
+from zodi.miniature import scenes
+from zodi.support import explore, plots, runs
 
 plots.use_theme()
 start = time.perf_counter()
@@ -108,10 +110,10 @@ generator = torch.Generator().manual_seed(seed)
 noise = [torch.randn(z0.shape, generator=generator) for _ in range(num_inference_steps + 1)]
 films = {name: [noise[0][:1]] for name in (domain, "night" if domain != "night" else "snow")}
 for name, film in films.items():
-    transfer.controlnet_only(
+    transfer.transfer_latents(
         mini.unet, mini.controlnet, torch.zeros_like(z0[:1]), embeds[name], negative_embeds, control[:1],
         strength=1.0, num_inference_steps=num_inference_steps, guidance_scale=mini.defaults.guidance_scale,
-        noise=[n[:1] for n in noise], scheduler=mini.scheduler, callback=lambda step, t, z, film=film: film.append(z),
+        noise=[n[:1] for n in noise], scheduler=mini.scheduler, method="controlnet_only", callback=lambda step, t, z, film=film: film.append(z),
     )  # fmt: skip
 
 # %% [markdown]
@@ -373,7 +375,7 @@ def ddim_step(z, v, t, p, n, eta=1.0):
 # The library `diffusers` makes the same step:
 
 # %%
-scheduler = transfer.paper_scheduler(mini.scheduler)
+scheduler = sampling.paper_scheduler(mini.scheduler)
 scheduler.set_timesteps(num_inference_steps)
 step_length = 1000 // num_inference_steps
 t = 1 + (num_inference_steps - 1) * step_length
@@ -411,9 +413,9 @@ def visited(steps):
 
 # %%
 drawn, beliefs = sample(partial(velocity, prompt=embeds[domain]), noise, visited(num_inference_steps))
-reference = transfer.controlnet_only(
+reference = transfer.transfer_latents(
     mini.unet, mini.controlnet, z0, embeds[domain], None, control, strength=1.0, guidance_scale=1.0,
-    num_inference_steps=num_inference_steps, noise=noise, scheduler=mini.scheduler,
+    num_inference_steps=num_inference_steps, noise=noise, scheduler=mini.scheduler, method="controlnet_only",
 )  # fmt: skip
 assert torch.allclose(drawn, reference, atol=1e-3 * drawn.abs().max().item())
 
@@ -451,9 +453,10 @@ def guided(z, t, prompt, scale):
 
 drawing = partial(guided, prompt=embeds[domain], scale=mini.defaults.guidance_scale)
 drawn, _ = sample(drawing, noise, visited(num_inference_steps))
-reference = transfer.controlnet_only(
+reference = transfer.transfer_latents(
     mini.unet, mini.controlnet, z0, embeds[domain], negative_embeds, control, strength=1.0, noise=noise,
     guidance_scale=mini.defaults.guidance_scale, num_inference_steps=num_inference_steps, scheduler=mini.scheduler,
+    method="controlnet_only",
 )  # fmt: skip
 assert torch.allclose(drawn, reference, atol=1e-3 * drawn.abs().max().item())
 

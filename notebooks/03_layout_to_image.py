@@ -44,7 +44,8 @@ if "google.colab" in sys.modules and not Path("../pyproject.toml").exists():
     print("Installed. If Colab asks for it, restart the runtime before you go on.")
 
 # %% [markdown]
-# `zodi.diffusion` loads a model and moves between images and latents, `zodi.transfer` holds the algorithms.
+# `zodi.diffusion` loads a model and moves between images and latents, `zodi.sampling` has a function for
+# every method, and `zodi.transfer` calls them.
 
 # %%
 import time
@@ -54,9 +55,11 @@ import numpy as np
 import pandas as pd
 import torch
 
-from zodi import diffusion, explore, plots, runs, scenes, transfer
+from zodi import diffusion, transfer
 from zodi.domains import DOMAINS, NEGATIVE_PROMPT, PROMPT_SUFFIX, TARGETS
 from zodi.labels import CITYSCAPES
+from zodi.miniature import scenes
+from zodi.support import explore, plots, runs
 
 plots.use_theme()
 start = time.perf_counter()

@@ -45,7 +45,8 @@ if "google.colab" in sys.modules and not Path("../pyproject.toml").exists():
     print("Installed. If Colab asks for it, restart the runtime before you go on.")
 
 # %% [markdown]
-# The method of this notebook is one module, `zodi.adaptation`.
+# The method of this notebook is one module, `zodi.adaptation`; `zodi.rows` says what each row of the tables trains on,
+# and `zodi.experiment` trains it.
 
 # %%
 import time
@@ -59,9 +60,16 @@ from IPython.display import Markdown, display
 from matplotlib.cm import ScalarMappable
 from torch.nn import functional as F
 
-from zodi import adaptation, datasets, evaluation, plots, runs, segmentation, tables
-from zodi.labels import get_label_set
-from zodi.selection import EpochSelection
+# %% [markdown]
+# And the modules of the course:
+# %%
+from zodi import adaptation, datasets, evaluation, experiment, segmentation
+from zodi.labels import IGNORE_INDEX, get_label_set
+from zodi.miniature import dataset
+from zodi.rows import ROWS, get_row
+from zodi.studies import tables
+from zodi.studies.selection import EpochSelection
+from zodi.support import plots, runs
 
 plots.use_theme()
 start = time.perf_counter()
@@ -73,7 +81,7 @@ start = time.perf_counter()
 data: str = "../results/course/data"  # folder of the data set; rendered there when it is missing
 synth: str = ""  # folder with images/ transferred by 04, "" to transfer them now
 domain: str = "night"  # target domain
-variant: str = "zodi"  # row of the table, one of adaptation.VARIANTS
+variant: str = "zodi"  # row of the table, one of zodi.rows.ROWS
 network: str = "DeepLabV3Plus/tu-resnet10t"  # architecture/encoder of segmentation_models_pytorch
 seed: int = 0  # rules initial weights, batches and augmentation
 recipe: str = "mini"  # settings of the training: "mini" or "paper"
@@ -87,16 +95,16 @@ record: str = "records/mini.csv"  # our recorded runs, for the table of ablation
 # %% [markdown]
 # ## Pairs
 #
-# The *variant* says what the second images are. For ZoDi they come from stochastic inversion; for the oracle they are
-# the true target images, which no zero-shot method may use.
+# The *variant* says what the synthesized images are. For ZoDi they come from stochastic inversion; the oracle has the
+# true target images in their place, which no zero-shot method may use.
 
 # %%
-root = datasets.prepare(data)
+root = dataset.prepare(data)
 info = datasets.dataset_info(root)
 label_set = get_label_set(info["label_set"])
 source = datasets.open_split(root, "train")
 test = {name: datasets.open_split(root, f"test/{name}") for name in ("clear", domain)}
-row = adaptation.VARIANTS[variant]
+row = get_row(variant)
 
 # %% [markdown]
 # If there are no transferred images yet, they are made now, as in 04. This is the slow cell of the notebook.
@@ -116,13 +124,11 @@ if row.method and not synth:
 # both.
 
 # %%
-if row.method:
-    target = datasets.open_split(root, "train", images=f"{synth}/images")
-else:
-    target = datasets.open_split(root, f"train_{domain}")
+sets = experiment.training_sets(row, root, domain, synth if row.method else None)
+target = sets.second or sets.first
 pairs = [(source[i], target[i]) for i in range(min(3, len(source), len(target)))]
 rows = [[s.image, t.image, label_set.colorize(t.label)] for s, t in pairs]
-figure = plots.image_grid(rows, ["source image x_s", "second image x_t", "label map y"], width=6.5)
+figure = plots.image_grid(rows, ["source image x_s", "synthesized image x_t", "label map y"], width=6.5)
 plots.label_legend(figure, [t.label for _, t in pairs], label_set)
 plots.show(figure, f"What the row “{row.label}” trains on, first three scenes.")
 
@@ -192,6 +198,42 @@ brightness = pd.DataFrame({"clear": [s.image.mean() for s, _ in pairs], domain: 
 brightness.mean().round(1).rename("mean grey value (0 to 255)").to_frame()
 
 # %% [markdown]
+# ## One step by hand
+#
+# All of it for one batch, as the equation has it. The network is new, so its numbers mean nothing yet; what counts is
+# that the equation and the module say the same.
+
+# %%
+config = adaptation.recipe(recipe, variant, network=network, seed=seed, **changes)
+twins_of = adaptation.find_pairs(source, target, config)
+batches = adaptation.cut_batches(0, source, target, twins_of, config)
+(x_s, y_s), (x_t, y_t) = (adaptation.augment(batch, config) for batch in batches)
+h = segmentation.build_network(network, label_set.num_classes, void_output=config.void_output).eval()
+
+# %% [markdown]
+# Two passes, two cross-entropies, one cosine. With pairs the label maps $y_s$ and $y_t$ are the same.
+
+# %%
+(logits_s, f_s), (logits_t, f_t) = h(x_s), h(x_t)
+ce_s = F.cross_entropy(logits_s, y_s, ignore_index=IGNORE_INDEX)
+ce_t = F.cross_entropy(logits_t, y_t, ignore_index=IGNORE_INDEX)
+cos = F.cosine_similarity(f_s.mean((2, 3)), f_t.mean((2, 3))).mean()
+loss = ce_s + ce_t - config.similarity_weight * cos
+terms = adaptation.adaptation_loss(h, (x_s, y_s), (x_t, y_t), config.similarity_weight)
+assert torch.isclose(loss, terms["loss"], rtol=1e-5)
+
+# %% [markdown]
+# The step goes down the gradient of this loss, $\theta \leftarrow \theta - \eta\, \partial L / \partial \theta$, in encoder,
+# decoder and head. With a small step the loss of the same batch falls:
+
+# %%
+optimizer = torch.optim.SGD(h.parameters(), lr=1e-2)
+loss.backward()
+optimizer.step()
+after = adaptation.adaptation_loss(h, (x_s, y_s), (x_t, y_t), config.similarity_weight)["loss"]
+assert after < loss
+
+# %% [markdown]
 # ## Training
 #
 # The same crop and flip for both images, because they share one label map; colour jitter is drawn for each on its own.
@@ -199,7 +241,6 @@ brightness.mean().round(1).rename("mean grey value (0 to 255)").to_frame()
 # [07](07_published_tables.ipynb); the one that counts is the epoch best on these synthetic images, which needs no target.
 
 # %%
-config = adaptation.recipe(recipe, variant, network=network, seed=seed, **changes)
 device = runs.best_device()
 epochs = None
 if held_out:
@@ -208,15 +249,11 @@ if held_out:
     epochs = EpochSelection(splits, adaptation.epoch_length(len(source), config), out, every=score_every)
 
 # %% [markdown]
-# With the same settings and seed the result is the same, on any number of worker processes. One ablation, `synth_only`,
-# trains on the second images alone.
+# With the same settings and seed the result is the same, on any number of worker processes.
 
 # %%
-workers = runs.worker_count(device)
-if workers:  # which read from one decoded copy
-    source, target = datasets.pack(source), datasets.pack(target)
-first, second = (source, target) if row.source else (target, None)
-model, history = adaptation.train(config, first, second, out, callback=epochs, device=device, workers=workers)
+trained = experiment.train_row(sets, config, out, callback=epochs, device=device, workers=runs.worker_count(device))
+model, history = trained.network, trained.history
 if epochs and rule != "last":
     model = epochs.network(rule).to(device)
 
@@ -242,7 +279,8 @@ if partner_folder.exists():
     partner = segmentation.load_network(partner_folder)
 else:
     alone = adaptation.recipe(recipe, "source_only", network=network, seed=seed, **changes)
-    partner, _ = adaptation.train(alone, source, None, None, device=device)
+    alone_sets = experiment.training_sets(get_row("source_only"), root)
+    partner = experiment.train_row(alone_sets, alone, None, device=device).network
 
 # %% [markdown]
 # On the target's true images, and at home:
@@ -292,7 +330,7 @@ plots.show(figure, f"Test scenes in {domain}: image, truth, before and after ada
 choices = [("the true image of the same test scene", test["clear"], test[domain])]
 if held_out:
     choices.append(("its transfer", test["clear"], splits["synthetic"]))
-choices.append(("its second image in training", source, target))
+choices.append(("its synthesized image in training", source, target))
 # A data set without any pairs, as for an oracle on photographs, is left with strangers.
 strangers = ("an image of another scene", test["clear"], test[domain])
 kind, clear, other = next((choice for choice in choices if {*choice[1].keys} & {*choice[2].keys}), strangers)
@@ -341,7 +379,7 @@ plots.show(figure, f"A clear image compared with {kind}, and with another clear 
 
 # %% [markdown]
 # Pooling forgets *where* the two differ. Before it, every location has a feature of its own, and $1 - \cos$ of the two is a
-# map: bright is where the network sees something else in the second image.
+# map: bright is where the network sees something else in the other image.
 
 # %%
 colors = ScalarMappable(plt.Normalize(0, 1), "magma")
@@ -369,10 +407,10 @@ plots.show(figure, f"Where the deepest features of a clear image and {kind} diff
 frame = tables.read_record(record)
 table = tables.main_table(frame)
 parts = pd.DataFrame(
-    {"second image": {v.label: v.method or "-" for v in adaptation.VARIANTS.values()},
-     "similarity": {v.label: "yes" if v.similarity_weight else "no" for v in adaptation.VARIANTS.values()}}
+    {"synthesized image": {v.label: v.method or "-" for v in ROWS.values()},
+     "similarity": {v.label: "yes" if v.similarity_weight else "no" for v in ROWS.values()}}
 )  # fmt: skip
-parts.loc[adaptation.VARIANTS["oracle"].label, "second image"] = "true target image"
+parts.loc[ROWS["oracle"].label, "synthesized image"] = "true target image"
 table.join(parts)[[*parts.columns, *table.columns]]
 
 # %% [markdown]
@@ -396,7 +434,7 @@ worth = {
 }
 in_all_seeds = {name: (part["positive"] == part["seeds"]).all() for name, part in against.items()}
 verdict = "in all seeds" if in_all_seeds["zodi_no_similarity"] else "which these seeds cannot tell from nothing"
-absent = [variant.label for name, variant in adaptation.VARIANTS.items() if name not in set(frame["variant"])]
+absent = [variant.label for name, variant in ROWS.items() if name not in set(frame["variant"])]
 Markdown(
     f"In our recorded runs of the miniature, images of the target domain in place of redrawn clear ones are worth "
     f"{worth['clear_prompt']} points; the similarity term on top of them {worth['zodi_no_similarity']}, {verdict}. Rows "
@@ -444,7 +482,7 @@ Markdown(
 # If the similarity rises here as well, the shared labels alone have taught it, and the term had little left to do.
 # </details>
 #
-# **3. Break:** give the second images a wrong partner: shuffle `target.keys`. Which term of the loss notices first?
+# **3. Break:** give the synthesized images a wrong partner: shuffle `target.keys`. Which term of the loss notices first?
 #
 # <details><summary>Solution</summary>
 #
@@ -474,12 +512,8 @@ Markdown(
 # %%
 for name, split in test.items():
     evaluation.write_predictions(model, split, f"{out}/predictions/{name}")
-metrics = {
-    "variant": variant, "domain": domain, "network": network, "seed": seed,
-    "images_seen": config.steps * config.batch_size * (1 + row.source), "loss": history["loss"].tail(10).mean(),
-    "rule": rule if epochs else "last", "epochs": epochs.table().to_dict("records") if epochs else [],
-    **evaluation.by_domain(scores),
-}  # fmt: skip
+choice = {"rule": rule if epochs else "last", "epochs": epochs.table().to_dict("records") if epochs else []}
+metrics = trained.record | choice | evaluation.by_domain(scores)
 settings = {"data": data, "synth": synth, "config": config}
 _ = runs.save_metrics(out, "adapt", settings, metrics, time.perf_counter() - start)
 

@@ -43,7 +43,7 @@ if "google.colab" in sys.modules and not Path("../pyproject.toml").exists():
     print("Installed. If Colab asks for it, restart the runtime before you go on.")
 
 # %% [markdown]
-# The estimator is one module, `zodi.estimation`; `zodi.evidence` asks whether it is right.
+# The estimator is one module, `zodi.estimation`; `zodi.studies.evidence` asks whether it is right.
 
 # %%
 import time
@@ -55,8 +55,12 @@ import pandas as pd
 import seaborn as sns
 from IPython.display import Markdown
 
-from zodi import adaptation, datasets, estimation, evaluation, evidence, explore, plots, runs, tables, transfer
+from zodi import adaptation, datasets, estimation, evaluation, transfer
 from zodi.labels import get_label_set
+from zodi.miniature import dataset
+from zodi.studies import agreement, evidence, tables
+from zodi.support import explore, plots, runs
+from zodi.support.bootstrap import bootstrap, resample_weights
 from zodi.transfer_folder import transfer_folder
 
 plots.use_theme()
@@ -89,7 +93,7 @@ out: str = "../results/course/estimation"  # folder of this notebook's results
 # First a network that needs an estimate, trained on clear weather.
 
 # %%
-root = datasets.prepare(data)
+root = dataset.prepare(data)
 label_set = get_label_set(datasets.dataset_info(root)["label_set"])
 train = datasets.open_split(root, "train")
 alone, _ = adaptation.train(adaptation.recipe("mini", "source_only", steps=steps), train, None, None)
@@ -124,8 +128,8 @@ found.classes.sort_values("iou", ascending=False).round(1)
 # %%
 transfers = [datasets.open_split(root, "test/clear", images=folder / f"seed{seed}" / "images") for seed in (0, 1)]
 matrices = np.stack([evaluation.image_confusions(alone, part, label_set.num_classes, 10) for part in transfers])
-weights = estimation.resample_weights(images=matrices.shape[1], seeds=2)
-resampled = 100 * estimation.bootstrap(matrices, weights)
+weights = resample_weights(images=matrices.shape[1], seeds=2)
+resampled = 100 * bootstrap(matrices, weights)
 common = [label_set.names.index(name) for name in found.classes.index if name not in found.rare]
 draws = np.nanmean(resampled[:, common], axis=1)
 
@@ -156,7 +160,7 @@ plots.show(
 
 # %%
 frame, layout, origin = evidence.load(results, record)
-frame = estimation.leave_one_domain_out(frame)
+frame = agreement.leave_one_domain_out(frame)
 print(f"from {origin}: {len(frame) // frame['domain'].nunique()} networks, {frame['domain'].nunique()} domains")
 plots.show(
     plots.estimate_points(frame),
@@ -304,7 +308,7 @@ pd.DataFrame({rule: logs["best_target"] - logs[rule] for rule in ("last", "at_be
 # %% [markdown]
 # ## Choosing a strength
 #
-# Two networks, trained on night images of two strengths. `estimation.select` would take the one with the better estimate;
+# Two networks, trained on night images of two strengths. `agreement.select` would take the one with the better estimate;
 # both are judged on the same generated images. Was it right?
 
 # %%
@@ -415,7 +419,7 @@ explore.Explorer(
 #
 # Not by itself; with a reference network it is refused.
 # ```python
-# lost = evidence.score_network(alone, {"x": evidence._Shuffled(transfers[0])}, label_set)["x"][None]
+# lost = evidence.score_network(alone, {"x": evidence.shuffled(transfers[0])}, label_set)["x"][None]
 # print(estimation.estimate_from(lost, label_set.names))
 # print(estimation.estimate_from(lost, label_set.names, reference=lost))
 # ```
@@ -447,5 +451,5 @@ _ = runs.save_metrics(out, "estimation", settings, metrics, time.perf_counter() 
 # hides in published numbers.
 #
 # **References.** The paper, Section 4 (performance estimation) · S. Garg et al., *Leveraging Unlabeled Data to Predict
-# Out-of-Distribution Performance* (ATC), ICLR 2022 · *GenVal*, ECCV 2024, figures in `zodi/published/genval.csv` · B. Efron,
+# Out-of-Distribution Performance* (ATC), ICLR 2022 · *GenVal*, ECCV 2024, figures in `zodi/studies/published/genval.csv` · B. Efron,
 # *Bootstrap Methods*, Annals of Statistics 1979.

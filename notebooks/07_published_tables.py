@@ -43,7 +43,7 @@ if "google.colab" in sys.modules and not Path("../pyproject.toml").exists():
     print("Installed. If Colab asks for it, restart the runtime before you go on.")
 
 # %% [markdown]
-# The figures are data with their sources, in `zodi/published/`.
+# The figures are data with their sources, in `zodi/studies/published/`.
 
 # %%
 import time
@@ -53,7 +53,8 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
 
-from zodi import explore, plots, runs, tables
+from zodi.studies import tables
+from zodi.support import explore, plots, runs
 
 plots.use_theme()
 start = time.perf_counter()
@@ -302,5 +303,5 @@ _ = runs.save_metrics(out, "published", {}, metrics, time.perf_counter() - start
 # **Next:** [08 Real photographs](08_real_photographs.ipynb): from day to dusk without a dusk image.
 #
 # **References.** Training logs in azuma164/ZoDi, `model_adaptation/runs/results_on_paper` · sources of the peers' figures:
-# `zodi/published/peers.csv` · I. Gulrajani, D. Lopez-Paz, *In Search of Lost Domain Generalization*, ICLR 2021 (model
+# `zodi/studies/published/peers.csv` · I. Gulrajani, D. Lopez-Paz, *In Search of Lost Domain Generalization*, ICLR 2021 (model
 # selection is part of the method).

@@ -51,7 +51,9 @@ import time
 import pandas as pd
 from IPython.display import Markdown, display
 
-from zodi import datasets, evidence, plots, runs, tables
+from zodi import datasets
+from zodi.studies import evidence, tables
+from zodi.support import plots, runs
 
 plots.use_theme()
 start = time.perf_counter()

@@ -62,8 +62,16 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
-from zodi import adaptation, datasets, diffusion, estimation, evaluation, plots, runs, scenes, segmentation, transfer
+# %% [markdown]
+# And the modules of the course:
+# %%
+from zodi import adaptation, datasets, diffusion, estimation, evaluation, segmentation, transfer
 from zodi.labels import CITYSCAPES, get_label_set
+from zodi.miniature import scenes
+from zodi.networks.own import OwnNetwork
+from zodi.rows import get_row
+from zodi.support import plots, runs
+from zodi.support.bootstrap import bootstrap, resample_weights
 from zodi.transfer_folder import transfer_folder
 
 plots.use_theme()
@@ -77,7 +85,7 @@ images: str = ""  # your folder of images, "" for the stand-in
 labels: str = ""  # your folder of label maps (8-bit PNG, names of their images), "" for the stand-in
 mapping: str = ""  # your mapping file, "" for the stand-in
 prompt: str = "driving at night"  # your sentence
-settings: dict = {"strength": 0.9, "num_inference_steps": 12}  # of the transfer, see zodi.transfer.TransferConfig
+settings: dict = {"strength": 0.92, "num_inference_steps": 12}  # of the transfer, see zodi.transfer.TransferConfig
 count: int = 50  # images of the stand-in
 steps: int = 120  # length of every training
 repository: str = ".."  # folder of the repository, as seen from here
@@ -200,6 +208,8 @@ _ = say(*check_broken)
 
 # %%
 root = Path(out, "data")
+if stand_in:  # whose files are new, so that what an earlier run has prepared is refused
+    shutil.rmtree(root, ignore_errors=True)
 code = say(*own, "prepare", "--out", root, "--height", size[0], "--width", size[1])
 assert code == 0
 train, held_out = datasets.open_split(root, "train"), datasets.open_split(root, "test/clear")
@@ -276,7 +286,8 @@ table.rename_axis("prompt, 0 to 255").round(1)
 #
 # ## A strength, without a target image
 #
-# A free prompt has no published strength; `prompt_config` starts at 0.65. Look at a strip first:
+# A free prompt has no published strength; `prompt_config` starts at the median of those that the checkpoint was made
+# for, and at 0.65 where it names none. Look at a strip first:
 
 # %%
 ladder = [0.4, 0.65, 0.8, 0.9, 0.97]
@@ -397,7 +408,7 @@ class Tiny(nn.Module):
 
 # %%
 torch.manual_seed(0)
-tiny = segmentation.OwnNetwork(Tiny(CITYSCAPES.num_classes), features="encoder")
+tiny = OwnNetwork(Tiny(CITYSCAPES.num_classes), features="encoder")
 x = torch.randn(2, 3, 64, 128)
 logits, features = tiny(x)
 assert torch.equal(logits, tiny.model(x)) and torch.equal(features, tiny.model.encoder(x))
@@ -414,12 +425,12 @@ print(
 # %%
 def adapt(variant: str, own: bool) -> nn.Module:
     """Source-only or ZoDi, with the own network or one by its name."""
-    pair = second if adaptation.VARIANTS[variant].method else None
+    pair = second if get_row(variant).method else None
     recipe, network = adaptation.recipe("mini", variant, steps=steps), None
     if own:
         torch.manual_seed(0)
-        network = segmentation.OwnNetwork(Tiny(CITYSCAPES.num_classes), features="encoder")
-        recipe = adaptation.recipe("mini", variant, steps=steps, learning_rate=5e-3)
+        network = OwnNetwork(Tiny(CITYSCAPES.num_classes), features="encoder")
+        recipe = adaptation.recipe("mini", variant, network=network, steps=steps, learning_rate=5e-3)
     with capture_output():
         return adaptation.train(recipe, train, pair, None, network=network)[0]
 
@@ -522,7 +533,7 @@ if known:
     )
 
 # %% [markdown]
-# Generated images are not real ones: most networks here do better on them than they will do outside, and one that was
+# Generated images are not real ones: a network may do better on them than it will do outside, or worse, and one that was
 # trained on this generator's images may have an advantage. The interval knows the sample and the noise, not this bias.
 # How far one may believe an estimate is measured on many networks in [06](06_performance_estimation.ipynb); what is
 # safest is to compare the same network before and after, which is next.
@@ -542,8 +553,8 @@ def difference(first: nn.Module, second: nn.Module, parts: list) -> tuple[float,
         np.stack([evaluation.image_confusions(network, part, CITYSCAPES.num_classes) for part in parts])
         for network in (first, second)
     )
-    weights = estimation.resample_weights(a.shape[1], len(parts))
-    drawn = 100 * np.nanmean((estimation.bootstrap(a, weights) - estimation.bootstrap(b, weights))[:, common], axis=1)
+    weights = resample_weights(a.shape[1], len(parts))
+    drawn = 100 * np.nanmean((bootstrap(a, weights) - bootstrap(b, weights))[:, common], axis=1)
     return float(drawn.mean()), *np.percentile(drawn, [2.5, 97.5]).tolist()
 
 
@@ -589,11 +600,11 @@ for name, line in gains.xs(judged, level="images").iterrows():
 # ```bash
 # python data_scripts/own.py --images DIR --labels DIR --mapping mine.yaml prepare --out results/own/data
 # python -m zodi transfer --images results/own/data/train/images --labels results/own/data/train/labels \
-#     --prompt "driving at night" --strength 0.9 --out results/own/synth
+#     --prompt "driving at night" --out results/own/synth
 # python -m zodi adapt --data results/own/data --variant zodi --synth results/own/synth --out results/own/run
 # python -m zodi evaluate --network results/own/run/network --data results/own/data
 # python -m zodi estimate --network results/own/run/network --images results/own/data/test/clear/images \
-#     --labels results/own/data/test/clear/labels --domain "driving at night" --strength 0.9 --out results/own/estimate
+#     --labels results/own/data/test/clear/labels --domain "driving at night" --out results/own/estimate
 # ```
 #
 # `--model` takes Stable Diffusion ([A2](A2_paper_scale.ipynb)), `--shard I/N` shares a folder among machines. Networks
@@ -643,7 +654,7 @@ sizes.pivot(index="your images", columns="model", values=["works at", "one cell 
 # - **Privacy.** Nothing leaves the machine: no model is downloaded unless you say `--download`, no image is uploaded,
 #   ever. But a transferred image is *not* anonymous: faces and number plates are redrawn, not removed, and a weak
 #   strength keeps them.
-# - **Licence.** The licence of your images goes on to their transferred twins, and a checkpoint has terms of its own.
+# - **Licence.** The licence of your images goes on to their synthesized images, and a checkpoint has terms of its own.
 #   Read both.
 # - **Labels.** Transferred images inherit them, mistakes included.
 #
@@ -699,7 +710,7 @@ sizes.pivot(index="your images", columns="model", values=["works at", "one cell 
 # four = LabelSet("four", tuple(groups), tuple(CITYSCAPES.colors[ids(g[0])] for g in groups.values()),
 #                 raw_values=tuple(tuple(ids(n) for n in g) for g in groups.values()))
 # few = datasets.FolderDataset(root / "train/images", root / "train/labels", four)
-# own_four = segmentation.OwnNetwork(Tiny(four.num_classes), "encoder")
+# own_four = OwnNetwork(Tiny(four.num_classes), "encoder")
 # adapted, _ = adaptation.train(adaptation.recipe("mini", "source_only", steps=4), few, None, None, network=own_four)
 # evaluation.predict(adapted, few[0].image).shape
 # ```
@@ -712,7 +723,7 @@ sizes.pivot(index="your images", columns="model", values=["works at", "one cell 
 # The first is refused when the network is wrapped, with the names that there are:
 # ```python
 # try:
-#     segmentation.OwnNetwork(Tiny(19), features="layer4")
+#     OwnNetwork(Tiny(19), features="layer4")
 # except ValueError as error:
 #     print(error)
 # ```

@@ -41,7 +41,7 @@ if "google.colab" in sys.modules and not Path("../pyproject.toml").exists():
     print("Installed. If Colab asks for it, restart the runtime before you go on.")
 
 # %% [markdown]
-# The renderer is `zodi.scenes` with `zodi.weather`, the training is `zodi.pretrain`.
+# The renderer is `zodi.miniature.scenes` with `zodi.miniature.weather`, the training is `zodi.miniature.pretrain`.
 
 # %%
 import time
@@ -54,8 +54,11 @@ from IPython.display import display
 from IPython.utils.capture import capture_output
 from PIL import Image
 
-from zodi import diffusion, plots, pretrain, quality, runs, scenes, transfer
+from zodi import diffusion, transfer
 from zodi.labels import CITYSCAPES
+from zodi.miniature import pretrain, scenes, weather
+from zodi.studies import quality
+from zodi.support import plots, runs
 
 plots.use_theme()
 start = time.perf_counter()
@@ -99,7 +102,7 @@ plots.show(
 # target images are truth, and why the photometric baseline, which sees only pixels, cannot reach them.
 
 # %%
-domains = {name: scenes.shade(layers, name, scene_seed) for name in pretrain.PRETRAIN_DOMAINS}
+domains = {name: weather.shade(layers, name, scene_seed) for name in pretrain.PRETRAIN_DOMAINS}
 images = list(domains.values())
 plots.show(
     plots.image_grid([images[:3], images[3:]], titles=list(domains)),
@@ -294,7 +297,7 @@ of_source = results["images"].groupby("row")["judge"].mean()[["source", "vae_rou
 # ## What was tried
 #
 # Every try that mattered, with its reason and what it changed; the numbers were measured on held-out pretraining scenes
-# (training logs; `python -m zodi quality --try ...`; for the round trips a throw-away script that graded $D(E(x))$ of true
+# (training logs; `python -m zodi.studies try ...`; for the round trips a throw-away script that graded $D(E(x))$ of true
 # images as `make quality` does in its row *truth_round_trip*).
 
 # %%
@@ -303,7 +306,7 @@ pd.read_csv(tries).style.hide(axis="index").set_properties(**{"text-align": "lef
 # %% [markdown]
 # ## Retrain a toy
 #
-# `python -m zodi pretrain` trains the whole thing; it takes hours and can be stopped and resumed at any instant. Here
+# `python -m zodi.miniature pretrain` trains the whole thing; it takes hours and can be stopped and resumed at any instant. Here
 # is the same code with a few scenes and steps; its progress bars are kept out of the page.
 
 # %%
@@ -358,7 +361,7 @@ plots.show(
 #
 # A shader is a function of layers and a random generator. This one darkens and mirrors in one go:
 # ```python
-# from zodi import weather
+# from zodi.miniature import weather
 # rng = np.random.default_rng(0)
 # wet_night = 0.5 * weather.night(layers, rng) + 0.3 * weather.rain(layers, rng)
 # plots.show(plots.image_grid([[(np.clip(wet_night, 0, 1) * 255).astype(np.uint8)]], width=4), "Rain at night.")

@@ -66,8 +66,14 @@ import yaml
 from diffusers.utils import logging
 from torch.utils.flop_counter import FlopCounterMode
 
-from zodi import adaptation, bench, datasets, diffusion, plots, runs, segmentation, transfer
+# %% [markdown]
+# And the modules of the course:
+# %%
+from zodi import adaptation, datasets, diffusion, segmentation, transfer
 from zodi.labels import CITYSCAPES
+from zodi.miniature import dataset
+from zodi.studies import bench
+from zodi.support import files, plots, runs
 from zodi.transfer_folder import transfer_folder
 
 plots.use_theme()
@@ -106,7 +112,8 @@ logging.set_verbosity_error()
 
 # %%
 grid = reproduce.read_profile("paper")
-command = reproduce.snakemake_command(["paper"], data="", cores=2, cluster="")
+nothing_given = files.write_json(Path(out, "given.json").resolve(), {})  # neither DATA nor another MODEL
+command = reproduce.snakemake_command(["paper"], nothing_given, cores=2, cluster="")
 command += ["--config", "results=results/nothing_yet"]
 jobs = reproduce.planned_jobs(command)
 print(reproduce.plan(jobs, grid["expected"]))
@@ -246,7 +253,7 @@ def per_transfer(piece: dict[str, int], config: transfer.TransferConfig) -> int:
 
 
 # %% [markdown]
-# Is it right? On the miniature a whole transfer can be counted while it runs (`zodi.bench.flops_per_image`, the number
+# Is it right? On the miniature a whole transfer can be counted while it runs (`zodi.studies.bench.flops_per_image`, the number
 # that `make bench` records):
 
 # %%
@@ -254,7 +261,7 @@ mini = diffusion.load("mini")
 mini_config = transfer.domain_config("night", defaults=mini.defaults)
 formula = per_transfer(pieces(mini, 96, 192), mini_config)
 assert formula == bench.flops_per_image(bench.BenchConfig(), "cpu")
-recorded = runs.read_json(Path(repository, "benchmarks", "mini_cpu.json"))
+recorded = files.read_json(Path(repository, "benchmarks", "mini_cpu.json"))
 assert round(formula / 1e12, 4) == recorded["tflop_per_image"]
 
 # %% [markdown]
@@ -421,7 +428,7 @@ known[["rate", "ours"]].round(1).rename(
 
 # %%
 folder = Path(out, "toy")
-datasets.write_miniature(folder, train=8, test=1, domains=["night"], progress=False)
+dataset.write_miniature(folder, train=8, test=1, domains=["night"], progress=False)
 toy = folder / "train"
 source = datasets.FolderDataset(toy / "images", toy / "labels", CITYSCAPES, size=(height, width))
 pairs = adaptation.find_pairs(source, source, recipe)
@@ -457,7 +464,7 @@ print(
 # %%
 def record(name: str) -> dict:
     """A record of `make bench`."""
-    return runs.read_json(Path(repository, "benchmarks", f"{name}.json"))
+    return files.read_json(Path(repository, "benchmarks", f"{name}.json"))
 
 
 names = {"mini_cpu": "miniature, CPU", "mini_cpu_bfloat16": "the same in bfloat16",

@@ -43,15 +43,17 @@ if "google.colab" in sys.modules and not Path("../pyproject.toml").exists():
     print("Installed. If Colab asks for it, restart the runtime before you go on.")
 
 # %% [markdown]
-# The module `zodi.tables` turns run folders into one tidy frame; everything below is a selection from it.
+# The module `zodi.studies.tables` turns run folders into one tidy frame; everything below is a selection from it.
 
 # %%
 import time
 
 from IPython.display import Markdown, display
 
-from zodi import datasets, plots, runs, tables
+from zodi import datasets
 from zodi.labels import get_label_set
+from zodi.studies import tables
+from zodi.support import plots, runs
 
 plots.use_theme()
 start = time.perf_counter()
@@ -298,4 +300,4 @@ _ = runs.save_metrics(out, "tables", settings, metrics, time.perf_counter() - st
 #
 # **References.** The paper, Section 4 · J. Demšar, *Statistical Comparisons of Classifiers over Multiple Data Sets*,
 # JMLR 2006 · X. Bouthillier et al., *Accounting for Variance in Machine Learning Benchmarks*, MLSys 2021 · sources of
-# the published figures: `zodi/published/`.
+# the published figures: `zodi/studies/published/`.
