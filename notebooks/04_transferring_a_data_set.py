@@ -216,7 +216,7 @@ plots.show(
 )
 
 # %% [markdown]
-# ## The same result, whatever the batch
+# ## The same noise, whatever the batch
 #
 # Another batch size, another order, a run that was resumed: the image must not change, or else nobody can repeat the
 # experiment. The networks are not the danger; the *noise* is. One random generator for the whole run hands its numbers

@@ -630,7 +630,7 @@ else:
 # | option | what it does | what it costs |
 # |---|---|---|
 # | `--dtype bfloat16` | halves weights and traffic; the profile uses it | small differences, measured below |
-# | `--batch-size 8` | that many images a network call, both branches of the guidance in one | memory; the result does not depend on it |
+# | `--batch-size 8` | that many images a network call, both branches of the guidance in one | memory; other sizes change single values by one grey level |
 # | `--compile` | `torch.compile` for all networks | minutes at the start of *every shard*: fewer shards then |
 # | VAE slicing | always on: one image at a time through the VAE | nothing that we have measured |
 # | tiling | **there is none**: an image is resized to 512 pixels at its shorter side and back | detail beyond that size |
