@@ -113,6 +113,26 @@ def test_a_label_set_travels_as_its_content(label_set):
             LabelSet.from_dict(broken)
 
 
+def test_content_that_was_changed_is_refused():
+    content = CITYSCAPES.to_dict()
+    content["names"][0], content["names"][10] = content["names"][10], content["names"][0]
+    with pytest.raises(ValueError, match=r"^data/dataset\.json: found no label set .*changed by hand"):
+        LabelSet.from_dict(content, "data/dataset.json")
+    del content["hash"]
+    assert LabelSet.from_dict(content).names[0] == "sky"
+
+
+def test_the_hash_is_that_of_the_content_not_of_the_name(tmp_path):
+    hashes = {label_set.hash for label_set in LABEL_SETS.values()}
+    assert len(hashes) == len(LABEL_SETS) and all(len(found) == 12 for found in hashes)
+    content = [CITYSCAPES.names, CITYSCAPES.colors]
+    assert LabelSet("x", *content, void_values=(40, 30)).hash == LabelSet("y", *content, void_values=(30, 40)).hash
+    for name, values in (("a", "[1, 2]"), ("b", "[2, 1]"), ("c", "[1]")):
+        (tmp_path / f"{name}.yaml").write_text(f"classes: {{road: {values}}}\nvoid: [0, 3]\n")
+    first, same, other = (read_mapping(tmp_path / f"{name}.yaml").hash for name in "abc")
+    assert first == same != other
+
+
 def test_written_label_maps_hold_class_indices():
     assert CITYSCAPES_IDS.written() == CITYSCAPES == CITYSCAPES.written()
     written = CAMVID.written()

@@ -148,6 +148,11 @@ def test_a_whole_grey_palette_gives_all_its_values(tmp_path):
     assert np.array_equal(pictures.as_values(pictures.open_picture(file), "label.png"), 255 - indices)
 
 
+def test_colour_palettes_keep_indices_though_no_two_reds_are_alike(tmp_path):
+    file = palette_label([(3, 0, 0), (2, 9, 0), (1, 0, 9)], np.array([[0, 1, 2]]), tmp_path / "label.png")
+    assert read_label(file, CITYSCAPES).tolist() == [[0, 1, 2]]
+
+
 @pytest.mark.parametrize("greys", [[0] * 19, [0, 0, 0, 9, 9, 9], [7, 7, 7, 8]])
 def test_grey_palettes_that_tell_nothing_apart_leave_the_indices(greys, tmp_path):
     """All black, with greys that are alike: nothing that was made of grey values without loss."""
@@ -266,6 +271,16 @@ def test_a_link_upwards_brings_in_nothing_from_beside_the_folder(tmp_path):
     (tmp_path / "images" / "out").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "elsewhere" / "up").symlink_to(tmp_path)
     assert list(find_files(tmp_path / "images")) == ["a", "out/b"]
+
+
+def test_links_upwards_from_places_that_links_lead_to_bring_in_nothing(tmp_path):
+    """One leads above where it lies, the other above the folder that is read."""
+    touch(tmp_path / "home" / "images" / "a.png", tmp_path / "home" / "labels" / "a.png")
+    touch(tmp_path / "other" / "deep" / "b.png", tmp_path / "other" / "c.png")
+    (tmp_path / "home" / "images" / "out").symlink_to(tmp_path / "other" / "deep")
+    (tmp_path / "other" / "deep" / "up").symlink_to(tmp_path / "other")
+    (tmp_path / "other" / "deep" / "home").symlink_to(tmp_path / "home")
+    assert list(find_files(tmp_path / "home" / "images")) == ["a", "out/b"]
 
 
 def test_a_link_to_nowhere_is_named_and_a_pipe_is_not_waited_for(tmp_path):
