@@ -311,7 +311,12 @@ pd.read_csv(tries).style.hide(axis="index").set_properties(**{"text-align": "lef
 
 # %%
 config = pretrain.PretrainConfig(
-    scene_count=scene_count, held_out=scene_count // 3, segmenter_steps=steps, vae_steps=steps, steps=steps
+    scene_count=scene_count,
+    held_out=scene_count // 3,
+    segmenter_steps=steps,
+    vae_steps=steps,
+    steps=steps,
+    batch_size=8,
 )
 toy_folder = Path(out) / "toy"
 with capture_output():

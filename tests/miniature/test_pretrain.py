@@ -1,5 +1,8 @@
 import dataclasses
+import time
+from functools import partial
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -7,10 +10,21 @@ from PIL import Image
 
 from zodi import diffusion
 from zodi.domains import DOMAINS, PROMPT_SUFFIX
+from zodi.labels import CITYSCAPES
 from zodi.miniature import pretrain as pretrain_module
 from zodi.miniature.__main__ import main
-from zodi.miniature.pretrain import PRETRAIN_DOMAINS, PretrainConfig, build_tokenizer, check_settings, pretrain
+from zodi.miniature.optimise import Optimizer, learning_rate_factor
+from zodi.miniature.pretrain import (
+    PRETRAIN_DOMAINS,
+    PretrainConfig,
+    build_tokenizer,
+    check_settings,
+    draw_batch,
+    pretrain,
+    put_on_device,
+)
 from zodi.support.files import read_json
+from zodi.support.tensors import read_state
 
 TOY = PretrainConfig(
     scene_count=4, held_out=2, height=64, width=96, vae_steps=3, vae_batch_size=2, steps=4, batch_size=4,
@@ -78,19 +92,19 @@ def test_logs_hold_every_domain(trained):
 
 
 def test_interrupted_training_ends_with_the_same_weights(trained, tmp_path, monkeypatch):
-    monkeypatch.setattr("zodi.miniature.pretrain.SAVE_EVERY", 1)
-    calls, original = [], pretrain_module._prompt
+    monkeypatch.setattr("zodi.miniature.optimise.SAVE_SECONDS", 0)
+    original = pretrain_module.draw_batch
 
-    def stop_in_the_third_batch(*args):
-        calls.append(args)
-        if len(calls) == TOY.batch_size + 2 + TOY.batch_size // 2:
+    def stop_in_the_third_batch(step, *args):
+        if step == 2:
             raise KeyboardInterrupt
-        return original(*args)
+        return original(step, *args)
 
-    monkeypatch.setattr(pretrain_module, "_prompt", stop_in_the_third_batch)
+    monkeypatch.setattr(pretrain_module, "draw_batch", stop_in_the_third_batch)
     with pytest.raises(KeyboardInterrupt):
         pretrain(TOY, tmp_path / "run", tmp_path / "weights")
     assert not (tmp_path / "weights" / "mini").exists()
+    monkeypatch.setattr(pretrain_module, "draw_batch", original)
     pretrain(TOY, tmp_path / "run", tmp_path / "weights")
     whole, resumed = (diffusion.load(folder / "weights" / "mini") for folder in (trained, tmp_path))
     for part in ("vae", "unet", "controlnet", "text_encoder"):
@@ -102,6 +116,76 @@ def test_other_settings_are_refused_more_steps_are_not(trained):
     check_settings(dataclasses.replace(TOY, steps=5), trained / "run")
     with pytest.raises(ValueError, match="seed: 0 -> 1"):
         check_settings(dataclasses.replace(TOY, seed=1), trained / "run")
+
+
+def test_a_training_by_the_clock_ends_with_its_time_and_goes_on_from_it(trained, tmp_path):
+    config = dataclasses.replace(TOY, steps=1, minutes=0.02, start_from=str(trained / "weights" / "mini"), seed=1)
+    begin = time.monotonic()
+    pretrain(config, tmp_path / "run", tmp_path / "weights", ["diffusion"])
+    state = read_state(tmp_path / "run" / "diffusion_state.pt", "")
+    assert 1.2 <= state["seconds"] < time.monotonic() - begin and state["step"] > 1
+    longer = dataclasses.replace(config, minutes=state["seconds"] / 60 + 0.01)
+    pretrain(longer, tmp_path / "run", tmp_path / "weights", ["diffusion"])
+    later = read_state(tmp_path / "run" / "diffusion_state.pt", "")
+    assert later["step"] > state["step"] and later["seconds"] >= 60 * longer.minutes
+
+
+def test_learning_rate_warms_up_stays_and_falls_at_the_end():
+    rates = [learning_rate_factor(step, step / 10_000) for step in (0, 100, 199, 5000, 7500, 8750, 10_000)]
+    assert rates == pytest.approx([0.005, 0.505, 1, 1, 1, 0.51, 0.02], rel=1e-3)
+
+
+def test_a_batch_depends_on_seed_and_step_only_and_shows_what_it_says():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 19, (4, 64, 96)).astype(np.uint8)
+    latents = torch.from_numpy(rng.standard_normal((4, 6, 8, 16, 24))).bfloat16()
+    tokenizer = build_tokenizer()
+    frames = put_on_device(latents, labels, tokenizer, torch.device("cpu"))
+    config = dataclasses.replace(TOY, batch_size=512, prompt_dropout=0.2, layout_dropout=0.25, coarse_noise=0.3)
+    batch, again, other = (draw_batch(step, frames, config) for step in (3, 3, 4))
+    assert all(torch.equal(getattr(batch, x), getattr(again, x)) for x in vars(batch))
+    assert not torch.equal(batch.noise, other.noise)
+    # Every sample is a latent of a training scene, beside the layout of that scene and a prompt of its domain.
+    which = (batch.z[:, None, None] == latents[None, :2].float()).flatten(3).all(3).nonzero()
+    assert which[:, 0].tolist() == list(range(512)) and set(which[:, 1].tolist()) == {0, 1}
+    colours = torch.from_numpy(CITYSCAPES.colorize(labels[which[:, 1]])).permute(0, 3, 1, 2) / 255
+    shown = (batch.layout == colours).flatten(1).all(1)
+    assert (batch.layout[~shown] == 0).all() and 0.15 < 1 - shown.float().mean() < 0.35
+    own = batch.prompts // 2 == which[:, 2]
+    assert (batch.prompts[~own] >= 12).all() and 0.1 < 1 - own.float().mean() < 0.3
+    text = tokenizer.decode(frames.prompts[1], skip_special_tokens=True)
+    assert text.split() == (DOMAINS["clear"].prompt + PROMPT_SUFFIX).replace(",", " ,").split()
+    assert batch.t.min() >= 0 and batch.t.max() < 1000 and (batch.t.diff() >= 0).all()
+
+
+def test_coarse_noise_hides_the_mean_and_leaves_the_details():
+    draw = partial(pretrain_module._noise, (200, 4, 24, 48))
+    fine, coarse = (draw(share, torch.Generator().manual_seed(0)) for share in (0.0, 0.3))
+    assert fine.mean((2, 3)).std() < 0.04 and 0.2 < coarse.mean((2, 3)).std() < 0.3
+    assert torch.allclose(fine.diff(dim=3).std(), coarse.diff(dim=3).std(), rtol=0.01)
+
+
+def test_muon_takes_the_kernels_inside_and_steps_against_the_gradient():
+    modules = pretrain_module.build_diffusion(0, build_tokenizer(), 8)
+    optimizer = Optimizer(modules, "muon")
+    inner = {id(p) for p in optimizer.inner}
+    names = {name for name, p in modules.named_parameters() if id(p) in inner}
+    assert "unet.mid_block.resnets.0.conv1.weight" in names
+    assert not any(part in name for name in names for part in ("conv_in", "text_encoder", "bias", "norm"))
+    weight = modules["unet"].mid_block.resnets[0].conv1.weight
+    before = weight.detach().clone()
+    for parameter in modules.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    weight.grad = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)).to(
+        memory_format=torch.channels_last
+    )
+    gradient = weight.grad.clone()
+    optimizer.step(1e-3)
+    change = weight.detach() - before
+    assert (change * gradient).sum() < 0 and weight.grad is None
+    # Orthogonal: all singular values of the step are about the same, whatever the gradient's are.
+    values = torch.linalg.svdvals(change.flatten(1))
+    assert values.max() / values.min() < 3
 
 
 def test_every_prompt_is_spelled_in_words():
@@ -123,7 +207,13 @@ def test_unfinished_training_can_be_exported_and_missing_one_is_named(trained, t
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
-    [({"held_out": 4}, "held_out=4"), ({"height": 50}, "50x96"), ({"batch_size": 3}, "batch_size=3")],
+    [
+        ({"held_out": 4}, "held_out=4"),
+        ({"height": 50}, "50x96"),
+        ({"optimizer": "sgd"}, "optimizer='sgd'"),
+        ({"coarse_noise": 1.0}, "coarse_noise=1.0"),
+        ({"minutes": -1}, "minutes=-1"),
+    ],
 )
 def test_wrong_settings_are_named(wrong, message):
     with pytest.raises(ValueError, match=message):

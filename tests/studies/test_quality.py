@@ -3,13 +3,16 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from zodi.domains import TARGETS
 from zodi.miniature.dataset import write_miniature
 from zodi.miniature.graders import DOMAIN_NAMES, GraderConfig, build_graders, classify, judge_miou, load_or_train
 from zodi.miniature.scenes import render, render_domains
 from zodi.studies import quality
-from zodi.studies.quality import QualityConfig, grade, histogram_distance, luminance, measure, verdicts
+from zodi.studies.__main__ import main
+from zodi.studies.quality import QualityConfig, grade, histogram_distance, luminance, measure, sharpness, verdicts
+from zodi.support import runs
 from zodi.support.files import read_json, write_json
 
 TOY_GRADERS = GraderConfig(scene_count=3, judge_steps=2, classifier_steps=2)
@@ -31,6 +34,14 @@ def test_luminance_and_histogram_distance_of_flat_images():
     assert histogram_distance([_flat(10)], [_flat(50)]) == pytest.approx(40)
     # Half of the mass moves by 40.
     assert histogram_distance([_flat(10), _flat(10)], [_flat(10), _flat(50)]) == pytest.approx(20)
+
+
+def test_sharpness_is_the_mean_step_between_neighbours():
+    stripes = np.zeros((4, 6, 3), np.uint8)
+    stripes[:, ::2] = 100
+    assert sharpness([_flat(10)]) == 0
+    assert sharpness([stripes]) == pytest.approx(100, abs=1)
+    assert sharpness([stripes, _flat(10)]) == pytest.approx(50, abs=1)
 
 
 def test_histogram_distance_does_not_ask_where_the_pixels_are():
@@ -121,6 +132,23 @@ def test_the_mean_speed_is_that_of_as_many_images_a_domain(monkeypatch):
     assert quality.images_per_second(TOY, ["night", "fog"]) == pytest.approx(1.5)
 
 
+@pytest.mark.parametrize(("command", "called"), [("images", "measure_images"), ("try", "try_settings")])
+def test_commands_say_and_use_what_auto_means(tmp_path, monkeypatch, capsys, command, called):
+    found = {}
+
+    def pretended(*arguments, device, dtype):
+        found.update(device=device, dtype=dtype)
+        return pd.DataFrame({"judge": [1.0]})
+
+    monkeypatch.setattr(quality, called, pretended)
+    monkeypatch.setattr(runs, "best_device", lambda: "cpu")
+    monkeypatch.setattr(runs, "native_bfloat16", lambda: True)
+    grid = ["strength=0.6"] if command == "try" else []
+    assert main([command, *grid, "--results", str(tmp_path)]) == 0
+    assert found == {"device": "cpu", "dtype": torch.bfloat16}
+    assert "device cpu, bfloat16" in capsys.readouterr().out.splitlines()
+
+
 def test_settings_are_tried_on_scenes_that_nobody_has_seen(tmp_path):
     grid = {"strength": [0.2, 0.4], "num_inference_steps": [5]}
     frame = quality.try_settings(TOY, tmp_path, grid, ["night"], count=1, processes=1)
@@ -146,7 +174,9 @@ def _runs(scores: dict[str, float], domains=TARGETS) -> pd.DataFrame:
 
 
 def _images(**changes: float) -> pd.DataFrame:
-    good = {"luminance": 40.0, "luminance_error": 1.0, "classified": 100.0, "judge_share": 90.0}
+    good = {
+        "luminance": 40.0, "luminance_error": 1.0, "sharpness": 100.0, "classified": 100.0, "judge_share": 90.0,
+    }  # fmt: skip
     rows = [{"domain": d, "row": r} | good for d in TARGETS for r in ("stochastic_inversion", "truth")]
     frame = pd.DataFrame(rows)
     for name, value in changes.items():
@@ -155,13 +185,18 @@ def _images(**changes: float) -> pd.DataFrame:
 
 
 GOOD = {
-    "source_only": 10.0, "oracle": 40.0, "photometric": 20.0, "clear_prompt": 15.0, "vae_round_trip": 12.0,
+    "source_only": 10.0, "oracle": 36.0, "photometric": 20.0, "clear_prompt": 15.0, "vae_round_trip": 12.0,
     "sdedit": 30.0, "controlnet_only": 31.0, "zodi": 33.0, "zodi_no_similarity": 32.0,
 }  # fmt: skip
 
 
-def _missed(images: pd.DataFrame, runs: pd.DataFrame, speed: float = 3.0, megabytes: float = 20.0) -> list[str]:
-    table = verdicts(images, runs, speed, megabytes)
+STRENGTHS = dict.fromkeys(TARGETS, 0.7) | {"game": 0.8}
+
+
+def _missed(
+    images: pd.DataFrame, runs: pd.DataFrame, speed: float = 5.0, megabytes: float = 20.0, strengths=STRENGTHS
+) -> list[str]:
+    table = verdicts(images, runs, speed, megabytes, strengths)
     return table.loc[table["verdict"] == "missed", "measure"].tolist()
 
 
@@ -172,15 +207,18 @@ def test_a_good_checkpoint_meets_all_goals():
 @pytest.mark.parametrize(
     ("images", "scores", "others", "count", "word"),
     [
-        ({"luminance_error": 8.0}, {}, {}, 1, "night"),
+        ({"luminance_error": 6.05}, {}, {}, 2, "luminance"),
+        ({"sharpness": 79.0}, {}, {}, 1, "sharpness"),
+        ({"sharpness": 116.0}, {}, {}, 1, "sharpness"),
         ({"luminance_error": -11.0}, {}, {}, 2, "luminance"),
-        ({"classified": 94.0}, {}, {}, 1, "classifier"),
-        ({"judge_share": 79.0}, {}, {}, 1, "layout"),
+        ({"classified": 97.0}, {}, {}, 1, "classifier"),
+        ({"judge_share": 84.0}, {}, {}, 1, "layout"),
         ({}, {"photometric": 34.0}, {}, 1, "photometric"),
-        ({}, {"sdedit": 34.0}, {}, 1, "SDEdit"),
+        ({}, {"sdedit": 33.01}, {}, 1, "SDEdit"),
         ({}, {"oracle": 80.0}, {}, 1, "gap"),
-        ({}, {}, {"speed": 1.9}, 1, "images/s"),
-        ({}, {}, {"megabytes": 41.0}, 1, "size"),
+        ({}, {}, {"speed": 3.9}, 1, "images/s"),
+        ({}, {}, {"megabytes": 46.0}, 1, "size"),
+        ({}, {}, {"strengths": STRENGTHS | {"night": 0.8}}, 1, "strength"),
     ],
 )
 def test_every_goal_can_be_missed(images, scores, others, count, word):

@@ -46,6 +46,7 @@ def _pretrain_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--out", type=folder, default=Path("results/pretrain"), help="training states, logs and caches")
     sub.add_argument("--weights", type=folder, default=pretrain.WEIGHTS_FOLDER, help="where the checkpoint goes")
     sub.add_argument("--stages", nargs="+", choices=pretrain.STAGES, default=pretrain.STAGES, help="what to train")
+    sub.add_argument("--device", default="auto", help="where to train (default: auto: cuda, else mps, else cpu)")
     sub.add_argument("--export-only", action="store_true", help="write the checkpoint of a training that is not over")
     add_fields(sub, pretrain.PretrainConfig)
 
@@ -59,7 +60,7 @@ def _pretrain(options: argparse.Namespace) -> int:
     if options.export_only:
         pretrain.export(config, options.out, options.weights / pretrain.MINI_FOLDER.name)
     else:
-        pretrain.pretrain(config, options.out, options.weights, options.stages)
+        pretrain.pretrain(config, options.out, options.weights, options.stages, options.device)
     return 0
 
 

@@ -82,10 +82,15 @@ def build_graders(config: GraderConfig) -> Graders:
     return Graders(judge, timm.create_model(CLASSIFIER, pretrained=False, num_classes=len(DOMAIN_NAMES)))
 
 
-def load_or_train(config: GraderConfig, folder: Path) -> Graders:
-    """The graders of `folder`; trained there first if it holds none of these settings. Some minutes on 2 cores."""
+def load_or_train(config: GraderConfig, folder: Path, device: str | torch.device = "cpu") -> Graders:
+    """The graders of `folder`, on a device; trained there first if it holds none of these settings.
+
+    The training takes some minutes on 2 cores.
+    """
     graders = build_graders(config)
     networks = {"judge": graders.judge, "classifier": graders.classifier}
+    for network in networks.values():
+        network.to(device)
     settings_file = folder / SETTINGS_FILE
     if not settings_file.exists() or read_json(settings_file)["hash"] != settings_hash(config):
         images, labels = _render(config)
@@ -112,7 +117,7 @@ def classify(graders: Graders, images: list[np.ndarray], batch_size: int = 16) -
     """The domain that the classifier sees in each image uint8 (H, W, 3), all of one size."""
     names: list[str] = []
     for first in range(0, len(images), batch_size):
-        x = normalise(torch.from_numpy(np.stack(images[first : first + batch_size])))
+        x = normalise(torch.from_numpy(np.stack(images[first : first + batch_size])).to(_device(graders.classifier)))
         names += [DOMAIN_NAMES[i] for i in graders.classifier(x).argmax(1).tolist()]
     return names
 
@@ -142,15 +147,20 @@ def _judge_loss(
         top, left = rng.integers(config.height - h + 1), rng.integers(config.width - w + 1)
         x.append(images[scene, domain, top : top + h, left : left + w][:, ::flip])
         y.append(labels[scene, top : top + h, left : left + w][:, ::flip])
-    logits, _ = network(normalise(_half_blurred(np.stack(x), rng)))
-    return F.cross_entropy(logits, torch.from_numpy(np.stack(y)).long(), ignore_index=IGNORE_INDEX)
+    logits, _ = network(normalise(_half_blurred(np.stack(x), rng).to(_device(network))))
+    truth = torch.from_numpy(np.stack(y)).to(logits.device).long()
+    return F.cross_entropy(logits, truth, ignore_index=IGNORE_INDEX)
 
 
 def _classifier_loss(network: nn.Module, images: np.ndarray, config: GraderConfig, rng: np.random.Generator) -> Tensor:
     scene = rng.integers(len(images), size=config.batch_size)
     domain = rng.integers(len(DOMAIN_NAMES), size=config.batch_size)
-    logits = network(normalise(_half_blurred(images[scene, domain], rng)))
-    return F.cross_entropy(logits, torch.from_numpy(domain))
+    logits = network(normalise(_half_blurred(images[scene, domain], rng).to(_device(network))))
+    return F.cross_entropy(logits, torch.from_numpy(domain).to(logits.device))
+
+
+def _device(network: nn.Module) -> torch.device:
+    return next(network.parameters()).device
 
 
 def _half_blurred(images: np.ndarray, rng: np.random.Generator) -> Tensor:
