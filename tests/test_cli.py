@@ -1,5 +1,6 @@
 """The command line: quick help, the stages, exit codes and messages."""
 
+import argparse
 import json
 import shutil
 import subprocess
@@ -15,11 +16,14 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import zodi
+import zodi.__main__ as stages
+import zodi.studies.__main__ as studies
 from zodi import diffusion
 from zodi.__main__ import main
 from zodi.labels import CAMVID
 from zodi.miniature.__main__ import main as miniature_main
 from zodi.segmentation import build_network, save_network
+from zodi.support import options, runs
 
 
 @pytest.fixture(scope="module")
@@ -177,6 +181,40 @@ def test_render_adapt_evaluate(tmp_path, capsys):
     assert main([*evaluate, "--domains", "desert"]) == 2
 
 
+@pytest.mark.parametrize("module", [stages, studies])
+def test_the_best_device_and_type_are_the_default(module):
+    found = {}
+    for name, command in module.COMMANDS.items():
+        parser = argparse.ArgumentParser()
+        command.add_options(parser)
+        found[name] = {key for key in ("device", "dtype") if parser.get_default(key) == "auto"}
+    both = {"device", "dtype"}
+    expected = {
+        stages: {"transfer": both, "adapt": {"device"}, "evaluate": {"device"}, "estimate": both, "info": set()},
+        studies: {"candidate": {"device"}, "images": both, "quality": set(), "try": both, "bench": set()},
+    }
+    assert found == expected[module]
+
+
+def test_the_choices_of_a_type_are_those_that_are_known():
+    assert ("auto", *runs.DTYPES) == options.DTYPES
+
+
+def test_auto_is_resolved_before_it_is_printed_and_recorded(transfer, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(runs, "best_device", lambda: "cpu")
+    monkeypatch.setattr(runs, "native_bfloat16", lambda: True)
+    assert transfer("--domain", "night") == 0
+    assert "device cpu, bfloat16" in capsys.readouterr().out.splitlines()
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert metrics["environment"]["device"] == "cpu, bfloat16"
+    # As on another machine, which should not mix its results in.
+    monkeypatch.setattr(runs, "native_bfloat16", lambda: False)
+    assert transfer("--domain", "night") == 2
+    assert "dtype: 'torch.bfloat16' there, 'torch.float32' asked for" in capsys.readouterr().err
+    assert transfer("--domain", "night", "--dtype", "bfloat16") == 0
+    assert "0 done, 3 were there" in capsys.readouterr().out
+
+
 def test_info(checkpoint, capsys):
     assert main(["info", "--model", str(checkpoint)]) == 0
     printed = capsys.readouterr().out
@@ -319,6 +357,16 @@ def test_a_training_takes_only_what_the_transfer_vouches_for(world, tmp_path, da
 def test_a_folder_without_a_manifest_is_used_as_it_is(world, tmp_path):
     shutil.copytree(world / "synth" / "images", tmp_path / "own" / "images")
     assert main([*adapt(world, tmp_path / "run"), "--synth", str(tmp_path / "own")]) == 0
+
+
+@pytest.mark.parametrize("command", [adapt, evaluate, estimate])
+def test_a_device_is_printed_and_recorded(world, tmp_path, monkeypatch, capsys, command):
+    monkeypatch.setattr(runs, "best_device", lambda: "cpu")
+    monkeypatch.setattr(runs, "native_bfloat16", lambda: False)
+    assert main(command(world, tmp_path)) in (0, 1)
+    assert "device cpu, float32" in capsys.readouterr().out.splitlines()
+    record = json.loads((tmp_path / "metrics.json").read_text())
+    assert record["environment"]["device"] == "cpu, float32" and "auto" not in record["settings"].values()
 
 
 def test_an_estimate_takes_only_what_the_transfer_vouches_for(world, tmp_path):

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from zodi import diffusion
 from zodi.diffusion import TransferDefaults
 from zodi.networks import hub
+from zodi.support import runs
 
 
 @pytest.fixture(scope="module", params=["mini", "stable_diffusion"])
@@ -154,6 +155,17 @@ def test_a_device_that_is_not_there_is_named(device):
 def test_cuda_without_a_card_is_one_line():
     with pytest.raises(ValueError, match="device 'cuda': cannot be used, expected cpu: torch finds no graphics card"):
         diffusion.load(device="cuda")
+
+
+def test_auto_is_only_what_one_asks_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "best_device", lambda: "cpu")
+    monkeypatch.setattr(runs, "native_bfloat16", lambda: True)
+    diffusion.save(tiny.mini(), tmp_path / "m")
+    plain, auto = diffusion.load(tmp_path / "m"), diffusion.load(tmp_path / "m", device="auto", dtype="auto")
+    assert (plain.device.type, plain.dtype, auto.dtype) == ("cpu", torch.float32, torch.bfloat16)
+    assert diffusion.load(tmp_path / "m", dtype="float16").dtype == torch.float16
+    with pytest.raises(ValueError, match="dtype 'half': expected auto or one of float32, bfloat16, float16"):
+        diffusion.load(tmp_path / "m", dtype="half")
 
 
 def test_a_folder_of_half_precision_files_only(tmp_path):

@@ -98,6 +98,20 @@ class Readout(nn.Module):
         return logits, logits
 
 
+def test_every_pixel_is_counted_in_its_cell():
+    rng = np.random.default_rng(0)
+    label, predicted = rng.integers(0, CITYSCAPES.num_classes, (2, 40, 70), dtype=np.uint8)
+    label[rng.random(label.shape) < 0.2] = IGNORE_INDEX
+    expected = np.zeros((CITYSCAPES.num_classes,) * 2, np.int64)
+    for truth, found in zip(label.ravel(), predicted.ravel(), strict=True):
+        if truth != IGNORE_INDEX:
+            expected[truth, found] += 1
+    sample = Sample(np.stack([predicted] * 3, -1), label, "a")
+    (matrix,) = evaluation.image_confusions(Readout(), [sample], CITYSCAPES.num_classes)
+    assert matrix.dtype == np.int64
+    np.testing.assert_array_equal(matrix, expected)
+
+
 def both_evaluations(folder, labels, predictions):
     """Ours and cityscapesscripts', on maps of Cityscapes ids and of predicted train ids: class -> IoU, and the mean."""
     for part in ("images", "labels", "predictions"):

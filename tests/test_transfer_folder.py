@@ -23,6 +23,7 @@ from zodi import diffusion
 from zodi import transfer_folder as module
 from zodi.labels import CITYSCAPES
 from zodi.support import files
+from zodi.support.files import read_json
 from zodi.support.results import finished_keys, read_manifest
 from zodi.transfer import domain_config
 from zodi.transfer_folder import run_settings, transfer_folder
@@ -106,7 +107,8 @@ def test_kill_9(model, tmp_path):
     code = (
         "import sys; from zodi.__main__ import main;"
         f"sys.exit(main(['transfer', '--images', r'{tmp_path}/images', '--labels', r'{tmp_path}/labels', '--domain', "
-        f"'night', '--model', r'{tmp_path}/model', '--out', r'{tmp_path}/out', '--steps', '10', '--batch-size', '1']))"
+        f"'night', '--model', r'{tmp_path}/model', '--out', r'{tmp_path}/out', '--steps', '10', '--batch-size', '1', "
+        "'--device', 'cpu', '--dtype', 'float32']))"
     )
     path = os.pathsep.join([str(Path(module.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     process = subprocess.Popen([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": path})
@@ -129,6 +131,18 @@ def test_other_settings_are_refused_and_named(model, tmp_path):
         run(model, tmp_path, config_for(seed=1))
     with pytest.raises(ValueError, match="model_fingerprint"):
         run(tiny.mini(seed=1), tmp_path)
+
+
+def test_another_type_or_device_is_noticed(tmp_path):
+    tiny.write_dataset(tmp_path)
+    diffusion.save(tiny.mini(), tmp_path / "model")
+    half = diffusion.load(tmp_path / "model", dtype="bfloat16")
+    assert run(half, tmp_path, limit=1).done == 1
+    record = read_json(tmp_path / "out" / "settings.json")
+    assert (record["settings"]["dtype"], record["environment"]["device"]) == ("torch.bfloat16", "cpu, bfloat16")
+    with pytest.raises(ValueError, match=r"dtype: 'torch.bfloat16' there, 'torch.float32' asked for\)"):
+        run(diffusion.load(tmp_path / "model"), tmp_path)
+    assert run(half, tmp_path).skipped == 1
 
 
 def test_what_is_the_same_bit_by_bit(model, tmp_path):

@@ -10,7 +10,16 @@ from collections.abc import Sequence
 
 from zodi.domains import DOMAINS
 from zodi.labels import LABEL_SETS, get_label_set
-from zodi.support.options import Command, add_fields, folder, given_fields, print_errors, run_command
+from zodi.support.options import (
+    Command,
+    add_fields,
+    device_option,
+    dtype_option,
+    folder,
+    given_fields,
+    print_errors,
+    run_command,
+)
 
 # Modules that load torch are imported by the commands that need them, so that the list of commands is there at once.
 
@@ -39,8 +48,8 @@ def _transfer_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--model", default="mini", help=MODEL_TEXT)
     sub.add_argument("--controlnet", help="folder, hub id or .safetensors file, when the model has none")
     sub.add_argument("--download", action="store_true", help="allow a hub model to be downloaded")
-    sub.add_argument("--device", default="cpu", help="for example cuda (default: cpu)")
-    sub.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of the networks")
+    device_option(sub)
+    dtype_option(sub)
     sub.add_argument("--variant", help="of the UNet's weights: non_ema for those of the authors")
     sub.add_argument("--compile", action="store_true", help="torch.compile the networks; worth it for many images")
     sub.add_argument("--batch-size", type=int, default=8, help="(default: 8)")
@@ -64,20 +73,20 @@ def _transfer(options: argparse.Namespace) -> int:
     from zodi.support import runs
     from zodi.transfer_folder import transfer_folder
 
-    runs.check_device(options.device)
+    device, dtype = runs.check_device(options.device), runs.check_dtype(options.dtype, options.device)
     changes = given_fields(options, transfer.TransferConfig, leave_out=("domain",))
     target = options.domain or changes.pop("prompt", None)
     if target is None:
         raise ValueError("give --domain or --prompt")
-    model, defaults = None, None
+    model, defaults, where = None, None, None
     if changes.get("method") not in transfer.WITHOUT_MODEL:
-        import torch
-
+        where = runs.device_text(device, dtype)
+        print(f"device {where}")
         model = diffusion.load(
             options.model,
             controlnet=options.controlnet,
-            device=options.device,
-            dtype=getattr(torch, options.dtype),
+            device=device,
+            dtype=dtype,
             variant=options.variant,
             compile=options.compile,
             local_files_only=not options.download,
@@ -103,7 +112,7 @@ def _transfer(options: argparse.Namespace) -> int:
     )
     metrics = {"domain": options.domain, "method": changes.get("method", config.method), "report": report}
     if report.ok and is_whole:
-        runs.save_metrics(options.out, "transfer", config, metrics, report.seconds)
+        runs.save_metrics(options.out, "transfer", config, metrics, report.seconds, where)
     print(f"{report.done} done, {report.skipped} were there, {len(report.errors)} failed; {report.seconds} s")
     print(f"images: {options.out / 'images'}")
     if report.stale:
@@ -130,7 +139,7 @@ def _adapt_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--reference", type=folder, help="folder of a network that finds the layout; for zodi_faithful")
     sub.add_argument("--tests", nargs="+", help="test domains (default: all of the data set)")
     sub.add_argument("--recipe", default="mini", help="settings of the training: mini (default) or paper")
-    sub.add_argument("--device", default="cpu", help="for example cuda (default: cpu)")
+    device_option(sub)
     sub.add_argument("--workers", type=int, default=0, help="processes that read images (default: none but this one)")
     sub.add_argument("--out", type=folder, required=True, help="folder of the run")
     # Defaults are the recipe's; the weight of the similarity term is what a variant says.
@@ -146,12 +155,14 @@ def _adapt(options: argparse.Namespace) -> int:
 
     start = time.monotonic()
     device = str(runs.check_device(options.device))
+    where = runs.device_text(device)
     changes = given_fields(options, adaptation.AdaptationConfig)
     config = adaptation.recipe(options.recipe, options.variant, **changes)
     reference = segmentation.load_network(options.reference) if options.reference else None
     sets = experiment.training_sets(get_row(options.variant), options.data, options.domain, options.synth, reference)
     experiment.test_sets(options.data, options.tests)
     runs.remove_metrics(options.out)
+    print(f"device {where}")
     trained = experiment.train_row(sets, config, options.out, progress=True, device=device, workers=options.workers)
     segmentation.save_network(trained.network, options.out / "network")
     with atomic_path(options.out / "history.csv") as temporary:
@@ -160,7 +171,7 @@ def _adapt(options: argparse.Namespace) -> int:
     _print_scores(scores)
     settings = {"data": options.data, "synth": options.synth, "config": config}
     metrics = trained.record | evaluation.by_domain(scores)
-    print(f"metrics: {runs.save_metrics(options.out, 'adapt', settings, metrics, time.monotonic() - start)}")
+    print(f"metrics: {runs.save_metrics(options.out, 'adapt', settings, metrics, time.monotonic() - start, where)}")
     return 0
 
 
@@ -168,7 +179,7 @@ def _evaluate_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--network", type=folder, required=True, help="folder `network/` that `adapt` wrote")
     sub.add_argument("--data", type=folder, required=True, help="data set folder")
     sub.add_argument("--domains", nargs="+", help="test domains (default: all of the data set)")
-    sub.add_argument("--device", default="cpu", help="for example cuda (default: cpu)")
+    device_option(sub)
     sub.add_argument("--out", type=folder, help="folder for metrics.json")
 
 
@@ -177,7 +188,10 @@ def _evaluate(options: argparse.Namespace) -> int:
     from zodi.support import runs
 
     start = time.monotonic()
-    network = segmentation.load_network(options.network).to(runs.check_device(options.device))
+    device = runs.check_device(options.device)
+    where = runs.device_text(device)
+    print(f"device {where}")
+    network = segmentation.load_network(options.network).to(device)
     experiment.test_sets(options.data, options.domains)
     if options.out is not None:
         runs.remove_metrics(options.out)
@@ -186,7 +200,8 @@ def _evaluate(options: argparse.Namespace) -> int:
     if options.out is not None:
         settings = {"network": options.network, "data": options.data}
         metrics = evaluation.by_domain(scores)
-        print(f"metrics: {runs.save_metrics(options.out, 'evaluate', settings, metrics, time.monotonic() - start)}")
+        file = runs.save_metrics(options.out, "evaluate", settings, metrics, time.monotonic() - start, where)
+        print(f"metrics: {file}")
     return 0
 
 
@@ -207,7 +222,8 @@ def _estimate_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--label-set", default="cityscapes", help=LABEL_SET_TEXT)
     sub.add_argument("--domain", required=True, help="target domain, or a prompt")
     sub.add_argument("--model", default="mini", help=MODEL_TEXT)
-    sub.add_argument("--device", default="cpu", help="for example cuda (default: cpu)")
+    device_option(sub)
+    dtype_option(sub)
     sub.add_argument("--seeds", type=int, default=2, help="transfers of every image (default: 2)")
     sub.add_argument("--reference", type=folder, help="folder of a network that finds the layout in good images")
     sub.add_argument("--out", type=folder, required=True, help="folder of the generated images and of classes.csv")
@@ -225,10 +241,12 @@ def _estimate(options: argparse.Namespace) -> int:
     changes = given_fields(options, TransferConfig, leave_out=("domain",))
     if options.seeds < 1:
         raise ValueError(f"--seeds {options.seeds}: expected at least 1, one transfer of every image")
-    device = runs.check_device(options.device)
+    device, dtype = runs.check_device(options.device), runs.check_dtype(options.dtype, options.device)
+    where = runs.device_text(device, dtype)
+    print(f"device {where}")
     folders = (options.network, options.reference)
     networks = [folder and segmentation.load_network(folder).to(device) for folder in folders]
-    model = diffusion.load(options.model, device=device)
+    model = diffusion.load(options.model, device=device, dtype=dtype)
     _warn(strength_warning(prompt_config(options.domain, model.defaults, **changes), model.defaults))
     runs.remove_metrics(options.out)
     found = estimation.estimate(
@@ -249,7 +267,9 @@ def _estimate(options: argparse.Namespace) -> int:
         found.classes.to_csv(temporary, index_label="class", float_format="%.4f")
     metrics = {"miou": found.miou, "low": found.low, "high": found.high, "kept": found.kept, "reliable": found.reliable}
     settings = {name: value for name, value in vars(options).items() if name != "run"}
-    runs.save_metrics(options.out, "estimate", settings, metrics, time.monotonic() - start)
+    # What "auto" was here.
+    settings |= {"device": str(device), "dtype": str(dtype).removeprefix("torch.")}
+    runs.save_metrics(options.out, "estimate", settings, metrics, time.monotonic() - start, where)
     return 0 if found.reliable else 1
 
 
@@ -272,8 +292,9 @@ def _info(options: argparse.Namespace) -> int:
     print(f"\nmodel {model.name}, weights {diffusion.fingerprint(model)}")
     print(diffusion.describe(model).to_string(index=False))
     runs.print_settings(model.defaults)
-    print("\nenvironment")
-    runs.print_settings(runs.environment())
+    print("\nenvironment; the device is what auto means here")
+    device = runs.best_device()
+    runs.print_settings(runs.environment(runs.device_text(device, runs.best_dtype(device))))
     return 0
 
 

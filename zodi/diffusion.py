@@ -10,9 +10,8 @@ import json
 import warnings
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, ControlNetModel, DDIMScheduler, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
@@ -38,7 +37,10 @@ from zodi.support.checkpoints import (
     weights_digest,
 )
 from zodi.support.files import atomic_path, one_line, read_json, write_json
-from zodi.support.runs import check_device
+from zodi.support.runs import check_device, check_dtype, image_format
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 DEFAULTS_FILE = "transfer_defaults.json"
 # Entries of settings that do not change what a network computes.
@@ -116,7 +118,7 @@ def load(
     *,
     controlnet: str | Path | None = None,
     device: str | torch.device = "cpu",
-    dtype: torch.dtype = torch.float32,
+    dtype: str | torch.dtype = torch.float32,
     variant: str | None = None,
     compile: bool = False,
     local_files_only: bool = True,
@@ -128,8 +130,8 @@ def load(
         controlnet: folder, hub id or single .safetensors file of the ControlNet, the file in diffusers' names and of
             the shape that the UNet asks for. None = the checkpoint's own `controlnet/` subfolder when it has one, else
             the ControlNet that the paper uses (`CONTROLNET_SEG`).
-        device: where the weights go.
-        dtype: type of the weights; float32 on CPU, bfloat16 or float16 are faster where the hardware has them.
+        device: where the weights go; "auto" = `zodi.support.runs.best_device`.
+        dtype: type of the weights, or its name; "auto" = the fastest of the device, `zodi.support.runs.best_dtype`.
         variant: of the UNet's weights, "non_ema" for those that the authors used; None = the averaged ones. Other parts
             take the variant where they have it: with "fp16" a folder of nothing but `*.fp16.safetensors` is read.
         compile: run the networks through torch.compile: minutes at the start, faster afterwards on a GPU.
@@ -141,6 +143,7 @@ def load(
             machine has no such device; names the file or the device.
     """
     device = check_device(device)
+    dtype = check_dtype(dtype, device)
     folder = locate(model, STABLE_DIFFUSION, STABLE_DIFFUSION_SIZE, local_files_only, variant)
     if controlnet is None and (folder / "controlnet").is_dir():
         controlnet_folder = folder / "controlnet"
@@ -293,7 +296,7 @@ def encode(model: DiffusionModel, images: Tensor) -> Tensor:
         raise ValueError(f"images: found shape {tuple(images.shape)}, expected (B, H, W, 3)")
     scale = 127.5 if images.dtype == torch.uint8 else 0.5
     x = images.to(model.device).permute(0, 3, 1, 2).float().div(scale).sub(1)
-    x = x.to(model.dtype).contiguous(memory_format=torch.channels_last)
+    x = x.to(model.dtype).contiguous(memory_format=image_format(x.device))
     encoded = model.vae.encode(x)
     latents = encoded.latents if isinstance(model.vae, AutoencoderTiny) else encoded.latent_dist.mode()
     return _finite(latents.float() * model.vae.config.scaling_factor, model, "VAE's encoder")
@@ -309,7 +312,8 @@ def decode(model: DiffusionModel, latents: Tensor) -> Tensor:
     x = (_finite(latents, model, "UNet, ControlNet or text encoder") / model.vae.config.scaling_factor).to(
         model.device, model.dtype
     )
-    images = _finite(model.vae.decode(x.contiguous(memory_format=torch.channels_last)).sample, model, "VAE's decoder")
+    x = x.contiguous(memory_format=image_format(x.device))
+    images = _finite(model.vae.decode(x).sample, model, "VAE's decoder")
     return images.float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().contiguous()
 
 
@@ -340,8 +344,10 @@ def embed(model: DiffusionModel, prompts: list[str]) -> Tensor:
 # ---------------------------------------------------------------- what a model is
 
 
-def describe(model: DiffusionModel) -> pd.DataFrame:
+def describe(model: DiffusionModel) -> "pd.DataFrame":
     """One row a part: class, number of parameters, megabytes in memory."""
+    import pandas as pd
+
     rows = []
     for part, module in _modules(model).items():
         parameters = list(module.parameters())

@@ -14,6 +14,8 @@ import torch
 from diffusers import ControlNetModel, DDIMInverseScheduler, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor
 
+from zodi.support.runs import image_format
+
 # (latents z, timestep t) -> what the networks predict, float (B, C, h, w) like z.
 Predict = Callable[[Tensor, int], Tensor]
 
@@ -160,7 +162,7 @@ def instruction_predictor(
 def _evaluate(
     unet: UNet2DConditionModel, controlnet: ControlNetModel, z_t: Tensor, t: int, embeds: Tensor, layout: Tensor
 ) -> Tensor:
-    x = z_t.to(unet.dtype).contiguous(memory_format=torch.channels_last)
+    x = z_t.to(unet.dtype).contiguous(memory_format=image_format(z_t.device))
     # A tensor, because torch.compile takes every other number for another program.
     timestep = torch.tensor(t, device=x.device)
     down, mid = controlnet(x, timestep, encoder_hidden_states=embeds, controlnet_cond=layout, return_dict=False)

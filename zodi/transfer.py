@@ -18,7 +18,6 @@ from torch import Tensor
 from zodi.diffusion import DiffusionModel, TransferDefaults, decode, embed, encode
 from zodi.domains import DOMAINS, NEGATIVE_PROMPT, PROMPT_SUFFIX, get_domain
 from zodi.labels import CITYSCAPES
-from zodi.photometric import photometric
 from zodi.rows import ABLATIONS
 from zodi.sampling import (
     DETERMINISTIC,
@@ -33,7 +32,7 @@ from zodi.sampling import (
     predictor,
     visited_timesteps,
 )
-from zodi.support.runs import generator_for
+from zodi.support.runs import generator_for, image_format
 
 METHODS = {
     **{name: method.__doc__.partition("\n")[0] for name, method in SAMPLERS.items()},
@@ -384,6 +383,9 @@ def transfer_images(
         ValueError: if a model or layouts are missing, or inputs do not fit together.
     """
     if config.method == "photometric":
+        # Loads the library of its operations, which no other method needs.
+        from zodi.photometric import photometric
+
         return [
             photometric(image, config.domain, generator)
             for image, generator in zip(images, _generators(keys, config), strict=True)
@@ -429,7 +431,7 @@ def transfer_images(
                 z,
                 prompt,
                 negative,
-                layout.contiguous(memory_format=torch.channels_last),
+                layout.contiguous(memory_format=image_format(z.device)),
                 strength=config.strength,
                 num_inference_steps=config.num_inference_steps,
                 guidance_scale=config.guidance_scale,

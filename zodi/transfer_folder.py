@@ -48,6 +48,7 @@ from zodi.support.results import (
     write_image,
     write_preview,
 )
+from zodi.support.runs import device_text
 from zodi.transfer import WITHOUT_LAYOUT, WITHOUT_MODEL, TransferConfig, check_steps, transfer_images, working_size
 
 REPORT_FILE = "report.json"
@@ -152,10 +153,10 @@ def transfer_folder(
     first, step = shard or (0, 1)
     keys, own = list(images)[:limit][first::step], list(images)[first::step]
     name = "manifest.jsonl" if shard is None else f"manifest-{first}-of-{step}.jsonl"
-    settings = run_settings(model, config, label_set)
+    settings, device = run_settings(model, config, label_set), model and device_text(model.device, model.dtype)
     read = partial(_read_pair, label_set=label_set, max_pixels=max_pixels)
     with held(out):
-        run = _Run(out, out / name, claim(out, settings), {}, {})
+        run = _Run(out, out / name, claim(out, settings, device), {}, {})
         for key in keys:
             if printable(key) != key:
                 run.errors[printable(key)] = printable(f"{images[key]}: the name is not UTF-8; rename the file")

@@ -1,5 +1,7 @@
 """The benchmark compares two ways to the same latents, and refuses what it cannot measure."""
 
+import subprocess
+
 import numpy as np
 import pytest
 import tiny
@@ -72,3 +74,24 @@ def test_a_training_is_timed_with_and_without_reading():
         assert row["workers"] == 0 and row["hours_of_the_papers_training"] == pytest.approx(
             adaptation.recipe("paper").steps / 3600 / row["steps_per_second_with_reading"], rel=0.05
         )
+
+
+def git(folder, *arguments):
+    subprocess.run(["git", "-C", folder, "-c", "user.name=a", "-c", "user.email=a@b", *arguments], check=True)
+
+
+def test_the_main_job_is_timed_on_a_fresh_clone(tmp_path):
+    git(tmp_path, "init", "--quiet")
+    (tmp_path / "Makefile").write_text("reproduce:\n\ttest ! -e uncommitted && sleep 1.2 && touch $(PROOF)\n")
+    git(tmp_path, "add", "Makefile")
+    git(tmp_path, "commit", "--quiet", "-m", "a job")
+    (tmp_path / "uncommitted").touch()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PROOF", str(tmp_path / "proof"))
+        result = bench.whole_main_job(tmp_path)
+    assert (tmp_path / "proof").exists()
+    assert 0 < result["minutes"] <= 0.1 and result["cores"] >= 1 and "processor" in result["machine"]
+    (tmp_path / "Makefile").write_text("reproduce:\n\techo no way; exit 3\n")
+    git(tmp_path, "commit", "--quiet", "-am", "it fails")
+    with pytest.raises(ValueError, match=r"make .* failed on a fresh clone: .*no way"):
+        bench.whole_main_job(tmp_path)

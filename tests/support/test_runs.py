@@ -105,14 +105,19 @@ def test_generator_depends_on_key_and_seed_only():
     assert not torch.equal(draw("a", 0), draw("a", 1))
 
 
+def test_noise_is_drawn_on_the_processor():
+    assert runs.generator_for("a", 0).device.type == "cpu"
+
+
 def test_save_metrics_records_settings_and_environment(tmp_path):
-    path = runs.save_metrics(tmp_path / "run", "adapt", Settings(), {"miou": {"night": 12.5}}, 1.26)
+    path = runs.save_metrics(tmp_path / "run", "adapt", Settings(), {"miou": {"night": 12.5}}, 1.26, "cpu, float32")
     record = files.read_json(path)
     assert path == tmp_path / "run" / "metrics.json"
     assert record["stage"] == "adapt"
     assert record["metrics"] == {"miou": {"night": 12.5}}
     assert record["settings_hash"] == runs.settings_hash(Settings())
     assert record["seconds"] == 1.3
+    assert record["environment"]["device"] == "cpu, float32"
     assert record["environment"]["packages"]["torch"] == torch.__version__.split("+")[0]
 
 

@@ -5,10 +5,18 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from zodi.domains import TARGETS
-from zodi.support.options import Command, add_fields, folder, given_fields, run_command
+from zodi.support.options import (
+    Command,
+    add_fields,
+    device_option,
+    dtype_option,
+    folder,
+    given_fields,
+    run_command,
+)
 
 if TYPE_CHECKING:
     from zodi.studies import quality
@@ -27,13 +35,18 @@ def _candidate_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--method", default="stochastic_inversion", help="of the held-out images' transfer")
     sub.add_argument("--seed", type=int, default=0, help="(default: 0)")
     sub.add_argument("--changes", type=json.loads, default={}, help="JSON: other values for settings of the recipe")
+    device_option(sub)
 
 
 def _candidate(options: argparse.Namespace) -> int:
     from zodi.studies import evidence
+    from zodi.support import runs
 
+    device = str(runs.check_device(options.device))
+    print(f"device {runs.device_text(device)}")
     candidate = evidence.Candidate(options.variant, options.domain, options.network, options.seed)
-    print(f"metrics: {evidence.run_candidate(candidate, options.results, options.method, **options.changes)}")
+    file = evidence.run_candidate(candidate, options.results, options.method, device, **options.changes)
+    print(f"metrics: {file}")
     return 0
 
 
@@ -42,12 +55,31 @@ def _results_and_model(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--model", default="mini", help="mini (default) or a folder in diffusers' format")
 
 
+def _place_options(sub: argparse.ArgumentParser) -> None:
+    device_option(sub)
+    dtype_option(sub)
+
+
+def _place(options: argparse.Namespace) -> dict[str, Any]:
+    """What the options of `_place_options` mean here, as `device` and `dtype`; printed."""
+    from zodi.support import runs
+
+    device, dtype = runs.check_device(options.device), runs.check_dtype(options.dtype, options.device)
+    print(f"device {runs.device_text(device, dtype)}")
+    return {"device": str(device), "dtype": dtype}
+
+
 def _quality_options(sub: argparse.ArgumentParser) -> None:
     from zodi.studies import quality
 
     _results_and_model(sub)
     add_fields(sub, quality.QualityConfig, leave_out=("model", "graders"))
     add_fields(sub.add_argument_group("settings of the graders"), quality.GraderConfig)
+
+
+def _images_options(sub: argparse.ArgumentParser) -> None:
+    _quality_options(sub)
+    _place_options(sub)
 
 
 def _quality_config(options: argparse.Namespace) -> "quality.QualityConfig":
@@ -61,7 +93,7 @@ def _quality_config(options: argparse.Namespace) -> "quality.QualityConfig":
 def _images(options: argparse.Namespace) -> int:
     from zodi.studies import quality
 
-    table = quality.measure_images(_quality_config(options), options.results)
+    table = quality.measure_images(_quality_config(options), options.results, **_place(options))
     print(table.to_markdown(index=False))
     return 0
 
@@ -79,6 +111,7 @@ def _try_options(sub: argparse.ArgumentParser) -> None:
     _results_and_model(sub)
     sub.add_argument("--domains", nargs="+", choices=TARGETS, default=list(TARGETS), help="(default: all five)")
     sub.add_argument("--scenes", type=int, default=24, help="pretraining scenes (default: 24)")
+    _place_options(sub)
 
 
 def _values(text: str) -> tuple[str, list]:
@@ -92,8 +125,8 @@ def _values(text: str) -> tuple[str, list]:
 def _try(options: argparse.Namespace) -> int:
     from zodi.studies import quality
 
-    config = quality.QualityConfig(options.model)
-    frame = quality.try_settings(config, options.results, dict(options.grid), options.domains, options.scenes)
+    config, grid = quality.QualityConfig(options.model), dict(options.grid)
+    frame = quality.try_settings(config, options.results, grid, options.domains, options.scenes, **_place(options))
     print(frame.round(3).to_string(index=False))
     return 0
 
@@ -111,7 +144,7 @@ def _bench(options: argparse.Namespace) -> int:
 
 COMMANDS = {
     "candidate": Command("train and score one network on which estimates are tested", _candidate_options, _candidate),
-    "images": Command("grade the transfers of the profile quality: domain and layout", _quality_options, _images),
+    "images": Command("grade the transfers of the profile quality: domain and layout", _images_options, _images),
     "quality": Command("tables and verdicts of the profile quality", _quality_options, _quality),
     "try": Command("grade ZoDi with other settings, on pretraining scenes", _try_options, _try),
     "bench": Command("speed of transfer and training: the authors' loop against ours", _bench_options, _bench),

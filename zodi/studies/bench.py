@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import platform
 import resource
+import subprocess
 import sys
 import tempfile
 import time
@@ -34,7 +35,7 @@ from zodi.labels import CITYSCAPES
 from zodi.miniature import scenes
 from zodi.segmentation import build_network
 from zodi.support.files import write_json
-from zodi.support.runs import environment, native_bfloat16, worker_count
+from zodi.support.runs import DTYPES, best_device, best_dtype, environment, native_bfloat16, worker_count
 from zodi.transfer import (
     TransferConfig,
     domain_config,
@@ -48,7 +49,6 @@ from zodi.transfer import (
 )
 
 MODELS = ("mini", "stable_diffusion")
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,8 @@ class TrainingBenchConfig:
 
 def gpu_settings() -> dict[str, BenchConfig]:
     """What `make bench` runs where there is a GPU."""
-    plain = BenchConfig("stable_diffusion", images=32, authors_images=2, dtype="bfloat16")
+    dtype = str(best_dtype("cuda")).removeprefix("torch.")
+    plain = BenchConfig("stable_diffusion", images=32, authors_images=2, dtype=dtype)
     return {"stable_diffusion_gpu": plain, "stable_diffusion_gpu_compiled": replace(plain, compile=True)}
 
 
@@ -252,7 +253,7 @@ def cpu_images_per_second(config: BenchConfig) -> float:
 
 def matmul_rate(device: str, dtype: torch.dtype) -> float:
     """FLOP/s of a large matrix product, the yardstick of what the machine can do."""
-    size, repeats = (8192, 20) if device == "cuda" else (1536, 8)
+    size, repeats = (1536, 8) if device == "cpu" else (8192, 20)
     a, b = torch.randn(2, size, size, device=device).to(dtype)
     a @ b
     _synchronise(device)
@@ -266,6 +267,8 @@ def matmul_rate(device: str, dtype: torch.dtype) -> float:
 def _synchronise(device: str) -> None:
     if device == "cuda":
         torch.cuda.synchronize()
+    elif device == "mps":
+        torch.mps.synchronize()
 
 
 def flops_per_image(config: BenchConfig, device: str) -> float:
@@ -379,7 +382,7 @@ def run(config: BenchConfig, device: str) -> dict[str, Any]:
 
     Args:
         config: the settings.
-        device: "cpu" or "cuda".
+        device: "cpu", "cuda" or "mps".
 
     Returns:
         Images a second of both and their ratio, FLOP an image, the share of the machine's matrix product rate, peak
@@ -396,6 +399,10 @@ def run(config: BenchConfig, device: str) -> dict[str, Any]:
         torch.cuda.reset_peak_memory_stats()
         ours = _time_ours(config, device)
         peak = torch.cuda.max_memory_allocated()
+    elif device == "mps":
+        ours = _time_ours(config, device)
+        # There is no record of the peak; what is set aside is never given back on its own.
+        peak = torch.mps.driver_allocated_memory()
     else:
         ours = cpu_images_per_second(config)
         # Kilobytes on Linux, bytes on macOS; of the largest process.
@@ -416,6 +423,28 @@ def run(config: BenchConfig, device: str) -> dict[str, Any]:
     }
 
 
+def whole_main_job(checkout: Path) -> dict[str, Any]:
+    """What `make reproduce` takes on a fresh clone, the environment included: minutes, and the machine.
+
+    Args:
+        checkout: a git checkout; its last commit is cloned into a temporary folder, and made there.
+
+    Raises:
+        ValueError: if there is no git checkout, or the job fails; with its last lines.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        environment = {name: value for name, value in os.environ.items() if name not in ("VIRTUAL_ENV", "PYTHONPATH")}
+        commands = (["git", "clone", "--quiet", str(checkout), folder], ["make", "-C", folder, "reproduce"])
+        start = time.perf_counter()
+        for command in commands:
+            result = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
+            if result.returncode:
+                last = " ".join((result.stdout + result.stderr).splitlines()[-3:])
+                raise ValueError(f"{checkout}: `{' '.join(command[:2])}` failed on a fresh clone: {last}")
+        minutes = (time.perf_counter() - start) / 60
+    return {"minutes": round(minutes, 2), "cores": os.cpu_count(), "machine": machine()}
+
+
 def main(out: Path, only: Collection[str] = ()) -> int:
     """Run the benchmarks that this machine can do, or those named; one JSON file each; returns the exit code.
 
@@ -427,11 +456,14 @@ def main(out: Path, only: Collection[str] = ()) -> int:
         runs["mini_cpu_bfloat16"] = partial(run, BenchConfig(dtype="bfloat16"), "cpu")
     else:
         print("mini_cpu_bfloat16: skipped, this processor does not compute in bfloat16")
+    runs["main_job"] = partial(whole_main_job, Path(__file__).parents[2])
     if torch.cuda.is_available():
         runs |= {name: partial(run, config, "cuda") for name, config in gpu_settings().items()}
         runs["training_gpu"] = partial(run_training, TrainingBenchConfig(), "cuda")
     else:
         print("stable_diffusion_gpu, training_gpu: skipped, this machine has no CUDA device")
+    if best_device() == "mps":
+        runs["mini_mps"] = partial(run, BenchConfig(), "mps")
     unknown = sorted(set(only) - set(runs))
     if unknown:
         raise ValueError(f"no benchmark {unknown} on this machine; expected some of {list(runs)}")

@@ -27,7 +27,7 @@ from zodi.rows import get_row
 from zodi.segmentation import DEFAULT_NETWORK, load_network, save_network
 from zodi.studies import agreement
 from zodi.support.files import atomic_path, read_json
-from zodi.support.runs import METRICS_FILE, save_metrics
+from zodi.support.runs import METRICS_FILE, device_text, save_metrics
 
 SCORES_FILE = "scores.npz"
 TABLE_FILE = "models.csv"
@@ -70,7 +70,7 @@ class Candidate:
 
 
 def run_candidate(
-    candidate: Candidate, results: str | Path, method: str = "stochastic_inversion", **changes: Any
+    candidate: Candidate, results: str | Path, method: str = "stochastic_inversion", device: str = "cpu", **changes: Any
 ) -> Path:
     """Train a candidate and score it after every quarter of the training.
 
@@ -78,6 +78,7 @@ def run_candidate(
         candidate: which one; "zodi_faithful" needs the oracle of its domain, which says what is faithful.
         results: folder with `data/`, `transfer/` and `held_out*/`, made by a profile with `candidates`.
         method: of the transfers that the estimates are made on.
+        device: where it is trained and scored.
         changes: other values for settings of the recipe, see `zodi.adaptation.recipe`.
 
     Returns:
@@ -96,11 +97,11 @@ def run_candidate(
             for name, values in score_network(network, scored, sets.first.label_set).items():
                 scores.setdefault(name, []).append(values)
 
-    trained = train_row(sets, config, None, callback=score)
+    trained = train_row(sets, config, None, callback=score, device=device)
     save_network(trained.network, out / "network")
     with atomic_path(out / SCORES_FILE) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, steps=quarters, **{name: np.stack(values) for name, values in scores.items()})
-    return save_metrics(out, "candidate", config, trained.record, time.monotonic() - start)
+    return save_metrics(out, "candidate", config, trained.record, time.monotonic() - start, device_text(device))
 
 
 def candidate_sets(candidate: Candidate, results: Path) -> TrainingSets:

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from zodi.support.files import cached_digest, file_stamp, one_line, read_json
+from zodi.support.runs import image_format
 
 # ---------------------------------------------------------------- load
 
@@ -67,7 +68,7 @@ def load_network(
 
 def placed(network: torch.nn.Module, device: str | torch.device) -> torch.nn.Module:
     """The network, ready for inference, on the device."""
-    return network.requires_grad_(False).eval().to(device, memory_format=torch.channels_last)
+    return network.requires_grad_(False).eval().to(device, memory_format=image_format(device))
 
 
 @contextmanager

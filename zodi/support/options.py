@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 SHOWN_ERRORS = 20
+# Names of `zodi.support.runs.DTYPES`, which loads torch.
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 def add_fields(
@@ -63,6 +65,17 @@ def field_texts(config: type) -> dict[str, str]:
 
 def _kinds(annotation: Any) -> tuple[Any, ...]:
     return typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+
+
+def device_option(parser: argparse.ArgumentParser) -> None:
+    """Add `--device`, which `zodi.support.runs.check_device` reads."""
+    parser.add_argument("--device", default="auto", help="where to compute (default: auto: cuda, else mps, else cpu)")
+
+
+def dtype_option(parser: argparse.ArgumentParser) -> None:
+    """Add `--dtype`, which `zodi.support.runs.check_dtype` reads."""
+    text = "of the diffusion model's networks (default: auto: half the bits where the device computes in them)"
+    parser.add_argument("--dtype", choices=DTYPES, default="auto", help=text)
 
 
 def folder(text: str) -> Path:

@@ -24,16 +24,25 @@ _RECORD = {"key": str, "file": str, "bytes": int, "sha256": str, "source_sha256"
 # ---------------------------------------------------------------- settings
 
 
-def claim(out: Path, settings: dict[str, Any]) -> str:
-    """Write the settings into `out`, or refuse if others are there; returns their hash."""
+def claim(out: Path, settings: dict[str, Any], device: str | None = None) -> str:
+    """Write the settings into `out`, or refuse if others are there; returns their hash.
+
+    Args:
+        out: the folder.
+        settings: everything that decides the result.
+        device: what the first run computes on, see `zodi.support.runs.environment`; others may go on there.
+    """
     file, digest = out / SETTINGS_FILE, settings_hash(settings)
-    if create_json(file, {"settings": settings, "settings_hash": digest, "environment": environment()}):
+    if create_json(file, {"settings": settings, "settings_hash": digest, "environment": environment(device)}):
         return digest
     found = read_settings(out)
     if settings_hash(found) != digest:
         first, *more = _differences(found, to_plain(settings))
         differing = "; ".join([first, *more[:4], *([f"and {len(more) - 4} more"] if more[4:] else [])])
-        raise ValueError(f"{out} holds images of another transfer ({differing}). Choose another folder or delete it.")
+        raise ValueError(
+            f"{out} holds images of another transfer ({differing}). Choose another folder, delete it, or ask "
+            "for what is there."
+        )
     return digest
 
 

@@ -15,6 +15,7 @@ import torch
 from zodi.support.files import one_line, to_plain, write_json
 
 METRICS_FILE = "metrics.json"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 RECORDED_PACKAGES = (
     "zodi",
     "torch",
@@ -38,16 +39,17 @@ def settings_hash(settings: Any) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
 
-def generator_for(key: str, seed: int, device: str | torch.device = "cpu") -> torch.Generator:
+def generator_for(key: str, seed: int) -> torch.Generator:
     """A random generator that depends on `seed` and on a name only: an image's noise is the same in any batch or order.
+
+    It draws on the processor, whose numbers are the same beside every device; what is drawn is moved afterwards.
 
     Args:
         key: what the randomness is for, for example the image's relative path.
         seed: the run's seed.
-        device: where the generator draws; results differ between device types.
     """
     digest = hashlib.sha256(f"{seed}:{key}".encode()).digest()
-    generator = torch.Generator(device=device)
+    generator = torch.Generator()
     generator.manual_seed(int.from_bytes(digest[:8], "big") & (2**63 - 1))
     return generator
 
@@ -64,24 +66,55 @@ def print_settings(settings: Any) -> None:
 
 
 def best_device() -> str:
-    """ "cuda" where there is a graphics card, else "cpu"."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    """What "auto" means on this machine: "cuda" where there is a graphics card, else Apple's "mps", else "cpu"."""
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def check_device(device: str | torch.device) -> torch.device:
-    """The device, tried once.
+    """The device, tried once; "auto" is `best_device`.
 
     Raises:
         ValueError: if this machine has none of that name; says which it has.
     """
+    best = best_device()
+    device = best if device == "auto" else device
     try:
         torch.zeros(1, device=device).cpu()
     except Exception as error:  # of any type: RuntimeError, AssertionError, ModuleNotFoundError
-        usable = "cpu or cuda" if best_device() == "cuda" else "cpu: torch finds no graphics card here"
+        usable = "cpu: torch finds no graphics card here" if best == "cpu" else f"auto, cpu or {best}"
         raise ValueError(
             f"device {str(device)!r}: cannot be used, expected {usable}. Cause: {one_line(error)}"
         ) from error
     return torch.device(device)
+
+
+def best_dtype(device: str | torch.device) -> torch.dtype:
+    """What "auto" means for networks that only predict: half the bits wherever the device computes in them.
+
+    bfloat16 on processors and graphics cards that have it, float16 on older graphics cards (compute capability below
+    8), float32 elsewhere. An "auto" device is `best_device`.
+    """
+    device = torch.device(best_device() if device == "auto" else device)
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16
+    return torch.bfloat16 if device.type == "cpu" and native_bfloat16() else torch.float32
+
+
+def check_dtype(dtype: str | torch.dtype, device: str | torch.device) -> torch.dtype:
+    """The type of a name; "auto" is `best_dtype`.
+
+    Raises:
+        ValueError: if there is none of that name.
+    """
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype == "auto":
+        return best_dtype(device)
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype {dtype!r}: expected auto or one of {', '.join(DTYPES)}")
+    return DTYPES[dtype]
 
 
 def native_bfloat16() -> bool:
@@ -89,28 +122,52 @@ def native_bfloat16() -> bool:
     return any(torch.cpu.get_capabilities().get(name, False) for name in ("avx512_bf16", "amx_bf16"))
 
 
-def worker_count(device: str) -> int:
-    """Processes that shall read images: none beside a CPU, which has the training to do."""
-    return min(8, os.cpu_count() or 1) if device == "cuda" else 0
+def device_text(device: str | torch.device, dtype: torch.dtype = torch.float32) -> str:
+    """Where and in what type a run computes, as it is printed and recorded: "cuda, bfloat16"."""
+    return f"{device}, {str(dtype).removeprefix('torch.')}"
+
+
+def image_format(device: str | torch.device) -> torch.memory_format:
+    """Order in memory of images and of the networks that predict from them: channels last, which convolves faster.
+
+    Not on "mps", whose convolutions are wrong on parts of such tensors (pytorch/pytorch#180984).
+    """
+    return torch.contiguous_format if torch.device(device).type == "mps" else torch.channels_last
+
+
+def worker_count(device: str | torch.device) -> int:
+    """Processes that shall read images beside a training on a device.
+
+    None beside a CPU, which has the training to do, nor beside "mps": on macOS every process imports all libraries
+    anew, which takes longer than they save.
+    """
+    return min(8, os.cpu_count() or 1) if torch.device(device).type == "cuda" else 0
 
 
 # ---------------------------------------------------------------- records
 
 
-def environment() -> dict[str, Any]:
-    """What a result was computed with: Python, system, processor count, package versions, commit; no names or paths."""
+def environment(device: str | None = None) -> dict[str, Any]:
+    """What a result was computed with: Python, system, processor count, package versions, commit; no names or paths.
+
+    Args:
+        device: what was computed on, from `device_text`; None where nothing was.
+    """
     return {
+        "device": device,
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "cpus": os.cpu_count(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "gpu": _gpu(),
         "torch_threads": torch.get_num_threads(),
         "packages": {name: _version(name) for name in RECORDED_PACKAGES},
         "commit": _commit(),
     }
 
 
-def save_metrics(out: str | Path, stage: str, settings: Any, metrics: dict[str, Any], seconds: float) -> Path:
+def save_metrics(
+    out: str | Path, stage: str, settings: Any, metrics: dict[str, Any], seconds: float, device: str | None = None
+) -> Path:
     """Write OUT/metrics.json, the one file that later stages and the workflow read; write it last.
 
     Args:
@@ -119,6 +176,7 @@ def save_metrics(out: str | Path, stage: str, settings: Any, metrics: dict[str, 
         settings: dataclass or dict of everything that decides the result.
         metrics: the results; NaN becomes null.
         seconds: wall time of the run.
+        device: see `environment`.
 
     Returns:
         The path of the file.
@@ -129,7 +187,7 @@ def save_metrics(out: str | Path, stage: str, settings: Any, metrics: dict[str, 
         "settings_hash": settings_hash(settings),
         "metrics": metrics,
         "seconds": round(seconds, 1),
-        "environment": environment(),
+        "environment": environment(device),
     }
     return write_json(Path(out) / METRICS_FILE, record)
 
@@ -137,6 +195,12 @@ def save_metrics(out: str | Path, stage: str, settings: Any, metrics: dict[str, 
 def remove_metrics(out: str | Path) -> None:
     """Delete what an earlier run has left in OUT/metrics.json, before one starts that will write it anew or fail."""
     (Path(out) / METRICS_FILE).unlink(missing_ok=True)
+
+
+def _gpu() -> str | None:
+    """The name of `best_device`; None for a CPU."""
+    best = best_device()
+    return {"cuda": torch.cuda.get_device_name, "mps": lambda: "Apple mps", "cpu": lambda: None}[best]()
 
 
 def _version(package: str) -> str | None:
