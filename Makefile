@@ -3,13 +3,13 @@
 
 PYTHON ?= python3
 PROFILE ?= mini
-CORES ?= 2
+CORES ?=
 DATA ?=
 REPO ?=
 CLUSTER ?=
 MODEL ?= mini
 DRY_RUN ?=
-UV := $(or $(shell command -v uv),.uv/bin/uv)
+UV := $(or $(shell command -v uv 2>/dev/null),.uv/bin/uv)
 BIN := .venv/bin
 NOTEBOOKS := $(wildcard notebooks/*.py)
 TEST_NOTEBOOKS := results/test/notebooks
@@ -19,17 +19,16 @@ $(foreach name,PROFILE CORES DATA REPO CLUSTER MODEL DRY_RUN,$(eval override $(n
 quoted = '$(subst ','\'',$($1))'
 dry_run = $(if $(filter-out 0,$(DRY_RUN)),--dry-run)
 
-# Two jobs side by side beat one job with two threads; large pages make torch's many allocations cheap.
-export OMP_NUM_THREADS := 1
-export GLIBC_TUNABLES := glibc.malloc.hugetlb=1
+# Containers often set it; importing torch and diffusers without their compiled files takes three times as long.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
 .PHONY: help
 help: ## list the targets
-	@echo "make TARGET [PROFILE=mini] [DATA=path] [CORES=2] [CLUSTER=slurm] [DRY_RUN=1]"
-	@sed -n 's/^\([a-z-]*\):.*## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 14
+	@echo "make TARGET [PROFILE=mini] [DATA=path] [CORES=number] [CLUSTER=slurm] [DRY_RUN=1]"
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo "profiles: $(basename $(notdir $(wildcard workflow/profiles/*.yaml)))"
 
 .PHONY: setup
@@ -54,16 +53,20 @@ quality: .venv/.done ## measure the transfer of MODEL on the miniature: domain, 
 
 .PHONY: bench
 bench: .venv/.done ## speed: transfer against the authors' loop, and the paper's trainings; results into benchmarks/
-	env -u OMP_NUM_THREADS $(BIN)/python -m zodi.studies bench
+	$(BIN)/python -m zodi.studies bench
 
 .PHONY: record
-record: .venv/.done ## show the results of PROFILE=mini and of quality in the README and the notebooks
+record: .venv/.done ## show the results that are there in the README and the notebooks' records
 	$(BIN)/python workflow/record.py
+
+.PHONY: records
+records: .venv/.done ## make every record anew, then the benchmarks and the notebooks; hours, resumes; DRY_RUN=1 says why
+	@$(BIN)/python workflow/records.py --cores=$(call quoted,CORES) --data=$(call quoted,DATA) $(dry_run)
 
 .PHONY: test
 test: lint ## lint, unit tests, and every notebook with toy parameters
 	$(BIN)/python tests/course/prepare_notebooks.py $(TEST_NOTEBOOKS)
-	$(BIN)/python -m pytest -n 2 --dist loadscope --nbval-lax tests $(TEST_NOTEBOOKS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadscope --nbval-lax tests $(TEST_NOTEBOOKS)
 
 .PHONY: test-cluster
 test-cluster: .venv/.done ## PROFILE=paper-smoke through a real Slurm on this machine, killed in the middle and resumed
@@ -119,6 +122,6 @@ python:
 
 .venv/.done: requirements.lock pyproject.toml | python $(UV)
 	"$(UV)" venv --quiet --allow-existing --python "$(PYTHON)" .venv
-	"$(UV)" pip sync --python $(BIN)/python --compile-bytecode --require-hashes requirements.lock
+	"$(UV)" pip sync --python $(BIN)/python --require-hashes requirements.lock
 	"$(UV)" pip install --python $(BIN)/python --quiet --no-deps --no-build-isolation --editable .
 	@touch $@

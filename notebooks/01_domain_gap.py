@@ -48,17 +48,24 @@ if "google.colab" in sys.modules and not Path("../pyproject.toml").exists():
 # %%
 import time
 
+from zodi import adaptation, datasets, evaluation, experiment, segmentation
+from zodi.miniature import dataset
+from zodi.rows import get_row
+from zodi.support import runs
+
+start = time.perf_counter()
+
+# %% [markdown]
+# For tables and figures:
+
+# %% tags=["reader"]
 import numpy as np
 import pandas as pd
 
-from zodi import adaptation, datasets, evaluation, experiment, segmentation
-from zodi.labels import IGNORE_INDEX, get_label_set
-from zodi.miniature import dataset
-from zodi.rows import get_row
-from zodi.support import plots, runs
+from zodi.labels import IGNORE_INDEX
+from zodi.support import plots
 
 plots.use_theme()
-start = time.perf_counter()
 
 # %% [markdown]
 # The parameters. `make reproduce` fills in other values; these make the notebook run on its own.
@@ -81,9 +88,14 @@ out: str = "../results/course/runs/source_only/DeepLabV3Plus-tu-resnet10t/seed0"
 # %%
 root = dataset.prepare(data)
 info = datasets.dataset_info(root)
-label_set = get_label_set(info["label_set"])
+label_set = datasets.label_set_of(root)
 train = datasets.open_split(root, "train")
 test = {name: datasets.open_split(root, f"test/{name}") for name in info["domains"]}
+
+# %% [markdown]
+# How many images are there?
+
+# %% tags=["reader"]
 pd.Series(
     {"train": len(train)} | {f"test/{name}": len(split) for name, split in test.items()}, name="images"
 ).to_frame()
@@ -91,7 +103,7 @@ pd.Series(
 # %% [markdown]
 # One test scene of every domain. Colours stand for classes.
 
-# %%
+# %% tags=["reader"]
 rows = [[sample.image, label_set.colorize(sample.label)] for split in test.values() for sample in [split[0]]]
 figure = plots.image_grid(rows, ["image", "label map"], list(test), width=5.5)
 plots.label_legend(figure, [split[0].label for split in test.values()], label_set)
@@ -101,7 +113,7 @@ plots.show(figure, "The first test scene of every domain with its label map, in 
 # Classes are far from equally common. A network that knows road, buildings and sky already gets most *pixels* right,
 # which is why we will not count pixels.
 
-# %%
+# %% tags=["reader"]
 counts = np.bincount(np.concatenate([train[i].label.ravel() for i in range(len(train))]), minlength=256)
 share = pd.DataFrame({"share": 100 * counts[: label_set.num_classes] / counts[: label_set.num_classes].sum()})
 share.index = label_set.names
@@ -115,7 +127,7 @@ plots.show(plots.class_bars(share, "share of the training pixels (%)"), "How com
 #
 # $$ C_{ij} = \#\{\text{pixels of class } i \text{ that were called } j\} . $$
 
-# %%
+# %% tags=["reader"]
 truth = np.array([[0, 0, 0, 1], [0, 0, 1, 1], [0, 0, 1, 1], [0, 0, 0, IGNORE_INDEX]], np.uint8)
 prediction = np.array([[0, 0, 0, 0], [0, 0, 1, 1], [0, 1, 1, 1], [0, 0, 0, 1]], np.uint8)
 valid = truth != IGNORE_INDEX
@@ -132,7 +144,7 @@ pd.DataFrame(confusion, ["truth 0", "truth 1"], ["called 0", "called 1"])
 #
 # Count with a pencil first: how many pixels of class 1 are right, how many are missed, how many are false?
 
-# %% tags=["nbval-check-output"]
+# %% tags=["nbval-check-output", "reader"]
 correct = np.diag(confusion)
 iou = correct / (confusion.sum(1) + confusion.sum(0) - correct)
 assert np.allclose(iou, evaluation.iou(confusion), equal_nan=True)
@@ -154,26 +166,35 @@ f"IoU of the classes: {iou[0]:.3f} and {iou[1]:.3f}, mIoU: {iou.mean():.3f}, pix
 # %%
 config = adaptation.recipe(recipe, variant, network=network, seed=seed, **changes)
 device = runs.best_device()
-progress = []
+progress, callback = [], None
+
+# %% [markdown]
+# It is measured ten times on the way, and decides nothing:
 
 
+# %% tags=["reader"]
 def watch(step, model):
-    """Measure on clear every tenth of the training; the result decides nothing."""
+    """The mIoU on clear, every tenth of the training."""
     if step % max(1, config.steps // 10) == 0 or step == config.steps:
         miou = evaluation.evaluate(model, test["clear"], label_set, batch_size=10)["miou"]
         progress.append({"step": step, "miou_clear": miou})
 
 
+callback = watch
+
+
+# %% [markdown]
+# The training:
+
+# %%
 sets = experiment.training_sets(get_row(variant), root)
-trained = experiment.train_row(sets, config, out, callback=watch, device=device, workers=runs.worker_count(device))
+trained = experiment.train_row(sets, config, out, callback=callback, device=device, workers=runs.worker_count(device))
 model, history = trained.network, trained.history
-if not progress or progress[-1]["step"] < config.steps:
-    watch(config.steps, model)
 
 # %% [markdown]
 # The loss falls and flattens.
 
-# %%
+# %% tags=["reader"]
 plots.show(
     plots.training_curves(history), "Cross-entropy on the training batches; grey: each step, blue: running mean."
 )
@@ -182,11 +203,13 @@ plots.show(
 # And the mIoU on clear test scenes? A curve that still climbs at its right end would make every later comparison a
 # comparison of unfinished networks.
 
-# %%
-progress = pd.DataFrame(progress)
-late = progress["miou_clear"].iloc[-1] - progress["miou_clear"].iloc[len(progress) // 2]
+# %% tags=["reader"]
+if not progress or progress[-1]["step"] < config.steps:
+    watch(config.steps, model)
+curve = pd.DataFrame(progress)
+late = curve["miou_clear"].iloc[-1] - curve["miou_clear"].iloc[len(curve) // 2]
 plots.show(
-    plots.curve(progress, "step", ["miou_clear"], "optimisation step", "mIoU on clear test scenes (%)"),
+    plots.curve(curve, "step", ["miou_clear"], "optimisation step", "mIoU on clear test scenes (%)"),
     f"Convergence on clear. The second half of the training has changed the mIoU by {late:+.1f} points.",
 )
 
@@ -197,6 +220,11 @@ plots.show(
 
 # %%
 scores = {name: evaluation.evaluate(model, split, label_set, batch_size=10) for name, split in test.items()}
+
+# %% [markdown]
+# As a figure:
+
+# %% tags=["reader"]
 miou = {name: score["miou"] for name, score in scores.items()}
 lost = {name: miou["clear"] - value for name, value in miou.items() if name != "clear"}
 worst = max(lost, key=lost.get)
@@ -208,7 +236,7 @@ plots.show(
 # %% [markdown]
 # What do wrong pixels look like? Compare each prediction with the truth beside it.
 
-# %%
+# %% tags=["reader"]
 samples = [split[0] for split in test.values()]
 predictions = [evaluation.predict(model, sample.image) for sample in samples]
 figure = plots.prediction_grid(
@@ -219,7 +247,7 @@ plots.show(figure, "The first test scene of every domain, its truth, and what th
 # %% [markdown]
 # Class by class: which ones does the network still find, and which vanish first?
 
-# %%
+# %% tags=["reader"]
 classes = pd.DataFrame({name: score["iou"] for name, score in scores.items()}, dtype=float).dropna(how="all")
 plots.show(
     plots.class_bars(classes[["clear", worst]], "IoU (%)"),
@@ -281,7 +309,7 @@ plots.show(
 # fails elsewhere, so more of the same training will not help; it needs other images.
 
 # %%
-metrics = trained.record | {"convergence": progress.to_dict("records")} | evaluation.by_domain(scores)
+metrics = trained.record | {"convergence": progress} | evaluation.by_domain(scores)
 segmentation.save_network(model, f"{out}/network")
 for name, split in test.items():
     evaluation.write_predictions(model, split, f"{out}/predictions/{name}")

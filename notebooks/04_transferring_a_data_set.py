@@ -46,9 +46,21 @@ if "google.colab" in sys.modules and not Path("../pyproject.toml").exists():
 # `zodi.transfer` moves images, `zodi.transfer_folder` whole folders; `zodi.estimation` knows what fidelity is.
 
 # %%
+import time
+
+from zodi import datasets, diffusion, transfer
+from zodi.miniature import dataset
+from zodi.support import runs
+from zodi.transfer_folder import transfer_folder
+
+start = time.perf_counter()
+
+# %% [markdown]
+# For everything that looks closer:
+
+# %% tags=["reader"]
 import hashlib
 import shutil
-import time
 from dataclasses import replace
 
 import matplotlib.pyplot as plt
@@ -61,17 +73,14 @@ from torch.nn import functional as F
 
 # %% [markdown]
 # And the modules of the course:
-# %%
-from zodi import adaptation, datasets, diffusion, estimation, evaluation, sampling, transfer
+# %% tags=["reader"]
+from zodi import adaptation, estimation, evaluation, sampling
 from zodi.domains import DOMAINS, TARGETS
-from zodi.labels import IGNORE_INDEX, get_label_set
-from zodi.miniature import dataset
-from zodi.support import plots, runs
+from zodi.labels import IGNORE_INDEX
+from zodi.support import plots
 from zodi.support.results import read_manifest
-from zodi.transfer_folder import transfer_folder
 
 plots.use_theme()
-start = time.perf_counter()
 
 # %% [markdown]
 # The parameters. `make reproduce` fills in other values; these make the notebook run on its own.
@@ -82,6 +91,7 @@ domain: str = "night"  # target domain
 method: str = "stochastic_inversion"  # one of transfer.METHODS, or "clear_prompt"
 model: str = "mini"  # diffusion model: "mini", a local folder or a hub id
 num_inference_steps: int = 12  # denoising steps on the full schedule
+dtype: str = "float32"  # precision of the networks: "float32", "bfloat16", "float16" or "auto"
 limit: int = 8  # training images to transfer, 0 for all
 seed: int = 0  # rules all noise
 out: str = "../results/course/transfer"  # folder of this notebook's results
@@ -94,7 +104,7 @@ reference_steps: int = 250  # length of the training of the network that looks f
 # negative prompt. At strength $s$, $\lfloor 20\, s \rfloor$ of the paper's 20 steps are walked. Cityscapes has 2,975
 # training images, and the paper has five target domains:
 
-# %%
+# %% tags=["reader"]
 cityscapes = 2975
 plan = pd.DataFrame({"strength": {name: DOMAINS[name].strength for name in TARGETS}})
 plan["steps walked"] = (20 * plan["strength"]).astype(int)
@@ -112,10 +122,10 @@ Markdown(f"Together **{plan['evaluations in all'].sum():,}** evaluations of two 
 
 # %%
 root = dataset.prepare(data)
-label_set = get_label_set(datasets.dataset_info(root)["label_set"])
+label_set = datasets.label_set_of(root)
 images, labels = root / "train" / "images", root / "train" / "labels"
 sources = datasets.open_split(root, "train")
-mini = diffusion.load(model)
+mini = diffusion.load(model, device="auto", dtype=dtype)
 common = {"defaults": mini.defaults, "num_inference_steps": num_inference_steps, "seed": seed}
 config = transfer.domain_config(domain, method, **common)
 
@@ -126,7 +136,7 @@ config = transfer.domain_config(domain, method, **common)
 # also be rows of *one* batch: negative prompt above, prompt below. First what both ways share, for four images at
 # $t = 500$:
 
-# %%
+# %% tags=["reader"]
 example = transfer.domain_config(domain, **common)
 few = [sources[i] for i in range(min(4, len(sources)))]
 size = transfer.working_size(*few[0].label.shape, example.short_side, example.multiple)
@@ -148,7 +158,7 @@ def predict(z, layout, embeds, t=500):
 # normalisation all work within an image.
 
 
-# %%
+# %% tags=["reader"]
 def two_calls(z, layout):
     """Predictions for the negative prompt, then for the prompt."""
     return torch.cat([predict(z, layout, row.expand(len(z), -1, -1)) for row in embeds[:, None]])
@@ -166,7 +176,7 @@ assert torch.allclose(two_calls(z, control), one_call(z, control), atol=1e-4)
 # What is it worth on this machine? The median of five.
 
 
-# %%
+# %% tags=["reader"]
 def milliseconds(call, *arguments):
     """Median time of five calls."""
     times = []
@@ -184,7 +194,7 @@ Markdown(f"A guided step for one image: {two:.0f} ms in two calls, {one:.0f} ms 
 # Images can share a call as well. The same images once more, whole transfers this time, in batches of one, two, four and
 # eight:
 
-# %%
+# %% tags=["reader"]
 speed, by_batch = {}, {}
 for batch in [batch for batch in (1, 2, 4, 8) if batch <= len(sources)]:
     part = [sources[i] for i in range(max(batch, len(few)))]
@@ -202,7 +212,7 @@ for batch in [batch for batch in (1, 2, 4, 8) if batch <= len(sources)]:
 # small image leaves idle: there, batches and half precision together make the transfer several times as fast
 # ([A2](A2_paper_scale.ipynb) has it measured).
 
-# %%
+# %% tags=["reader"]
 figure, ax = plt.subplots(figsize=(4, 2.4), layout="constrained")
 bars = ax.bar([str(batch) for batch in speed], list(speed.values()), color=plots.DOMAIN_COLORS[domain])
 ax.bar_label(bars, fmt="%.2f")
@@ -223,7 +233,7 @@ plots.show(
 # out in the order of the images. We give every image a generator of its own, seeded by the run's seed and the image's
 # name:
 
-# %%
+# %% tags=["reader"]
 key = few[0].key
 digest = hashlib.sha256(f"{seed}:{key}".encode()).digest()
 own = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") & (2**63 - 1))
@@ -232,7 +242,7 @@ assert torch.equal(torch.randn(8, generator=own), torch.randn(8, generator=runs.
 # %% [markdown]
 # The runs of the figure above were a test of it. One more in reversed order, and one with another seed for comparison:
 
-# %%
+# %% tags=["reader"]
 rows = few[::-1]
 arguments = [row.image for row in rows], [label_set.colorize(row.label) for row in rows], [row.key for row in rows]
 backwards = transfer.transfer_images(mini, *arguments, example)[::-1]
@@ -242,7 +252,7 @@ backwards = transfer.transfer_images(mini, *arguments, example)[::-1]
 # Compared with batches of one. Rounding in the last digit of a float32 depends on the size of a batch, and now and then
 # tips a pixel over to the next of 256 grey values. More must not happen.
 
-# %%
+# %% tags=["reader"]
 runs_of_few = {f"batches of {batch}": by_batch[batch][: len(few)] for batch in speed if batch > 1}
 runs_of_few |= {f"one batch of {len(few)}, reversed": backwards, "another seed, first image": [other]}
 differences = {
@@ -266,6 +276,11 @@ same.round(3)
 report = transfer_folder(mini, images, labels, out, config, label_set, limit=limit or None, progress=False)
 assert report.ok, report.errors
 pairs = datasets.FolderDataset(f"{out}/images", labels, label_set)
+
+# %% [markdown]
+# What it has done:
+
+# %% tags=["reader"]
 Markdown(
     f"{report.total} images asked for, {report.done} made, {report.skipped} there before, {len(report.errors)} failed."
 )
@@ -273,7 +288,7 @@ Markdown(
 # %% [markdown]
 # Go through the pairs with the layout in mind: does every label still name what is there?
 
-# %%
+# %% tags=["reader"]
 first_keys = pairs.keys[:4]
 originals = [sources.only([key])[0] for key in first_keys]
 rows = [[s.image, label_set.colorize(s.label), pairs[i].image] for i, s in enumerate(originals)]
@@ -287,7 +302,7 @@ plots.show(figure, f"Training images and their transfer ({method}, {domain}). Th
 # Beside the images lies `manifest.jsonl`, one line a *finished* image, written after the image itself: its name and size,
 # the checksum of its file, the checksum of what it was made from, and the hash of all settings.
 
-# %%
+# %% tags=["reader"]
 lines = pd.DataFrame(read_manifest(out).values()).head(3).set_index("key")
 for column in ("sha256", "source_sha256"):
     lines[column] = lines[column].str[:8] + "…"
@@ -300,7 +315,7 @@ lines
 # raises, in the middle of the last. (Four steps and batches of one, because only the book-keeping is of interest here;
 # all of it goes into a folder `demo` that disturbs nothing.)
 
-# %%
+# %% tags=["reader"]
 demo = Path(out) / "demo"
 shutil.rmtree(demo, ignore_errors=True)
 short = replace(example, num_inference_steps=min(4, num_inference_steps))
@@ -318,7 +333,7 @@ def pull_the_plug(*_):
 # %% [markdown]
 # The run, and its end:
 
-# %%
+# %% tags=["reader"]
 hook = mini.unet.register_forward_pre_hook(pull_the_plug)
 small = {"batch_size": 1, "limit": 4, "progress": False}
 try:
@@ -332,7 +347,7 @@ finally:
 # To make it worse, the file of the first image loses its second half, as after a full disk. What is there now? An image
 # counts as finished only if its line is in the manifest *and* the checksum of its file agrees.
 
-# %%
+# %% tags=["reader"]
 keys = sources.keys[:4]
 files = {key: demo / "stopped" / "images" / f"{key}.png" for key in keys}
 files[keys[0]].write_bytes(files[keys[0]].read_bytes()[: files[keys[0]].stat().st_size // 2])
@@ -350,7 +365,7 @@ written = {key: files[key].stat().st_mtime_ns for key in keys if files[key].exis
 # end, such as a power cut, may leave an image without its line; it is done again, which costs seconds. The other way
 # round, a line without an image, would cost an experiment, and cannot happen. And the same call again:
 
-# %%
+# %% tags=["reader"]
 again = transfer_folder(mini, images, labels, demo / "stopped", short, label_set, **small)
 state["second run"] = ["made" if files[key].stat().st_mtime_ns != written.get(key) else "skipped" for key in keys]
 assert (again.done, again.skipped) == (2, 2)
@@ -363,7 +378,7 @@ state.replace({True: "yes", False: "no"})
 # A folder with some images of one strength and some of another looks like any other folder. So the settings are part of
 # it, and a run with others is refused:
 
-# %%
+# %% tags=["reader"]
 try:
     stronger = replace(short, guidance_scale=short.guidance_scale + 1)
     transfer_folder(mini, images, labels, demo / "stopped", stronger, label_set, **small)
@@ -377,7 +392,7 @@ except ValueError as error:
 # every $n$-th image from the $i$-th on, and keeps a manifest of its own. On the command line that is `--shard 0/2` and
 # `--shard 1/2`. The union is the whole:
 
-# %%
+# %% tags=["reader"]
 for i in (0, 1):
     transfer_folder(mini, images, labels, demo / "shards", short, label_set, shard=(i, 2), limit=4, progress=False)
 assert read_manifest(demo / "shards").keys() == read_manifest(demo / "stopped").keys()
@@ -387,7 +402,7 @@ for manifest in sorted((demo / "shards").glob("manifest*.jsonl")):
 # %% [markdown]
 # And the images are those of the run that was stopped, damaged and resumed:
 
-# %%
+# %% tags=["reader"]
 whole, parts = (
     np.stack([datasets.read_image(demo / name / "images" / f"{key}.png") for key in keys]).astype(int)
     for name in ("stopped", "shards")
@@ -412,7 +427,7 @@ assert np.abs(whole - parts).max() <= 1
 # One trap is left. No VAE of this size keeps the finest grain of an image. A network that has learned from sharp images
 # expects it, and would blame the transfer for all that is a little soft. So the true images go through the VAE as well.
 
-# %%
+# %% tags=["reader"]
 round_trip = transfer.domain_config(domain, "vae_round_trip", **common)
 true_images, true_labels = (root / f"train_{domain}" / name for name in ("images", "labels"))
 transfer_folder(mini, true_images, None, demo / "true", round_trip, label_set, progress=False)
@@ -422,7 +437,7 @@ truth = datasets.FolderDataset(demo / "true" / "images", true_labels, label_set)
 # Half of the scenes at most are graded, the reference learns from the others. (Photographs of two domains have no scene in
 # common; half of the true ones are then kept aside.)
 
-# %%
+# %% tags=["reader"]
 half = len(truth) // 2
 graded = pairs.only(pairs.keys[:half])
 aside = [key for key in truth.keys if key in graded.keys] or truth.keys[:half]
@@ -436,7 +451,7 @@ reference, _ = adaptation.train(recipe, learned, None, None, device=runs.best_de
 # One confusion matrix an image, and from it the fidelity; written out for the first image it is the share above.
 
 
-# %%
+# %% tags=["reader"]
 def grade(pictures, label_maps):
     """Confusion matrices of the reference, one an image."""
     samples = [datasets.Sample(image, label, "") for image, label in zip(pictures, label_maps, strict=True)]
@@ -455,7 +470,7 @@ assert abs(by_hand - fidelity[0]) < 1e-3
 # transferred images with the label map of *another* scene, as if the layout were lost altogether. (That is far from zero,
 # because every street has sky above and road below.)
 
-# %%
+# %% tags=["reader"]
 on_truth = grade(*zip(*((unseen[i].image, unseen[i].label) for i in range(len(unseen))), strict=True))
 on_lost = grade(graded_images, graded_labels[1:] + graded_labels[:1])
 groups = {"true images": on_truth, "transferred": confusions, "transferred, others' labels": on_lost}
@@ -466,7 +481,7 @@ scores = pd.concat([
 # %% [markdown]
 # Every dot is an image:
 
-# %%
+# %% tags=["reader"]
 figure, ax = plt.subplots(figsize=(6.5, 2), layout="constrained")
 sns.stripplot(scores, x="fidelity", y="images", color=plots.DOMAIN_COLORS[domain], alpha=0.6, jitter=0.15, ax=ax)
 means = scores.groupby("images", sort=False)["fidelity"].mean()
@@ -482,7 +497,7 @@ plots.show(figure, "Fidelity of single images (dots) and its mean (ticks): " + "
 # does not find in *true* images is its own weakness; only the difference is the transfer's. Classes of which it finds
 # hardly anything even there are left out, because it cannot judge them.
 
-# %%
+# %% tags=["reader"]
 classes = pd.DataFrame(
     {name: 100 * evaluation.iou(groups[name].sum(0)) for name in ("true images", "transferred")}, index=label_set.names
 ).dropna()
@@ -497,7 +512,7 @@ plots.show(
 # %% [markdown]
 # How could the fidelity of whole images look so good? Count the pixels of the classes that have lost more than half:
 
-# %%
+# %% tags=["reader"]
 pixels = confusions.sum(2)
 halved = known.index[known["transferred"] < known["true images"] / 2]
 share = pixels[:, np.isin(label_set.names, halved)].sum() / pixels.sum()
@@ -512,7 +527,7 @@ Markdown(
 # the scene, and the class that got lost: of the classes that the reference can judge and that cover at least fifty pixels,
 # the one with the lowest share of pixels found.
 
-# %%
+# %% tags=["reader"]
 worst = np.argsort(fidelity)[:3].tolist()
 originals = [sources.only([graded.keys[i]])[0] for i in worst]
 found = np.diagonal(confusions, axis1=1, axis2=2) / np.maximum(pixels, 1)
@@ -528,7 +543,7 @@ names = [
 # The pictures, true and transferred ones brightened, because a night hides its failures well:
 
 
-# %%
+# %% tags=["reader"]
 def brightened(image):
     """The image with all but its brightest pixels stretched over the full range."""
     return np.clip(image * (255 / np.percentile(image, 99)), 0, 255).astype(np.uint8)
@@ -549,7 +564,7 @@ plots.show(figure, "The least faithful images, beside what they were made from a
 # the class has its maximum in the middle of the largest object.
 
 
-# %%
+# %% tags=["reader"]
 def largest_piece(c):
     """Index of the image and window (a quarter of the height, a sixth of the width) that show most of class c."""
     i = int(pixels[:, c].argmax())
@@ -585,7 +600,7 @@ plots.show(figure, f"The largest {', '.join(lost)} of the graded images: before,
 # the others; training in 05 would get `target.only(keys)`. An absolute threshold depends on how good the reference is, so
 # take a quantile: here the worst fifth goes.
 
-# %%
+# %% tags=["reader"]
 threshold = float(np.quantile(fidelity, 0.2))
 kept = graded.only(estimation.faithful_keys(graded, confusions, threshold))
 Markdown(
@@ -599,7 +614,7 @@ Markdown(
 # **Draw again.** Another seed is another image. Is it the scene that is difficult, or was it bad luck? Three more seeds for
 # the worst images:
 
-# %%
+# %% tags=["reader"]
 drawn = {seed: [graded_images[i] for i in worst]}
 layouts = [label_set.colorize(original.label) for original in originals]
 arguments = [original.image for original in originals], layouts, [original.key for original in originals]
@@ -609,7 +624,7 @@ for other_seed in range(seed + 1, seed + 4):
 # %% [markdown]
 # With the fidelity of each above it:
 
-# %%
+# %% tags=["reader"]
 retried = np.array([
     estimation.fidelity(grade(pictures, [original.label for original in originals])) for pictures in drawn.values()
 ])  # fmt: skip
@@ -628,7 +643,7 @@ plots.show(
 #
 # The speed measured above, stretched to data sets. All for this model and these small images on this machine:
 
-# %%
+# %% tags=["reader"]
 per_image = 1 / max(speed.values())
 sizes = {"one image": 1, "this training set": len(sources), "Cityscapes, one domain": cityscapes}
 sizes["Cityscapes, five domains"] = cityscapes * len(TARGETS)
@@ -703,11 +718,21 @@ cost.round(3)
 # lie in a folder under the names of their sources, so that every label map finds its synthesized image.
 
 # %%
-metrics = {
-    "domain": domain, "method": method, "images": len(pairs), "images_per_second": max(speed.values()),
-    "fidelity": fidelity.mean(), "fidelity_of_true_images": estimation.fidelity(on_truth).mean(),
-    "class_iou": classes.to_dict(),
+metrics = {"domain": domain, "method": method, "images": len(pairs)}
+
+# %% [markdown]
+# Where the images were graded, with their marks:
+
+# %% tags=["reader"]
+metrics |= {
+    "images_per_second": max(speed.values()), "fidelity": fidelity.mean(),
+    "fidelity_of_true_images": estimation.fidelity(on_truth).mean(), "class_iou": classes.to_dict(),
 }  # fmt: skip
+
+# %% [markdown]
+# All of it is written down last, so that a folder with `metrics.json` is a finished one:
+
+# %%
 settings = {"data": data, "model": model, "limit": limit, "config": config}
 _ = runs.save_metrics(out, "transfer", settings, metrics, time.perf_counter() - start)
 

@@ -51,6 +51,18 @@ if "google.colab" in sys.modules and not Path("../pyproject.toml").exists():
 # %%
 import time
 
+from zodi import adaptation, datasets, evaluation, experiment
+from zodi.miniature import dataset
+from zodi.rows import get_row
+from zodi.studies.selection import EpochSelection
+from zodi.support import runs
+
+start = time.perf_counter()
+
+# %% [markdown]
+# For everything that looks closer:
+
+# %% tags=["reader"]
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -62,17 +74,14 @@ from torch.nn import functional as F
 
 # %% [markdown]
 # And the modules of the course:
-# %%
-from zodi import adaptation, datasets, evaluation, experiment, segmentation
-from zodi.labels import IGNORE_INDEX, get_label_set
-from zodi.miniature import dataset
-from zodi.rows import ROWS, get_row
+# %% tags=["reader"]
+from zodi import segmentation
+from zodi.labels import IGNORE_INDEX
+from zodi.rows import ROWS
 from zodi.studies import tables
-from zodi.studies.selection import EpochSelection
-from zodi.support import plots, runs
+from zodi.support import plots
 
 plots.use_theme()
-start = time.perf_counter()
 
 # %% [markdown]
 # The parameters. `make reproduce` fills in other values; these make the notebook run on its own.
@@ -90,7 +99,7 @@ held_out: str = ""  # folder with transferred test/clear images; with it epochs 
 score_every: int = 1  # epochs from one score to the next
 rule: str = "best_synthetic"  # which epoch then counts, one of selection.RULES; without scores the last step does
 out: str = "../results/course/runs/zodi/night/DeepLabV3Plus-tu-resnet10t/seed0"  # folder of this run
-record: str = "records/mini.csv"  # our recorded runs, for the table of ablations
+record: str = "records/full.csv"  # our recorded runs, for the table of ablations
 
 # %% [markdown]
 # ## Pairs
@@ -100,8 +109,7 @@ record: str = "records/mini.csv"  # our recorded runs, for the table of ablation
 
 # %%
 root = dataset.prepare(data)
-info = datasets.dataset_info(root)
-label_set = get_label_set(info["label_set"])
+label_set = datasets.label_set_of(root)
 source = datasets.open_split(root, "train")
 test = {name: datasets.open_split(root, f"test/{name}") for name in ("clear", domain)}
 row = get_row(variant)
@@ -126,6 +134,11 @@ if row.method and not synth:
 # %%
 sets = experiment.training_sets(row, root, domain, synth if row.method else None)
 target = sets.second or sets.first
+
+# %% [markdown]
+# The first three scenes:
+
+# %% tags=["reader"]
 pairs = [(source[i], target[i]) for i in range(min(3, len(source), len(target)))]
 rows = [[s.image, t.image, label_set.colorize(t.label)] for s, t in pairs]
 figure = plots.image_grid(rows, ["source image x_s", "synthesized image x_t", "label map y"], width=6.5)
@@ -143,7 +156,7 @@ plots.show(figure, f"What the row “{row.label}” trains on, first three scene
 #
 # $$ g = \text{GAP}(f), \quad \cos(g_s, g_t) = \frac{g_s \cdot g_t}{|g_s|\,|g_t|}, \quad \lambda = 0.1 . $$
 
-# %%
+# %% tags=["reader"]
 generator = torch.Generator().manual_seed(0)
 f_s, f_t = torch.randn(2, 4, 8, 3, 6, generator=generator)
 g_s, g_t = f_s.mean((2, 3)), f_t.mean((2, 3))
@@ -160,7 +173,7 @@ assert torch.allclose(cos.mean(), adaptation.similarity(f_s, f_t), atol=1e-6)
 # It stands at right angles to $g_s$, so it turns the feature and never makes it longer, and it vanishes when both point
 # the same way. Automatic differentiation agrees:
 
-# %%
+# %% tags=["reader"]
 a = g_s[0].clone().requires_grad_()
 F.cosine_similarity(a, g_t[0], dim=0).backward()
 by_hand = (F.normalize(g_t[0], dim=0) - cos[0] * F.normalize(g_s[0], dim=0)) / g_s[0].norm()
@@ -171,7 +184,7 @@ assert abs(torch.dot(a.grad, g_s[0])) < 1e-5
 # In two dimensions it can be drawn: at every place the arrow shows where a feature $g_s$ standing there is pulled when
 # $g_t$ points to the right.
 
-# %%
+# %% tags=["reader"]
 x, y = torch.meshgrid(torch.linspace(-2, 2, 15), torch.linspace(-2, 2, 15), indexing="xy")
 place = torch.stack([x, y], -1).reshape(-1, 2)
 place = place[place.norm(dim=1) > 0.3].requires_grad_()
@@ -193,7 +206,7 @@ plots.show(figure, "Gradient of the cosine. Short features turn fast, long ones 
 # One catch is left: at test time there is one set of statistics for both. The miniature has few steps and domains far
 # apart, so it keeps the statistics of the pretrained network (`freeze_norm`); exercise 4 shows what that is worth.
 
-# %%
+# %% tags=["reader"]
 brightness = pd.DataFrame({"clear": [s.image.mean() for s, _ in pairs], domain: [t.image.mean() for _, t in pairs]})
 brightness.mean().round(1).rename("mean grey value (0 to 255)").to_frame()
 
@@ -205,6 +218,11 @@ brightness.mean().round(1).rename("mean grey value (0 to 255)").to_frame()
 
 # %%
 config = adaptation.recipe(recipe, variant, network=network, seed=seed, **changes)
+
+# %% [markdown]
+# The first batch of a training with these settings, and a network:
+
+# %% tags=["reader"]
 twins_of = adaptation.find_pairs(source, target, config)
 batches = adaptation.cut_batches(0, source, target, twins_of, config)
 (x_s, y_s), (x_t, y_t) = (adaptation.augment(batch, config) for batch in batches)
@@ -213,7 +231,7 @@ h = segmentation.build_network(network, label_set.num_classes, void_output=confi
 # %% [markdown]
 # Two passes, two cross-entropies, one cosine. With pairs the label maps $y_s$ and $y_t$ are the same.
 
-# %%
+# %% tags=["reader"]
 (logits_s, f_s), (logits_t, f_t) = h(x_s), h(x_t)
 ce_s = F.cross_entropy(logits_s, y_s, ignore_index=IGNORE_INDEX)
 ce_t = F.cross_entropy(logits_t, y_t, ignore_index=IGNORE_INDEX)
@@ -226,7 +244,7 @@ assert torch.isclose(loss, terms["loss"], rtol=1e-5)
 # The step goes down the gradient of this loss, $\theta \leftarrow \theta - \eta\, \partial L / \partial \theta$, in encoder,
 # decoder and head. With a small step the loss of the same batch falls:
 
-# %%
+# %% tags=["reader"]
 optimizer = torch.optim.SGD(h.parameters(), lr=1e-2)
 loss.backward()
 optimizer.step()
@@ -260,7 +278,7 @@ if epochs and rule != "last":
 # %% [markdown]
 # Each term on its own tells more than their sum.
 
-# %%
+# %% tags=["reader"]
 plots.show(
     plots.training_curves(history),
     "Loss terms on the training batches; grey: each step, coloured: running mean. The loss is the sum of the two "
@@ -273,7 +291,7 @@ plots.show(
 # The partner for the comparison is source-only of the same seed and length: the one that 01 has trained, or, when there
 # is none, one trained now.
 
-# %%
+# %% tags=["reader"]
 partner_folder = Path(data).parent / "runs/source_only" / network.replace("/", "-") / f"seed{seed}" / "network"
 if partner_folder.exists():
     partner = segmentation.load_network(partner_folder)
@@ -287,6 +305,11 @@ else:
 
 # %%
 scores = {name: evaluation.evaluate(model, split, label_set, batch_size=10) for name, split in test.items()}
+
+# %% [markdown]
+# Beside its partner:
+
+# %% tags=["reader"]
 before = {name: evaluation.evaluate(partner, split, label_set, batch_size=10) for name, split in test.items()}
 comparison = pd.DataFrame({
     "source only": {name: score["miou"] for name, score in before.items()},
@@ -299,7 +322,7 @@ comparison.rename_axis("mIoU (%) on").round(1)
 # One seed decides nothing; [A3](A3_tables.ipynb) looks at several. But *where* the difference comes from can be seen
 # already: class by class.
 
-# %%
+# %% tags=["reader"]
 gain = pd.Series(scores[domain]["iou"], dtype=float) - pd.Series(before[domain]["iou"], dtype=float)
 gain = gain.dropna().sort_values(ascending=False)
 plots.show(
@@ -310,7 +333,7 @@ plots.show(
 # %% [markdown]
 # And in pictures. Look for objects that appear in the last column and not in the one before.
 
-# %%
+# %% tags=["reader"]
 samples = [test[domain][i] for i in range(min(3, len(test[domain])))]
 predictions = {
     name: [evaluation.predict(network_, sample.image) for sample in samples]
@@ -326,7 +349,7 @@ plots.show(figure, f"Test scenes in {domain}: image, truth, before and after ada
 # network was trained on? That takes pairs. The miniature has *true* ones: a test scene has the same name in clear weather
 # and in the target domain. Photographs have none, and a transferred image takes the place of the true one.
 
-# %%
+# %% tags=["reader"]
 choices = [("the true image of the same test scene", test["clear"], test[domain])]
 if held_out:
     choices.append(("its transfer", test["clear"], splits["synthetic"]))
@@ -342,7 +365,7 @@ twins = twins or [(clear[i].image, other[i].image) for i in range(min(3, len(cle
 # The deepest features of an image; averaged over the image they are $g$ of the loss.
 
 
-# %%
+# %% tags=["reader"]
 @torch.inference_mode()
 def deepest(network: segmentation.SegmentationNetwork, image: np.ndarray) -> torch.Tensor:
     """Features (1, D, h, w) of an image (H, W, 3) whose sides are padded to multiples of 32."""
@@ -362,7 +385,7 @@ pooled = {
 # *another scene* in clear weather. As long as the pair is further apart than two streets are, the feature speaks of the
 # weather first. The pair should come closer, and the streets should stay where they are.
 
-# %%
+# %% tags=["reader"]
 cosines = pd.DataFrame([
     {"network": name, "compared with": what, "cosine": cosine}
     for name, (g_s, g_t) in pooled.items()
@@ -381,7 +404,7 @@ plots.show(figure, f"A clear image compared with {kind}, and with another clear 
 # Pooling forgets *where* the two differ. Before it, every location has a feature of its own, and $1 - \cos$ of the two is a
 # map: bright is where the network sees something else in the other image.
 
-# %%
+# %% tags=["reader"]
 colors = ScalarMappable(plt.Normalize(0, 1), "magma")
 rows = []
 for pair in twins[:3]:
@@ -403,7 +426,7 @@ plots.show(figure, f"Where the deepest features of a clear image and {kind} diff
 # repeats the experiment. This table is **not** from the run above: it is read from our recorded runs of the miniature, mIoU
 # (%) on the true target images, mean ± standard deviation over seeds.
 
-# %%
+# %% tags=["reader"]
 frame = tables.read_record(record)
 table = tables.main_table(frame)
 parts = pd.DataFrame(
@@ -416,7 +439,7 @@ table.join(parts)[[*parts.columns, *table.columns]]
 # %% [markdown]
 # ZoDi against each of the others, seed by seed:
 
-# %%
+# %% tags=["reader"]
 against = {}
 for name in ("zodi_no_similarity", "clear_prompt", "photometric", "source_only"):
     gains = tables.gains(tables.paired(frame, name))
@@ -427,7 +450,7 @@ display(Markdown("\n".join(lines)))
 # %% [markdown]
 # In one sentence, computed from these lines:
 
-# %%
+# %% tags=["reader"]
 worth = {
     name: " and ".join(f"{gain:+.1f} ({domain})" for gain, domain in zip(part["mean"], part["domain"], strict=True))
     for name, part in against.items()

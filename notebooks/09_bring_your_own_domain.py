@@ -600,8 +600,8 @@ for name, line in gains.xs(judged, level="images").iterrows():
 # ```bash
 # python data_scripts/own.py --images DIR --labels DIR --mapping mine.yaml prepare --out results/own/data
 # python -m zodi transfer --images results/own/data/train/images --labels results/own/data/train/labels \
-#     --prompt "driving at night" --out results/own/synth
-# python -m zodi adapt --data results/own/data --variant zodi --synth results/own/synth --out results/own/run
+#     --prompt "driving at night" --out results/own/night
+# python -m zodi adapt --data results/own/data --variant zodi --synth results/own/night --out results/own/run
 # python -m zodi evaluate --network results/own/run/network --data results/own/data
 # python -m zodi estimate --network results/own/run/network --images results/own/data/test/clear/images \
 #     --labels results/own/data/test/clear/labels --domain "driving at night" --out results/own/estimate

@@ -629,7 +629,7 @@ else:
 #
 # | option | what it does | what it costs |
 # |---|---|---|
-# | `--dtype bfloat16` | halves weights and traffic; the profile uses it | small differences, measured below |
+# | `--dtype auto`, the default | bfloat16 where the card computes in it, float16 on older ones: halves weights and traffic | small differences, measured below |
 # | `--batch-size 8` | that many images a network call, both branches of the guidance in one | memory; other sizes change single values by one grey level |
 # | `--compile` | `torch.compile` for all networks | minutes at the start of *every shard*: fewer shards then |
 # | VAE slicing | always on: one image at a time through the VAE | nothing that we have measured |
@@ -753,7 +753,7 @@ settings.astype(str).set_index(["stage", "setting"])
 # |---|---|---|---|
 # | noise | seed 42 again for every image: all images get the same noise | drawn for each image by its name | `--noise paper --seed 42`, row `paper_noise` |
 # | UNet's weights | `v1-5-pruned.ckpt`, not averaged | averaged (EMA) | `--variant non_ema` |
-# | precision of the transfer | float32 | bfloat16 | `--dtype float32` |
+# | precision of the transfer | float32 | bfloat16, on older cards float16 | `--dtype float32` |
 # | latent of the source image | a sample of the VAE's distribution | its mean | none |
 # | batches of the transfer | one image, two calls a step | eight images, one call | `--batch-size 1` |
 # | encoding time | `int(1000 s)`, although the walk begins earlier | kept | `--align` is the corrected one, row `aligned` |

@@ -51,7 +51,6 @@ import time
 from IPython.display import Markdown, display
 
 from zodi import datasets
-from zodi.labels import get_label_set
 from zodi.studies import tables
 from zodi.support import plots, runs
 
@@ -201,7 +200,7 @@ if len(zodi):
 shown = ["source_only", "photometric", "zodi", "oracle"]
 for name in dict.fromkeys(tested["domain"] if origin.startswith("the runs") else []):
     samples, predictions = tables.read_predictions(results, name, shown)
-    label_set = get_label_set(datasets.dataset_info(f"{results}/data")["label_set"])
+    label_set = datasets.label_set_of(f"{results}/data")
     images, truths = [s.image for s in samples], [s.label for s in samples]
     plots.show(
         plots.prediction_grid(images, truths, predictions, label_set),

@@ -1,26 +1,31 @@
 """Put results where readers see them: the records that the notebooks read, and the README's table.
 
     make reproduce && make record      results/mini -> notebook A3 and the README
+    make reproduce PROFILE=full && make record                  results/full -> notebook 05
     make quality && make record        results/quality -> notebook A1
     make reproduce PROFILE=estimation && make record            results/estimation -> notebook 06
     make reproduce PROFILE=cleaning && make record              results/cleaning -> notebook 06
     make reproduce PROFILE=camvid DATA=path && make record      results/camvid -> notebook 08
 
-The README's table is what stands between its two `record` comments; nobody types it.
+`make records` does all of it. The README's table is what stands between its two `record` comments; nobody types it.
 """
 
 import re
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 from zodi.studies import evidence, tables
 from zodi.studies.quality import RESULT_TABLES
+from zodi.support.files import read_json
 from zodi.support.runs import METRICS_FILE
 
 ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "results" / "mini"
-RECORD = ROOT / "notebooks" / "records" / "mini.csv"
+MINI = ROOT / "results" / "mini"
+MINI_RECORD = ROOT / "notebooks" / "records" / "mini.csv"
+FULL = ROOT / "results" / "full"
+FULL_RECORD = ROOT / "notebooks" / "records" / "full.csv"
 QUALITY = ROOT / "results" / "quality" / "quality"
 QUALITY_RECORD = ROOT / "notebooks" / "records" / "quality"
 ESTIMATION = ROOT / "results" / "estimation"
@@ -29,6 +34,8 @@ CLEANING = ROOT / "results" / "cleaning"
 CAMVID = ROOT / "results" / "camvid"
 CAMVID_RECORD = ROOT / "notebooks" / "records" / "camvid"
 README = ROOT / "README.md"
+MAIN_JOB = ROOT / "benchmarks" / "main_job.json"
+DURATION = re.compile(r"(?<=`make reproduce` takes )[\d.]+ minutes on \d+ cores")
 BETWEEN_MARKS = re.compile(r"(?<=<!-- record: made by `make record` -->\n).*?(?=<!-- end of record -->)", re.DOTALL)
 
 
@@ -45,15 +52,33 @@ def readme_with_table(readme: str, record: Path) -> str:
     return text
 
 
-def record_runs() -> None:
-    """The runs of PROFILE=mini, if there are any."""
-    runs = tables.collect(RESULTS)
-    if runs.empty:
-        print(f"{RESULTS.relative_to(ROOT)}: no runs, its record stays; `make reproduce` makes them")
-        return
-    tables.write_record(runs, RECORD)
-    README.write_text(readme_with_table(README.read_text(encoding="utf-8"), RECORD), encoding="utf-8")
-    print(f"written: {RECORD.relative_to(ROOT)}, the table of {README.name}")
+def readme_with_duration(readme: str, measured: dict[str, Any]) -> str:
+    """The text of the README with what the main job took, from `benchmarks/main_job.json`.
+
+    Raises:
+        ValueError: if there is not exactly one place for it.
+    """
+    text, count = DURATION.subn(f"{measured['minutes']:.1f} minutes on {measured['cores']} cores", readme)
+    if count != 1:
+        raise ValueError(f"README.md: found {count} sentences on what `make reproduce` takes, expected one")
+    return text
+
+
+def record_runs(results: Path, record: Path) -> bool:
+    """The runs of a profile, if it was run to its end; returns whether it was."""
+    if not (results / "tables" / METRICS_FILE).exists():
+        print(f"{results.relative_to(ROOT)}: not run to its end, its record stays; PROFILE={results.name} makes it")
+        return False
+    tables.write_record(tables.collect(results), record)
+    print(f"written: {record.relative_to(ROOT)}")
+    return True
+
+
+def record_readme() -> None:
+    """The README's table, from the record of PROFILE=mini, and how long it takes to make, from the benchmark."""
+    text = readme_with_table(README.read_text(encoding="utf-8"), MINI_RECORD)
+    README.write_text(readme_with_duration(text, read_json(MAIN_JOB)), encoding="utf-8")
+    print(f"written: the table of {README.name}, and what it takes")
 
 
 def record_quality() -> None:
@@ -100,7 +125,9 @@ def record_camvid() -> None:
 def main() -> int:
     """Command line; returns the exit code."""
     try:
-        record_runs()
+        if record_runs(MINI, MINI_RECORD):
+            record_readme()
+        record_runs(FULL, FULL_RECORD)
         record_quality()
         record_estimation()
         record_cleaning()

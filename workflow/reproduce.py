@@ -1,6 +1,6 @@
 """Run a profile of the workflow to the end, with a progress bar, then print its table; `make reproduce` calls this.
 
-    python workflow/reproduce.py mini --cores 2
+    python workflow/reproduce.py mini
     python workflow/reproduce.py camvid --data path/to/CamVid
 
 What is done and unchanged is not run again; what was changed or damaged since it was made is made again. Exit code 2:
@@ -16,12 +16,15 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
 import processes
+import psutil
 import stale
 import yaml
 from tqdm import tqdm
@@ -32,10 +35,12 @@ ROOT = Path(__file__).parent.parent
 PROFILES = ROOT / "workflow" / "profiles"
 # In the results folder: what the user gives beside the profile.
 GIVEN_FILE = ".given.json"
+# What a job of the miniature takes; profiles with larger networks say `job_gigabytes`.
+JOB_GIGABYTES = 1.5
 # What a stage prints at the end.
 MAIN_TABLES = ("main.md", "verdicts.md")
 # How Snakemake begins what it says of a job.
-JOB = re.compile(r"^(?:local)?rule \w+:$", re.MULTILINE)
+JOB = re.compile(r"^(?:local)?rule (\w+):$", re.MULTILINE)
 PROGRESS = re.compile(r"(\d+) of (\d+) steps \(.*\) done")
 CHATTER = re.compile(
     r"Assuming unrestricted|Building DAG|Using shell|Provided cores|Rules claiming|Select jobs|Execute \d+ jobs"
@@ -64,16 +69,34 @@ def printable(text: str) -> str:
     return text if text.isprintable() else ascii(text)
 
 
-def core_count(text: str) -> int:
-    """CORES as a number.
+def core_count(text: str, job_gigabytes: float) -> tuple[int, str]:
+    """CORES as a number; "" = as many as the machine has, and jobs for as many as there is memory.
+
+    Args:
+        text: CORES.
+        job_gigabytes: memory that a job takes.
+
+    Returns:
+        The number of jobs that run side by side, and a sentence that says where it comes from.
 
     Raises:
-        ValueError: if it is none, or less than 1.
+        ValueError: if it is no number, or less than 1.
     """
+    if not text:
+        cores, gigabytes = usable_cores(), psutil.virtual_memory().available / 1e9
+        count = max(1, min(cores, int(gigabytes / job_gigabytes)))
+        found = f"{cores} cores, {gigabytes:.0f} GB of memory free, a job takes about {job_gigabytes:g} GB"
+        return count, f"{count} jobs side by side ({found}; CORES=number changes it)"
     with suppress(ValueError):
         if (count := int(text)) >= 1:
-            return count
+            return count, f"{count} jobs side by side"
     raise ValueError(f"CORES={printable(text)}: expected a whole number of at least 1, jobs that run side by side")
+
+
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    # Not everywhere: the system may have given it fewer than the machine has.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def check_cluster(name: str) -> None:
@@ -275,46 +298,85 @@ def snakemake_command(profiles: list[str], given: Path, cores: int, cluster: str
     return command + (there if cluster else here)
 
 
-def stale_jobs(command: list[str]) -> tuple[dict[str, list[str]], int, int]:
-    """What Snakemake would make again and why, and how many jobs are new or only follow others.
+@dataclass
+class Work:
+    """What Snakemake would do.
 
-    Returns:
-        The output of every job whose own code, inputs or parameters have changed -> what has changed; the number of
-        jobs whose result is not there yet; the number of jobs that run because of a job before them.
+    Attributes:
+        changed: output of every job whose own code, inputs or parameters have changed -> what has changed.
+        new: number of jobs whose result is not there yet.
+        following: number of jobs that run because of a job before them.
+        rules: jobs by rule, all of them.
     """
+
+    changed: dict[str, list[str]] = field(default_factory=dict)
+    new: int = 0
+    following: int = 0
+    rules: Counter[str] = field(default_factory=Counter)
+
+
+def work_to_do(command: list[str]) -> Work:
+    """What Snakemake would make, and why."""
     result = subprocess.run(
         [*command, "--dry-run"], cwd=ROOT, check=False, capture_output=True, text=True, **processes.tied()
     )
-    changed: dict[str, list[str]] = {}
-    new = following = 0
-    for block in JOB.split(result.stdout + result.stderr)[1:]:
+    work, parts = Work(), JOB.split(result.stdout + result.stderr)
+    for rule, block in zip(parts[1::2], parts[2::2], strict=True):
         output, reason = (re.search(rf"^ +{name}: (.*)$", block, re.MULTILINE) for name in ("output", "reason"))
         if reason is None or output is None:
             continue
+        work.rules[rule] += 1
         file = output[1].split(", ")[0]
         if not (ROOT / file).exists():
-            new += 1
+            work.new += 1
         elif "Input files updated by another job" in reason[1]:
-            following += 1
+            work.following += 1
         else:
             why = stale.why(ROOT / Path(file).parent)
-            changed[file] = why or [reason[1].replace("Forced execution", "it no longer is as it was made")]
-    return changed, new, following
+            work.changed[file] = why or [reason[1].replace("Forced execution", "it no longer is as it was made")]
+    return work
 
 
-def explain(changed: dict[str, list[str]], new: int, following: int, results: Path) -> str:
+def explain(work: Work, results: Path) -> str:
     """A few lines on what is stale and why; jobs with the same reasons share a line."""
     groups: dict[str, list[str]] = {}
-    for file, reasons in changed.items():
+    for file, reasons in work.changed.items():
         groups.setdefault("; ".join(reasons), []).append(file)
-    lines = [f"{new} jobs are new, {len(changed)} are stale, {following} follow"]
+    lines = [f"{work.new} jobs are new, {len(work.changed)} are stale, {work.following} follow"]
     for reasons, files in groups.items():
         shown = ", ".join(str(Path(file).parent) for file in files[:3])
         more = f" and {len(files) - 3} more" if len(files) > 3 else ""
         lines.append(f"  stale: {shown}{more}: {reasons}")
-    if changed or following:
+    if work.changed or work.following:
         lines.append(f"  what is there of them will be moved to {results / 'stale'}")
     return "\n".join(lines)
+
+
+def known_seconds(results: Path) -> dict[str, float]:
+    """What jobs took on this machine: rule -> median, seconds; of this profile, or else of others at full length."""
+    others = (path.stem for path in sorted(PROFILES.glob("*.yaml")) if not path.stem.endswith("smoke"))
+    folders = [*(Path(_read_settings(name)["results"]) for name in others), results]
+    return {rule: took for folder in folders for rule, took in stale.seconds_by_rule(ROOT / folder).items()}
+
+
+def expected_time(rules: Mapping[str, int], seconds: Mapping[str, float], cores: int) -> str:
+    """How long jobs will take, reckoned from what jobs of the same rule took; "" if there is nothing to do.
+
+    Args:
+        rules: number of jobs by rule.
+        seconds: what a job of a rule took, see `stale.seconds_by_rule`.
+        cores: jobs that run side by side.
+    """
+    if not rules:
+        return ""
+    unknown = sorted(set(rules) - set(seconds))
+    longest = max((seconds[rule] for rule in rules if rule in seconds), default=0)
+    total = max(longest, sum(count * seconds.get(rule, 0) for rule, count in rules.items()) / cores)
+    rest = f"{'without' if total else 'not known for'} {', '.join(unknown)}, which have not run here yet"
+    if not total:
+        return f"expected time: {rest}"
+    time = f"{total / 60:.0f} min" if total >= 90 else f"{total:.0f} s"
+    return f"expected time: about {time}, from what such jobs took here" + (f", {rest}" if unknown else "")
 
 
 def mend(results: Path, dry_run: bool) -> tuple[str, list[str]]:
@@ -400,7 +462,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("profile", help="name of a file in workflow/profiles, without .yaml")
     parser.add_argument("--data", default="", help="folder of the data set, for profiles that need one")
-    parser.add_argument("--cores", default="2", help="jobs that run side by side (default 2)")
+    parser.add_argument("--cores", default="", help="jobs that run side by side (default: as many as fit the machine)")
     parser.add_argument("--model", default="mini", help="checkpoint, for profiles that measure one (default mini)")
     parser.add_argument("--cluster", default="", help="folder in workflow/profiles, for example slurm")
     parser.add_argument("--dry-run", action="store_true", help="only say what would run, and why")
@@ -424,7 +486,8 @@ def run(arguments: argparse.Namespace) -> int:
         ValueError: for wrong arguments.
     """
     profile = read_profile(arguments.profile)
-    cores, given = core_count(arguments.cores), given_settings(arguments.data, arguments.model)
+    cores, sentence_on_jobs = core_count(arguments.cores, profile.get("job_gigabytes", JOB_GIGABYTES))
+    given = given_settings(arguments.data, arguments.model)
     check_cluster(arguments.cluster)
     profiles, profile, sentence = with_upgrade(arguments.profile, profile, arguments.cluster)
     try:
@@ -446,7 +509,11 @@ def run(arguments: argparse.Namespace) -> int:
         if mended:
             print(mended)
         command += forced(command, again)
-        print(explain(*stale_jobs(command), results))
+        work = work_to_do(command)
+        print(explain(work, results))
+        if work.rules and "expected" not in profile and not arguments.cluster:
+            print(sentence_on_jobs)
+            print(expected_time(work.rules, known_seconds(results), cores))
         code = run_snakemake(command, arguments.dry_run, held, arguments.cluster)
     if code == 0 and not arguments.dry_run:
         report(results)

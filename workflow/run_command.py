@@ -11,6 +11,7 @@ code is returned; 2: wrong arguments or damaged inputs, nothing was run.
 import argparse
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import processes
@@ -23,6 +24,7 @@ def main(arguments: list[str]) -> int:
     command = arguments[split + 1 :]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("entry", help="FILE or FILE:COMMAND of the code")
+    parser.add_argument("--rule", default="", help="the job's rule, recorded with the time that it took")
     parser.add_argument("--results", type=Path, required=True, help="the profile's results folder")
     parser.add_argument("--out", type=Path, required=True, help="the run's folder")
     parser.add_argument("--log", type=Path, required=True, help="where the command's output goes")
@@ -41,6 +43,7 @@ def main(arguments: list[str]) -> int:
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    start = time.perf_counter()
     options.log.parent.mkdir(parents=True, exist_ok=True)
     with options.log.open("w", encoding="utf-8") as log:
         code = subprocess.run(
@@ -52,7 +55,8 @@ def main(arguments: list[str]) -> int:
         ).returncode
     if code == 0 and is_whole:
         try:
-            stale.record(options.out, options.output.name, now)
+            took = {"rule": options.rule, "seconds": round(time.perf_counter() - start, 1)}
+            stale.record(options.out, options.output.name, now, took=took)
         except (ValueError, OSError) as error:
             print(f"error: {error}", file=sys.stderr)
             return 1

@@ -2,7 +2,8 @@
 
     python workflow/run_notebook.py notebooks/05_adaptation.py results/log.ipynb --parameters '{"seed": 1}'
 
-The notebook's text twin is what runs, with its folder as working directory, so paths in parameters are relative to it.
+The notebook's text twin is what runs, without its cells for readers (see `twins`), with its folder as working
+directory, so paths in parameters are relative to it.
 The copy's outputs, with the traceback if there is one, are written as the cells run. With --out, a run that was cut
 off is resumed only if it had the same code, inputs and parameters; otherwise it is moved aside, see `stale`. What a
 run has made is recorded beside it, so that the stages that read it can check it.
@@ -23,6 +24,7 @@ import jupytext
 import papermill
 import processes
 import stale
+import twins
 import yaml
 from jupyter_client import AsyncKernelManager
 from traitlets.config import Config
@@ -52,7 +54,8 @@ def run(notebook: Path, log: Path, parameters: dict[str, Any]) -> None:
         papermill.PapermillExecutionError: if a cell fails; the copy holds the traceback.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
-    jupytext.write(jupytext.read(notebook), log)
+    text = twins.computation(notebook.read_text(encoding="utf-8"))
+    jupytext.write(jupytext.reads(text, fmt="py:percent"), log)
     known = papermill.inspect_notebook(log)
     unknown = sorted(set(parameters) - set(known))
     if unknown:
@@ -89,6 +92,7 @@ def main() -> int:
     parser.add_argument("notebook", type=Path, help="text twin, notebooks/NAME.py")
     parser.add_argument("log", type=Path, help="where the executed notebook goes, NAME.ipynb")
     parser.add_argument("--parameters", type=yaml.safe_load, default={}, help="JSON or YAML mapping of names to values")
+    parser.add_argument("--rule", default="", help="the job's rule, recorded with the time that it took")
     parser.add_argument("--results", type=Path, help="the profile's results folder; goes with --out")
     parser.add_argument("--out", type=Path, help="the run's folder, moved aside when what decides it has changed")
     parser.add_argument("--draws", action="store_true", help="the result is a figure")
@@ -102,7 +106,8 @@ def main() -> int:
             stale.claim(arguments.results, arguments.out, now)
         run(arguments.notebook, arguments.log, arguments.parameters)
         if arguments.out:
-            stale.record(arguments.out, METRICS_FILE, now, notebook=arguments.log)
+            took = {"rule": arguments.rule, "seconds": round(time.perf_counter() - start, 1)}
+            stale.record(arguments.out, METRICS_FILE, now, arguments.log, took)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

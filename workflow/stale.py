@@ -1,7 +1,8 @@
 """What a job depends on, and what becomes of results that depend on something else.
 
-A job's code is its notebook or command and the modules that it imports, followed statically. Comments, docstrings and
-a notebook's prose do not count, and modules that only draw count for jobs whose result is a figure. Every job leaves
+A job's code is its notebook or command and the modules that it imports, followed statically. Comments, docstrings, a
+notebook's prose and its cells for readers do not count, and modules that only draw count for jobs whose result is a
+figure. Every job leaves
 what it was made from in its folder, `inputs.json`, and at its end what it has made, `outputs.json`. What an outdated
 run left there, and what no longer is as it was made, is moved aside, never deleted.
 """
@@ -10,13 +11,17 @@ import ast
 import fcntl
 import functools
 import hashlib
+import json
 import os
+import statistics
 import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import twins
 
 from zodi.support.files import clear_leftovers, read_json, write_json
 
@@ -25,6 +30,8 @@ INPUTS_FILE = "inputs.json"
 OUTPUTS_FILE = "outputs.json"
 # What ends a run, whoever makes it; a run without it is not finished.
 ENDS = ("metrics.json", "dataset.json")
+# What else metrics.json holds: it differs from run to run and changes nothing.
+NO_RESULT = ("seconds", "environment")
 # These are compared by content, everything else by size.
 TEXT = (".json", ".jsonl", ".csv", ".md")
 # What later stages may add to a run's folder, and what is of no use any more.
@@ -68,9 +75,10 @@ def _code_of(entry: str, root: Path) -> tuple[tuple[str, str], ...]:
 def _nodes(file: Path, function: str) -> list[ast.AST]:
     """The statements of a file without docstrings, or its imports and a function with all that it calls in the file."""
     try:
-        tree = ast.parse(file.read_text(encoding="utf-8"))
+        text = file.read_text(encoding="utf-8")
     except OSError as error:
         raise ValueError(f"{file}: cannot be read ({error.strerror}); expected the code of a job") from None
+    tree = ast.parse(twins.computation(text) if file.parent.name == "notebooks" else text)
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         first = body[0] if isinstance(body, list) and body else None
@@ -117,9 +125,23 @@ def _files(module: str, folder: Path, root: Path) -> list[Path]:
 
 def made_from(entry: str, draws: bool, inputs: Iterable[Path], parameters: Any) -> dict[str, Any]:
     """What decides a job's result: its code, its parameters, and the content of its input files."""
-    digests = {str(path): hashlib.sha256(path.read_bytes()).hexdigest()[:12] for path in inputs}
+    digests = {str(path): hashlib.sha256(_content(path)).hexdigest()[:12] for path in inputs}
     code = code_of(entry, draws)
     return {"entry": entry, "draws": draws, "code": code, "parameters": parameters, "inputs": digests}
+
+
+def _content(path: Path) -> bytes:
+    """What a file says: of a run's metrics.json not how long the run took, nor on which machine."""
+    content = path.read_bytes()
+    if path.name not in ENDS:
+        return content
+    try:
+        found = json.loads(content)
+    except ValueError:
+        return content
+    if isinstance(found, dict):
+        found = {key: value for key, value in found.items() if key not in NO_RESULT}
+    return json.dumps(found, sort_keys=True).encode()
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
@@ -204,7 +226,9 @@ def _alone(results: Path) -> Iterator[None]:
 # ---------------------------------------------------------------- what a run has made
 
 
-def record(out: Path, end: str, now: dict[str, Any], notebook: Path | None = None) -> None:
+def record(
+    out: Path, end: str, now: dict[str, Any], notebook: Path | None = None, took: dict[str, Any] | None = None
+) -> None:
     """Write down what a finished run has made, with sizes and, for texts, checksums: `OUT/outputs.json`.
 
     Args:
@@ -212,6 +236,7 @@ def record(out: Path, end: str, now: dict[str, Any], notebook: Path | None = Non
         end: name of the file in it that ends the run.
         now: from `made_from`; written again, for a stage may have replaced the whole folder.
         notebook: the executed notebook, which lies elsewhere.
+        took: the job's `rule` and its `seconds`, if they are known.
 
     Raises:
         ValueError: if the run has not written the file that ends it.
@@ -221,7 +246,7 @@ def record(out: Path, end: str, now: dict[str, Any], notebook: Path | None = Non
     write_json(out / INPUTS_FILE, now)
     files = {name: _state(out / name) for name in sorted(_made(out))}
     log = None if notebook is None else Path(os.path.relpath(notebook, out)).as_posix()
-    write_json(out / OUTPUTS_FILE, {"end": end, "notebook": log, "files": files})
+    write_json(out / OUTPUTS_FILE, {"end": end, "notebook": log, "files": files} | (took or {}))
 
 
 def _made(out: Path) -> Iterator[str]:
@@ -290,6 +315,20 @@ def check_inputs(inputs: Iterable[Path]) -> None:
             raise ValueError(
                 f"{os.path.normpath(folder / name)}: {problem}; `make reproduce` with the same settings makes it again"
             )
+
+
+def seconds_by_rule(results: Path) -> dict[str, float]:
+    """What the finished jobs below `results` took, outdated ones too: rule -> median, seconds."""
+    found: dict[str, list[float]] = {}
+    for folder, folders, files in os.walk(results):
+        if OUTPUTS_FILE not in files:
+            continue
+        # A run's folder holds no other run.
+        folders.clear()
+        made = _read(Path(folder) / OUTPUTS_FILE)
+        if made.get("rule") and isinstance(made.get("seconds"), int | float):
+            found.setdefault(made["rule"], []).append(made["seconds"])
+    return {rule: statistics.median(values) for rule, values in found.items()}
 
 
 def unfinished(results: Path) -> list[Path]:

@@ -347,3 +347,44 @@ def test_what_is_gone_although_later_runs_were_made_from_it_is_named(tmp_path, m
     (results / "a" / "inputs.json").unlink()
     (results / "a").rmdir()
     assert stale.unfinished(results) == [results / "a" / "metrics.json"]
+
+
+def test_cells_for_readers_do_not_count(checkout):
+    file = checkout / "notebooks" / "lesson.py"
+    before = CODE_OF("notebooks/lesson.py", root=checkout)
+    file.write_text(NOTEBOOK + '\n# %% tags=["reader"]\nimport zodi.unused\n')
+    stale._code_of.cache_clear()
+    assert CODE_OF("notebooks/lesson.py", root=checkout) == before
+    file.write_text(NOTEBOOK + "\n# %%\nimport zodi.unused\n")
+    stale._code_of.cache_clear()
+    assert "zodi/unused.py" in CODE_OF("notebooks/lesson.py", root=checkout)
+
+
+def test_how_long_a_run_took_and_where_makes_nothing_stale(tmp_path, monkeypatch):
+    monkeypatch.setattr(stale, "code_of", lambda entry, draws: {})
+    file = tmp_path / "metrics.json"
+
+    def digest(content):
+        file.write_text(json.dumps(content))
+        return stale.made_from("x", False, [file], {})["inputs"]
+
+    first = digest({"miou": 1, "seconds": 10, "environment": {"cpus": 2}})
+    assert digest({"seconds": 99, "environment": {"cpus": 16}, "miou": 1}) == first
+    assert digest({"miou": 2, "seconds": 10, "environment": {"cpus": 2}}) != first
+    file.write_text("{damaged")
+    assert stale.made_from("x", False, [file], {})["inputs"] != first
+
+
+def test_seconds_of_a_rule_are_the_median_of_its_jobs_outdated_ones_too(tmp_path):
+    for folder, rule, seconds in (
+        ("runs/a", "adapt", 40), ("runs/b", "adapt", 50), ("stale/runs/a/2026", "adapt", 90), ("data", "data", 3)
+    ):  # fmt: skip
+        out = tmp_path / folder
+        out.mkdir(parents=True)
+        (out / "metrics.json").write_text("{}")
+        stale.record(out, "metrics.json", MADE, took={"rule": rule, "seconds": seconds})
+    stale_without_time = tmp_path / "old"
+    stale_without_time.mkdir()
+    (stale_without_time / "metrics.json").write_text("{}")
+    stale.record(stale_without_time, "metrics.json", MADE)
+    assert stale.seconds_by_rule(tmp_path) == {"adapt": 50, "data": 3}

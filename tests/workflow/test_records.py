@@ -1,0 +1,108 @@
+"""One command makes every record anew: what it says before it starts, what it runs, and where it goes on."""
+
+import argparse
+import json
+
+import pytest
+import record
+import records
+import reproduce
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    """A checkout with two notebooks, whose programs only write down that they ran."""
+    for name in ("notebooks/records", "benchmarks", "zodi/weights"):
+        (tmp_path / name).mkdir(parents=True)
+    for name in ("00_start", "A1_made"):
+        (tmp_path / "notebooks" / f"{name}.py").write_text("# %%\nvalue = 1\n")
+    monkeypatch.setattr(records, "ROOT", tmp_path)
+    monkeypatch.setattr(records, "COURSE", tmp_path / "results" / "course")
+    monkeypatch.setattr(records, "EXECUTED", tmp_path / "results" / "records" / "executed.json")
+    monkeypatch.setattr(records.stale, "code_of", lambda entry: {entry: "digest"})
+    monkeypatch.setattr(records, "outlook", lambda name, cores, data: (1, f"1 jobs are new ({data})"))
+    return tmp_path
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """What was called; a call whose words hold one of `failing` fails."""
+    made, failing = [], []
+
+    def call(*command):
+        made.append(" ".join(command))
+        return not any(word in made[-1] for word in failing)
+
+    monkeypatch.setattr(records, "call", call)
+    return made, failing
+
+
+def arguments(**changes):
+    return argparse.Namespace(**{"cores": "2", "data": "", "dry_run": False} | changes)
+
+
+def test_it_says_what_is_to_be_done_and_does_nothing_on_a_dry_run(checkout, calls, capsys):
+    assert records.run(arguments(dry_run=True)) == 0
+    text = capsys.readouterr().out
+    assert all(f"{name}: 1 jobs are new" in text for name in records.PROFILES)
+    assert "camvid: left out" in text and "now 00_start, A1_made" in text
+    assert not calls[0]
+
+
+def test_profiles_then_benchmarks_then_records_then_notebooks(checkout, calls):
+    made, _ = calls
+    assert records.run(arguments(data="CamVid")) == 0
+    profiles = [f"workflow/reproduce.py {name} --cores=2" for name in records.PROFILES]
+    assert made == [
+        *profiles,
+        "workflow/reproduce.py camvid --cores=2 --data=CamVid",
+        "-m zodi.studies bench",
+        "workflow/record.py",
+        "workflow/execute_notebooks.py notebooks/00_start.ipynb",
+        "workflow/execute_notebooks.py notebooks/A1_made.ipynb",
+    ]
+
+
+def test_it_stops_at_a_failure_and_goes_on_from_there(checkout, calls, capsys):
+    made, failing = calls
+    failing.append("reproduce.py quality")
+    assert records.run(arguments()) == 1
+    assert made[-1].startswith("workflow/reproduce.py quality") and "PROFILE=quality failed" in capsys.readouterr().err
+    failing[:] = ["A1_made"]
+    assert records.run(arguments()) == 1
+    assert list(json.loads(records.EXECUTED.read_text())) == ["00_start"]
+    failing.clear()
+    made.clear()
+    assert records.run(arguments()) == 0
+    assert [command for command in made if "execute" in command] == [
+        "workflow/execute_notebooks.py notebooks/A1_made.ipynb"
+    ]
+
+
+def test_notebooks_are_executed_again_when_text_code_records_or_weights_have_changed(checkout, calls, monkeypatch):
+    assert records.run(arguments()) == 0 and not records.notebooks_to_execute()
+    (checkout / "notebooks" / "00_start.py").write_text("# %%\nvalue = 2\n")
+    assert list(records.notebooks_to_execute()) == ["00_start"]
+    (checkout / "zodi" / "weights" / "model.safetensors").write_bytes(b"other")
+    assert list(records.notebooks_to_execute()) == ["00_start", "A1_made"]
+    assert records.run(arguments()) == 0 and not records.notebooks_to_execute()
+    monkeypatch.setattr(records.stale, "code_of", lambda entry: {entry: "another"})
+    assert list(records.notebooks_to_execute()) == ["00_start", "A1_made"]
+
+
+def test_every_profile_of_a_record_is_there():
+    for name in (*records.PROFILES, records.WITH_DATA):
+        assert reproduce.read_profile(name)["results"] == f"results/{name}"
+
+
+def test_the_readme_shows_the_record_and_what_it_took_to_make():
+    readme, measured = record.README.read_text(encoding="utf-8"), json.loads(record.MAIN_JOB.read_text())
+    assert record.readme_with_table(readme, record.MINI_RECORD) == readme
+    assert record.readme_with_duration(readme, measured) == readme
+    assert measured["minutes"] <= 10 and measured["cores"] == 2
+    other = record.readme_with_duration(readme, {"minutes": 12.34, "cores": 4})
+    assert "takes 12.3 minutes on 4 cores" in other
+    with pytest.raises(ValueError, match="found 0 sentences"):
+        record.readme_with_duration("nothing", measured)
+    with pytest.raises(ValueError, match="found 0 pairs"):
+        record.readme_with_table("nothing", record.MINI_RECORD)
