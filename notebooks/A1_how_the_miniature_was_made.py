@@ -50,11 +50,12 @@ import numpy as np
 import pandas as pd
 import torch
 from diffusers import DDIMScheduler
-from IPython.display import display
+from IPython.display import Markdown, display
 from IPython.utils.capture import capture_output
 from PIL import Image
 
-from zodi import diffusion, transfer
+from zodi import diffusion, sampling, transfer
+from zodi.domains import DOMAINS, PROMPT_SUFFIX
 from zodi.labels import CITYSCAPES
 from zodi.miniature import pretrain, scenes, weather
 from zodi.studies import quality
@@ -288,6 +289,59 @@ of_source = results["images"].groupby("row")["judge"].mean()[["source", "vae_rou
 # **ZoDi is not better than *ControlNet only* and SDEdit.** With strengths near 0.92 hardly anything of the source's latent is
 # left when the denoising starts; the three methods draw almost the same picture, from the same layout. At the paper's
 # strengths the miniature keeps the clear sky (see the tries below); Stable Diffusion needs less noise for the same change.
+#
+# Why does it keep the clear sky? Ask it: a clear image with the noise of $t = 650$, the prompt and the layout, and what the
+# model then takes the image for, $\hat z_0 = (z_t - \sqrt{1 - \bar\alpha_t}\, \hat\epsilon) / \sqrt{\bar\alpha_t}$.
+
+# %%
+t, scheduler = 650, sampling.paper_scheduler(mini.scheduler)
+z_0 = diffusion.encode(mini, torch.from_numpy(domains["clear"])[None])
+z_t = sampling.add_noise(z_0, torch.randn(z_0.shape, generator=runs.generator_for("clear", 0)), t, scheduler)
+layout = transfer.prepare_layout(CITYSCAPES.colorize(layers.label), layers.label.shape, "cityscapes")[None]
+alpha_bar, taken_for = scheduler.alphas_cumprod[t].item(), {}
+for name in ("night", "snow", "rain", "fog"):
+    embeds = diffusion.embed(mini, [DOMAINS[name].prompt + PROMPT_SUFFIX])
+    with torch.inference_mode():
+        prediction = sampling.predictor(mini.unet, mini.controlnet, embeds, layout)(z_t, t)
+    eps_hat = sampling.predicted_noise(prediction, z_t, t, scheduler)
+    z_0_hat = (z_t - (1 - alpha_bar) ** 0.5 * eps_hat) / alpha_bar**0.5
+    taken_for[name] = diffusion.decode(mini, z_0_hat)[0].numpy()
+
+# %% [markdown]
+# How far has it gone from clear weather to the domain, in brightness? 0 % is the source, 100 % the truth. (Game is left out: it
+# is as bright as clear weather.)
+
+# %%
+bright = {name: quality.luminance([image]) for name, image in domains.items()}
+way = {
+    name: 100 * (quality.luminance([image]) - bright["clear"]) / (bright[name] - bright["clear"])
+    for name, image in taken_for.items()
+}  # fmt: skip
+rows = [list(taken_for.values()), [domains[name] for name in taken_for]]
+plots.show(
+    plots.image_grid(rows, list(taken_for), ["guess", "truth"], width=5),
+    f"What the model takes a clear image for at t = {t}. Of the way in brightness it has gone "
+    + ", ".join(f"{name} {share:.0f} %" for name, share in way.items()) + ".",
+)  # fmt: skip
+
+# %% [markdown]
+# The reason is the noise. It is independent from latent to latent, so that it averages out, and the *mean* of a frame is
+# known long before anything else is. How far are clear weather and night apart in it, beside its noise?
+
+# %%
+count = z_0[0, 0].numel()
+means = [diffusion.encode(mini, torch.from_numpy(domains[x])[None]).mean((0, 2, 3)) for x in ("clear", "night")]
+signal = alpha_bar**0.5 * (means[0] - means[1]).abs().max().item()
+of_mean = (1 - alpha_bar) ** 0.5 / count**0.5
+Markdown(
+    f"At t = {t} a single latent is noise of {(1 - alpha_bar) ** 0.5:.2f}. The mean of {count} of them is noise of "
+    f"{of_mean:.3f}, and clear weather and night lie {signal:.2f} apart, {signal / of_mean:.0f} times as much."
+)
+
+# %% [markdown]
+# In training the prompt has never contradicted that mean, so the model had no need to learn whom to believe. *Coarse noise*
+# in pretraining, one value a channel and a grid of 3 x 6, hides the mean (`pretrain`, setting `coarse_noise`), and the prompt
+# has to be believed. The tries below have what it changes; the shipped checkpoint was trained without it.
 #
 # **Photometric changes win in rain.** A darker, greyer image with streaks is what the renderer calls rain; a hand-made rule
 # can be right when its author has seen the target. In snow and in the game's graphics it is far behind.
