@@ -10,7 +10,6 @@ import json
 import multiprocessing
 import os
 import platform
-import resource
 import subprocess
 import sys
 import tempfile
@@ -405,6 +404,8 @@ def run(config: BenchConfig, device: str) -> dict[str, Any]:
         peak = torch.mps.driver_allocated_memory()
     else:
         ours = cpu_images_per_second(config)
+        import resource  # not on Windows, where the rest of this module is of use
+
         # Kilobytes on Linux, bytes on macOS; of the largest process.
         unit = 1 if sys.platform == "darwin" else 1024
         peak = unit * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
