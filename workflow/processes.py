@@ -4,7 +4,7 @@ import ctypes
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, NoReturn
@@ -40,6 +40,25 @@ def stoppable() -> Iterator[None]:
     finally:
         for number in heard:
             signal.signal(number, before[number])
+
+
+def exit_code_of(run: Callable[[], int]) -> int:
+    """Run a command that may be stopped at any time; what goes wrong is one line on stderr.
+
+    Returns:
+        What `run` returns; 2 for wrong arguments or a file that cannot be used; 128 and the signal's number if stopped,
+        with everything that was started.
+    """
+    try:
+        with stoppable():
+            return run()
+    except Stopped as stopped:
+        end_descendants()
+        print("stopped: what is finished stays, and the same command goes on from there", file=sys.stderr)
+        return stopped.code
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
 
 
 def die_with_parent() -> None:

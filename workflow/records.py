@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import processes
@@ -36,24 +37,27 @@ def outlook(name: str, cores: int, data: str) -> tuple[int, str]:
     """Number of jobs that a profile has to run, and a few lines on why and how long."""
     profile = reproduce.read_profile(name)
     results = Path(profile["results"])
-    write_json(ROOT / results / reproduce.GIVEN_FILE, reproduce.given_settings(data, "mini"))
-    command = reproduce.snakemake_command([name], results / reproduce.GIVEN_FILE, cores, "")
-    work = reproduce.work_to_do(command)
+    # Held, because another run of the profile may have been given other settings.
+    with reproduce.lock(ROOT / results):
+        write_json(ROOT / results / reproduce.GIVEN_FILE, reproduce.given_settings(data, "mini"))
+        work = reproduce.work_to_do(reproduce.snakemake_command([name], results / reproduce.GIVEN_FILE, cores, ""))
     time = reproduce.expected_time(work.rules, reproduce.known_seconds(results), cores)
     return work.rules.total(), "\n  ".join(filter(None, (reproduce.explain(work, results), time)))
 
 
 def notebooks_to_execute() -> dict[str, str]:
     """Notebooks last executed with other code, text, records or weights: name -> digest of what there is now."""
-    found = {file.stem: _digest(file) for file in sorted((ROOT / "notebooks").glob("*.py"))}
+    data = [hashlib.sha256(file.read_bytes()).hexdigest() for file in _data_of_notebooks()]
+    found = {file.stem: _digest(file, data) for file in sorted((ROOT / "notebooks").glob("*.py"))}
     before = read_json(EXECUTED) if EXECUTED.exists() else {}
     return {name: digest for name, digest in found.items() if before.get(name) != digest}
 
 
-def _digest(twin: Path) -> str:
+def _digest(twin: Path, data: list[str]) -> str:
+    """Of a notebook's text, its code and the digests of what notebooks read."""
     code = stale.code_of(twin.relative_to(ROOT).as_posix())
-    files = {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in (twin, *_data_of_notebooks())}
-    return hashlib.sha256(json.dumps([code, sorted(files.values())]).encode()).hexdigest()[:12]
+    parts = [code, twin.read_text(encoding="utf-8"), data]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
 
 
 def _data_of_notebooks() -> Iterator[Path]:
@@ -84,16 +88,7 @@ def main() -> int:
     parser.add_argument("--data", default="", help="folder of CamVid, for the record of real photographs")
     parser.add_argument("--dry-run", action="store_true", help="only say what is stale, and how long it will take")
     arguments = parser.parse_args()
-    try:
-        with processes.stoppable():
-            return run(arguments)
-    except processes.Stopped as stopped:
-        processes.end_descendants()
-        print("stopped: what is finished stays, and the same command goes on from there", file=sys.stderr)
-        return stopped.code
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return processes.exit_code_of(partial(run, arguments))
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -20,6 +20,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -214,7 +215,7 @@ def check_needs(name: str, profile: dict[str, Any], data: str, cluster: str, mod
         raise ValueError("; ".join(problems))
 
 
-def plan(jobs: dict[str, int], expected: dict[str, dict[str, float]]) -> str:
+def plan(jobs: Mapping[str, int], expected: dict[str, dict[str, float]]) -> str:
     """What is still to run: jobs of every rule, and what they will take where the profile says what one takes."""
     lines = [f"{'rule':<16}{'jobs':>6}{'GPU hours':>12}{'GB on disk':>12}"]
     totals = [0.0, 0.0]
@@ -225,20 +226,6 @@ def plan(jobs: dict[str, int], expected: dict[str, dict[str, float]]) -> str:
         lines.append(f"{rule:<16}{count:>6}" + (f"{hours:>12.1f}{gigabytes:>12.1f}" if each else ""))
     lines.append(f"{'total':<16}{sum(jobs.values()):>6}{totals[0]:>12.1f}{totals[1]:>12.1f}")
     return "\n".join(lines)
-
-
-def planned_jobs(command: list[str]) -> dict[str, int]:
-    """Number of jobs a rule that Snakemake would run."""
-    result = subprocess.run(
-        [*command, "--dry-run", "--quiet", "rules"],
-        cwd=ROOT,
-        check=False,
-        capture_output=True,
-        text=True,
-        **processes.tied(),
-    )
-    table = (result.stdout + result.stderr).partition("Job stats:")[2].partition("total")[0]
-    return {name: int(count) for name, count in re.findall(r"^(\w+) +(\d+)$", table, re.MULTILINE) if name != "all"}
 
 
 @contextmanager
@@ -467,16 +454,7 @@ def main() -> int:
     parser.add_argument("--cluster", default="", help="folder in workflow/profiles, for example slurm")
     parser.add_argument("--dry-run", action="store_true", help="only say what would run, and why")
     arguments = parser.parse_args()
-    try:
-        with processes.stoppable():
-            return run(arguments)
-    except processes.Stopped as stopped:
-        processes.end_descendants()
-        print("stopped: what is finished stays, and the same command goes on from there", file=sys.stderr)
-        return stopped.code
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return processes.exit_code_of(partial(run, arguments))
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -503,13 +481,13 @@ def run(arguments: argparse.Namespace) -> int:
         command = snakemake_command(profiles, results / GIVEN_FILE, cores, arguments.cluster)
         if sentence:
             print(sentence)
-        if "expected" in profile:
-            print(plan(planned_jobs(command), profile["expected"]))
         mended, again = mend(results, arguments.dry_run)
         if mended:
             print(mended)
         command += forced(command, again)
         work = work_to_do(command)
+        if "expected" in profile:
+            print(plan(work.rules, profile["expected"]))
         print(explain(work, results))
         if work.rules and "expected" not in profile and not arguments.cluster:
             print(sentence_on_jobs)

@@ -80,8 +80,7 @@ def _transfer(options: argparse.Namespace) -> int:
         raise ValueError("give --domain or --prompt")
     model, defaults, where = None, None, None
     if changes.get("method") not in transfer.WITHOUT_MODEL:
-        where = runs.device_text(device, dtype)
-        print(f"device {where}")
+        where = runs.announce(device, dtype)
         model = diffusion.load(
             options.model,
             controlnet=options.controlnet,
@@ -189,8 +188,7 @@ def _evaluate(options: argparse.Namespace) -> int:
 
     start = time.monotonic()
     device = runs.check_device(options.device)
-    where = runs.device_text(device)
-    print(f"device {where}")
+    where = runs.announce(device)
     network = segmentation.load_network(options.network).to(device)
     experiment.test_sets(options.data, options.domains)
     if options.out is not None:
@@ -242,8 +240,7 @@ def _estimate(options: argparse.Namespace) -> int:
     if options.seeds < 1:
         raise ValueError(f"--seeds {options.seeds}: expected at least 1, one transfer of every image")
     device, dtype = runs.check_device(options.device), runs.check_dtype(options.dtype, options.device)
-    where = runs.device_text(device, dtype)
-    print(f"device {where}")
+    where = runs.announce(device, dtype)
     folders = (options.network, options.reference)
     networks = [folder and segmentation.load_network(folder).to(device) for folder in folders]
     model = diffusion.load(options.model, device=device, dtype=dtype)
@@ -268,7 +265,7 @@ def _estimate(options: argparse.Namespace) -> int:
     metrics = {"miou": found.miou, "low": found.low, "high": found.high, "kept": found.kept, "reliable": found.reliable}
     settings = {name: value for name, value in vars(options).items() if name != "run"}
     # What "auto" was here.
-    settings |= {"device": str(device), "dtype": str(dtype).removeprefix("torch.")}
+    settings |= {"device": str(device), "dtype": runs.dtype_name(dtype)}
     runs.save_metrics(options.out, "estimate", settings, metrics, time.monotonic() - start, where)
     return 0 if found.reliable else 1
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from zodi.domains import TARGETS
-from zodi.support.options import Command, add_fields, folder, given_fields, run_command
+from zodi.support.options import Command, add_fields, device_option, folder, given_fields, run_command
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -46,7 +46,7 @@ def _pretrain_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--out", type=folder, default=Path("results/pretrain"), help="training states, logs and caches")
     sub.add_argument("--weights", type=folder, default=pretrain.WEIGHTS_FOLDER, help="where the checkpoint goes")
     sub.add_argument("--stages", nargs="+", choices=pretrain.STAGES, default=pretrain.STAGES, help="what to train")
-    sub.add_argument("--device", default="auto", help="where to train (default: auto: cuda, else mps, else cpu)")
+    device_option(sub)
     sub.add_argument("--export-only", action="store_true", help="write the checkpoint of a training that is not over")
     add_fields(sub, pretrain.PretrainConfig)
 

@@ -43,7 +43,7 @@ def _candidate(options: argparse.Namespace) -> int:
     from zodi.support import runs
 
     device = str(runs.check_device(options.device))
-    print(f"device {runs.device_text(device)}")
+    runs.announce(device)
     candidate = evidence.Candidate(options.variant, options.domain, options.network, options.seed)
     file = evidence.run_candidate(candidate, options.results, options.method, device, **options.changes)
     print(f"metrics: {file}")
@@ -65,7 +65,7 @@ def _place(options: argparse.Namespace) -> dict[str, Any]:
     from zodi.support import runs
 
     device, dtype = runs.check_device(options.device), runs.check_dtype(options.dtype, options.device)
-    print(f"device {runs.device_text(device, dtype)}")
+    runs.announce(device, dtype)
     return {"device": str(device), "dtype": dtype}
 
 

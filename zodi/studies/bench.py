@@ -34,7 +34,7 @@ from zodi.labels import CITYSCAPES
 from zodi.miniature import scenes
 from zodi.segmentation import build_network
 from zodi.support.files import write_json
-from zodi.support.runs import DTYPES, best_device, best_dtype, environment, native_bfloat16, worker_count
+from zodi.support.runs import DTYPES, best_device, best_dtype, dtype_name, environment, native_bfloat16, worker_count
 from zodi.transfer import (
     TransferConfig,
     domain_config,
@@ -114,7 +114,7 @@ class TrainingBenchConfig:
 
 def gpu_settings() -> dict[str, BenchConfig]:
     """What `make bench` runs where there is a GPU."""
-    dtype = str(best_dtype("cuda")).removeprefix("torch.")
+    dtype = dtype_name(best_dtype("cuda"))
     plain = BenchConfig("stable_diffusion", images=32, authors_images=2, dtype=dtype)
     return {"stable_diffusion_gpu": plain, "stable_diffusion_gpu_compiled": replace(plain, compile=True)}
 

@@ -124,7 +124,19 @@ def native_bfloat16() -> bool:
 
 def device_text(device: str | torch.device, dtype: torch.dtype = torch.float32) -> str:
     """Where and in what type a run computes, as it is printed and recorded: "cuda, bfloat16"."""
-    return f"{device}, {str(dtype).removeprefix('torch.')}"
+    return f"{device}, {dtype_name(dtype)}"
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """The name of a type, as options and settings have it: "bfloat16"."""
+    return str(dtype).removeprefix("torch.")
+
+
+def announce(device: str | torch.device, dtype: torch.dtype = torch.float32) -> str:
+    """Print `device_text`, and return it for the record."""
+    text = device_text(device, dtype)
+    print(f"device {text}")
+    return text
 
 
 def image_format(device: str | torch.device) -> torch.memory_format:
