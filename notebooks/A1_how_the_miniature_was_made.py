@@ -351,8 +351,9 @@ Markdown(
 # ## What was tried
 #
 # Every try that mattered, with its reason and what it changed; the numbers were measured on held-out pretraining scenes
-# (training logs; `python -m zodi.studies try ...`; for the round trips a throw-away script that graded $D(E(x))$ of true
-# images as `make quality` does in its row *truth_round_trip*).
+# (training logs; `python -m zodi.studies try strength=0.75 --model FOLDER --results FOLDER`; for the round trips a throw-away
+# script that graded $D(E(x))$ of true images as `make quality` does in its row *truth_round_trip*, and for samples a second
+# a stop-watch around one step of `zodi.miniature.pretrain`).
 
 # %%
 pd.read_csv(tries).style.hide(axis="index").set_properties(**{"text-align": "left", "white-space": "normal"})

@@ -7,6 +7,8 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from torch import nn
+from torch.nn import functional as F
 
 from zodi import diffusion
 from zodi.domains import DOMAINS, PROMPT_SUFFIX
@@ -186,6 +188,20 @@ def test_muon_takes_the_kernels_inside_and_steps_against_the_gradient():
     # Orthogonal: all singular values of the step are about the same, whatever the gradient's are.
     values = torch.linalg.svdvals(change.flatten(1))
     assert values.max() / values.min() < 3
+
+
+def test_muon_takes_the_same_step_in_any_order_of_memory():
+    steps = []
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        torch.manual_seed(0)
+        modules = nn.ModuleDict({"unet": nn.Conv2d(6, 4, 3)}).to(memory_format=memory_format)
+        optimizer, before = Optimizer(modules, "muon"), modules["unet"].weight.detach().clone()
+        assert len(optimizer.inner) == 1
+        modules["unet"](torch.randn(2, 6, 8, 8)).square().mean().backward()
+        optimizer.step(1e-2)
+        steps.append((modules["unet"].weight.detach() - before).flatten())
+    assert steps[0].abs().max() > 1e-4
+    assert F.cosine_similarity(*steps, dim=0) > 0.999
 
 
 def test_every_prompt_is_spelled_in_words():

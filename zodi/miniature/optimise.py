@@ -28,9 +28,10 @@ DECAY = 0.25
 _EDGES = re.compile(r"conv_in|conv_out|time_embedding|embeddings|controlnet_cond_embedding|^text_encoder|^vae|^network")
 
 
-def _as_matrix(weight: Tensor) -> Tensor:
-    """A weight (out, in, ...) as (out, rest), for a convolution (out, height * width * in) as it lies in memory."""
-    return weight.movedim(1, -1).reshape(len(weight), -1)
+def _as_matrix(weight: Tensor, like: Tensor) -> Tensor:
+    """A weight (out, in, ...) as (out, rest), the rest in the order in which `like` lies in memory."""
+    ordered = weight if like.is_contiguous() else weight.movedim(1, -1)
+    return ordered.reshape(len(weight), -1)
 
 
 class Optimizer:
@@ -50,9 +51,9 @@ class Optimizer:
         self.parts: list[torch.optim.Optimizer] = [
             torch.optim.AdamW(rest, lr=0.0, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
         ]
-        self.matrices = [nn.Parameter(_as_matrix(p.detach())) for p in self.inner]
+        self.matrices = [nn.Parameter(_as_matrix(p.detach(), p)) for p in self.inner]
         if any(m.data_ptr() != p.data_ptr() for m, p in zip(self.matrices, self.inner, strict=True)):
-            raise ValueError("Muon: expected convolutions in the channels-last format, found one that is not")
+            raise ValueError("Muon: found weights with gaps in memory, expected them contiguous or channels last")
         if self.matrices:
             self.parts.append(
                 torch.optim.Muon(self.matrices, lr=0.0, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
@@ -61,7 +62,7 @@ class Optimizer:
     def step(self, lr: float) -> None:
         """One step down the gradients, which are then forgotten."""
         for matrix, parameter in zip(self.matrices, self.inner, strict=True):
-            matrix.grad = _as_matrix(parameter.grad)
+            matrix.grad = _as_matrix(parameter.grad, parameter)
         for part in self.parts:
             for group in part.param_groups:
                 group["lr"] = lr

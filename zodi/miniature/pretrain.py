@@ -39,7 +39,7 @@ from zodi.miniature.weather import SHADERS
 from zodi.segmentation import DEFAULT_NETWORK, MINI_SEGMENTER_FILE, body_state, build_network, normalise
 from zodi.support.files import atomic_path, read_json, to_plain, write_json
 from zodi.support.plots import png
-from zodi.support.runs import best_dtype, check_device
+from zodi.support.runs import best_dtype, check_device, image_format
 from zodi.support.tensors import read_tensors
 
 PRETRAIN_DOMAINS = tuple(SHADERS)
@@ -223,7 +223,7 @@ def _crops(config: PretrainConfig, rng: np.random.Generator) -> list[tuple[int, 
 def _cut(images: np.ndarray, crops: list[tuple[int, int, int, int]], size: int) -> Tensor:
     """float32 (B, 3, size, size) in -1 .. 1."""
     parts = [images[scene, domain, top : top + size, left : left + size] for scene, domain, top, left in crops]
-    return _to_float(np.stack(parts)).contiguous(memory_format=torch.channels_last)
+    return _to_float(np.stack(parts))
 
 
 def _held_out_images(config: PretrainConfig, images: np.ndarray) -> Tensor:
@@ -250,11 +250,12 @@ def train_vae(config: PretrainConfig, images: np.ndarray, out: Path, device: tor
     if config.start_from:
         _take_over(vae, load(out / START).vae)
         earlier = pd.read_csv(out / START / "vae_log.csv").to_dict("records")
-    vae.to(device, memory_format=torch.channels_last)
+    vae.to(device, memory_format=image_format(device))
     held_out = _held_out_images(config, images)
 
     def loss_of(step: int) -> dict[str, Tensor]:
         x = _cut(images, _crops(config, np.random.default_rng([config.seed, step])), config.vae_crop).to(device)
+        x = x.contiguous(memory_format=image_format(device))
         with _autocast(config, device):
             z = vae.encode(x).latents
             noise = torch.randn(z.shape, generator=_generator(config, step)).to(device)
@@ -289,9 +290,9 @@ def cache_latents(
     file = out / "latents.safetensors"
     if not file.exists():
         latents = []
-        vae.to(device, memory_format=torch.channels_last)
+        vae.to(device, memory_format=image_format(device))
         for part in tqdm(images, "latents", unit="scene"):
-            x = _to_float(part).to(device).contiguous(memory_format=torch.channels_last)
+            x = _to_float(part).to(device).contiguous(memory_format=image_format(device))
             with _autocast(config, device):
                 z = vae.encode(x).latents
             latents.append((z * vae.config.scaling_factor).bfloat16().cpu().contiguous())
@@ -366,8 +367,7 @@ def build_diffusion(seed: int, tokenizer: CLIPTokenizer, latent_channels: int) -
             pad_token_id=tokenizer.pad_token_id,
         )
     )
-    modules = nn.ModuleDict({"unet": unet, "controlnet": controlnet, "text_encoder": text_encoder})
-    return modules.to(memory_format=torch.channels_last)
+    return nn.ModuleDict({"unet": unet, "controlnet": controlnet, "text_encoder": text_encoder})
 
 
 def build_scheduler() -> DDIMScheduler:
@@ -456,8 +456,8 @@ def draw_batch(step: int, frames: Frames, config: PretrainConfig) -> Batch:
     noise = _noise((count, *frames.latents.shape[2:]), config.coarse_noise, generator)
     scene, domain, keep = scene.to(device), domain.to(device), (has_layout >= config.layout_dropout).to(device)
     return Batch(
-        frames.latents[scene, domain].float().contiguous(memory_format=torch.channels_last),
-        noise.to(device).contiguous(memory_format=torch.channels_last),
+        frames.latents[scene, domain].float().contiguous(memory_format=image_format(device)),
+        noise.to(device).contiguous(memory_format=image_format(device)),
         _layout(frames.labels[scene], frames.palette) * keep[:, None, None, None],
         prompts.to(device),
         t.to(device),
@@ -475,7 +475,7 @@ def train_diffusion(
         for name, module in modules.items():
             _take_over(module, getattr(start, name))
         earlier = pd.read_csv(out / START / "diffusion_log.csv").to_dict("records")
-    modules.to(device)
+    modules.to(device, memory_format=image_format(device))
     frames = put_on_device(latents, labels, tokenizer, device)
     unet, controlnet, text_encoder = modules["unet"], modules["controlnet"], modules["text_encoder"]
 
