@@ -52,7 +52,7 @@ quality: .venv/.done ## measure the transfer of MODEL on the miniature: domain, 
 	@$(BIN)/python workflow/reproduce.py quality --cores=$(call quoted,CORES) --model=$(call quoted,MODEL) $(dry_run)
 
 .PHONY: bench
-bench: .venv/.done ## speed: transfer against the authors' loop, and the paper's trainings; results into benchmarks/
+bench: .venv/.done ## speed: transfer against the authors' loop, the paper's trainings, the main job; results into benchmarks/
 	$(BIN)/python -m zodi.studies bench
 
 .PHONY: record
