@@ -115,7 +115,7 @@ grid = reproduce.read_profile("paper")
 nothing_given = files.write_json(Path(out, "given.json").resolve(), {})  # neither DATA nor another MODEL
 command = reproduce.snakemake_command(["paper"], nothing_given, cores=2, cluster="")
 command += ["--config", "results=results/nothing_yet"]
-jobs = reproduce.planned_jobs(command)
+jobs = dict(reproduce.work_to_do(command).rules)
 print(reproduce.plan(jobs, grid["expected"]))
 
 # %% [markdown]
@@ -180,7 +180,7 @@ total = sum(jobs.values())
 plots.show(
     figure,
     f"The workflow of PROFILE=paper: {total} jobs, in blue the rules whose hours are in the profile. The transfer is cut "
-    "into shards that run side by side, and collected; adaptation needs the source-only network of its seed, its partner.",
+    "into shards that run side by side, and collected; source-only waits for nothing but the data.",
 )
 
 # %% [markdown]
