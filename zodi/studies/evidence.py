@@ -13,19 +13,18 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from torch import nn
 
 from zodi import estimation
 from zodi.adaptation import recipe
 from zodi.datasets import AnyDataset, Sample, dataset_info, label_set_of, open_split
 from zodi.domains import SOURCE
-from zodi.evaluation import image_confusions, image_logits, iou
+from zodi.evaluation import image_confusions, iou
 from zodi.experiment import TrainingSets, train_row, training_sets
 from zodi.labels import LabelSet
 from zodi.rows import get_row
 from zodi.segmentation import DEFAULT_NETWORK, load_network, save_network
-from zodi.studies import agreement
+from zodi.studies import agreement, unlabelled
 from zodi.support.files import atomic_path, read_json
 from zodi.support.runs import METRICS_FILE, device_text, save_metrics
 
@@ -37,9 +36,12 @@ CLEANING_FILE = "cleaning.csv"
 HELD_OUT = "val"
 # Transfers of every held-out image, one folder each.
 TRANSFERS = ("held_out", "held_out_1")
+# The same images by other methods: the source redrawn as itself, and other strengths. Scored at the last step only.
+REDRAWN = "clear_prompt"
+VARIATIONS = (REDRAWN, "strength_70", "strength_90")
+# Of so many target images a user may have photographs, without labels.
+PHOTOGRAPHS = 20
 BATCH = 10
-# Confidences are counted in so many bins between 0 and 1.
-BINS = 1000
 # Scores that do without target images: column -> what readers see. The first is ours, the others are what it must beat.
 SCORES = {
     "estimate": "estimate",
@@ -89,12 +91,13 @@ def run_candidate(
     config = recipe("mini", candidate.variant, network=candidate.network, seed=candidate.seed, **changes)
     sets = candidate_sets(candidate, results)
     quarters = sorted({max(1, round(config.steps * part / 4)) for part in (1, 2, 3, 4)})
-    scored = scored_sets(results, candidate, method)
+    scored, varied = scored_sets(results, candidate, method), varied_sets(results)
     scores: dict[str, list[np.ndarray]] = {}
 
     def score(step: int, network: nn.Module) -> None:
         if step in quarters:
-            for name, values in score_network(network, scored, sets.first.label_set).items():
+            now = scored if step < config.steps else scored | varied
+            for name, values in score_network(network, now, sets.first.label_set).items():
                 scores.setdefault(name, []).append(values)
 
     trained = train_row(sets, config, None, callback=score, device=device)
@@ -121,8 +124,7 @@ def reference_of(domain: str) -> Candidate:
 
 def scored_sets(results: Path, candidate: Candidate, method: str) -> dict[str, AnyDataset]:
     """Data sets to score on, by `KIND/DOMAIN`: the held-out source images, what is made of them, and the truth."""
-    data = results / "data"
-    held_out = HELD_OUT if (data / HELD_OUT).is_dir() else f"test/{SOURCE}"
+    data, held_out = results / "data", held_out_split(results)
     sets: dict[str, AnyDataset] = {f"source/{SOURCE}": open_split(data, held_out)}
     for domain in [name for name in dataset_info(data)["domains"] if name != SOURCE]:
         for part in TRANSFERS:
@@ -134,6 +136,25 @@ def scored_sets(results: Path, candidate: Candidate, method: str) -> dict[str, A
     if candidate == reference_of(candidate.domain):
         sets[f"shuffled/{candidate.domain}"] = shuffled(sets[f"{TRANSFERS[0]}/{candidate.domain}"])
     return sets
+
+
+def varied_sets(results: Path) -> dict[str, AnyDataset]:
+    """The held-out images as `VARIATIONS` make them, and `photographs`: some of the true images, for their pixels."""
+    data, held_out = results / "data", held_out_split(results)
+    sets: dict[str, AnyDataset] = {}
+    for domain in [name for name in dataset_info(data)["domains"] if name != SOURCE]:
+        for method in VARIATIONS:
+            images = results / TRANSFERS[0] / domain / method / "images"
+            if images.is_dir():
+                sets[f"{method}/{domain}"] = open_split(data, held_out, images=images)
+        truth = open_split(data, f"test/{domain}")
+        sets[f"photographs/{domain}"] = truth.only(truth.keys[:PHOTOGRAPHS])
+    return sets
+
+
+def held_out_split(results: Path) -> str:
+    """The part of the data that no candidate is trained on."""
+    return HELD_OUT if (results / "data" / HELD_OUT).is_dir() else f"test/{SOURCE}"
 
 
 def shuffled(dataset: AnyDataset) -> list[Sample]:
@@ -148,41 +169,12 @@ def score_network(network: nn.Module, sets: Mapping[str, AnyDataset], label_set:
     scores = {}
     for name, dataset in sets.items():
         scores[name] = image_confusions(network, dataset, label_set.num_classes, BATCH).astype(np.int32)
-        if name.split("/")[0] in ("source", TRANSFERS[0]):
-            scores[f"confidence/{name}"] = confidence_histogram(network, dataset)
+        if name.split("/")[0] in ("source", TRANSFERS[0], "photographs"):
+            scores |= {f"{score}/{name}": value for score, value in unlabelled.scores(network, dataset, BATCH).items()}
     return scores
 
 
-@torch.inference_mode()
-def confidence_histogram(network: nn.Module, dataset: AnyDataset) -> np.ndarray:
-    """Number of pixels by the probability of their most likely class, int64 (BINS,), from 0 to 1."""
-    counts = torch.zeros(BINS, dtype=torch.int64)
-    for first in range(0, len(dataset), BATCH):
-        images = [dataset[i].image for i in range(first, min(first + BATCH, len(dataset)))]
-        confidence = image_logits(network, np.stack(images)).softmax(1).amax(1)
-        counts += torch.bincount((confidence * BINS).long().clamp(max=BINS - 1).flatten(), minlength=BINS)
-    return counts.numpy()
-
-
 # ---------------------------------------------------------------- all candidates
-
-
-def mean_confidence(histogram: np.ndarray) -> float:
-    """Mean of a `confidence_histogram`, percent."""
-    return float(100 * (histogram * (np.arange(BINS) + 0.5) / BINS).sum() / histogram.sum())
-
-
-def average_thresholded_confidence(histogram: np.ndarray, source: np.ndarray, accuracy: float) -> float:
-    """ATC (Garg et al., ICLR 2022): share of pixels more confident than a threshold chosen on the source, percent.
-
-    Args:
-        histogram: `confidence_histogram` on the images in question.
-        source: the same on labelled source images.
-        accuracy: share of right pixels on the source, 0 .. 1; the threshold leaves this share of its pixels above.
-    """
-    above_source = np.cumsum(source[::-1])[::-1] / source.sum()
-    threshold = int(np.abs(above_source - accuracy).argmin())
-    return float(100 * histogram[threshold:].sum() / histogram.sum())
 
 
 def table(results: str | Path) -> pd.DataFrame:
@@ -249,7 +241,7 @@ def _line(scores: Mapping[str, np.ndarray], domain: str, names: tuple[str, ...])
         return float(100 * np.nanmean(iou(matrices.sum(0))[common]))
 
     source = scores[f"source/{SOURCE}"].sum(0)
-    histograms = [scores[f"confidence/{name}"] for name in (f"{TRANSFERS[0]}/{domain}", f"source/{SOURCE}")]
+    histograms = [scores[f"histogram/{name}"] for name in (f"{TRANSFERS[0]}/{domain}", f"source/{SOURCE}")]
     return {
         "estimate": found.miou,
         "low": found.low,
@@ -257,8 +249,8 @@ def _line(scores: Mapping[str, np.ndarray], domain: str, names: tuple[str, ...])
         "one_transfer": mean(transfers[0]),
         "source": mean(scores[f"source/{SOURCE}"]),
         "photometric": mean(scores[f"photometric/{domain}"]),
-        "confidence": mean_confidence(histograms[0]),
-        "atc": average_thresholded_confidence(*histograms, np.trace(source) / source.sum()),
+        "confidence": unlabelled.mean_confidence(histograms[0]),
+        "atc": unlabelled.average_thresholded_confidence(*histograms, np.trace(source) / source.sum()),
         "truth": mean(scores[f"truth/{domain}"]),
     }
 
