@@ -12,7 +12,7 @@ from zodi.evaluation import confusion, image_confusions, iou
 from zodi.labels import CAMVID, CITYSCAPES
 from zodi.miniature.dataset import write_miniature
 from zodi.segmentation import build_network, load_network, save_network
-from zodi.studies import agreement, evidence
+from zodi.studies import agreement, evidence, unlabelled
 from zodi.support.bootstrap import bootstrap, resample_weights
 from zodi.support.files import read_json
 from zodi.transfer_folder import transfer_folder
@@ -331,10 +331,10 @@ def test_table_says_what_to_run(tmp_path, results):
 
 
 def test_atc_and_mean_confidence_on_known_histograms():
-    histogram = np.zeros(evidence.BINS, int)
+    histogram = np.zeros(unlabelled.BINS, int)
     histogram[[200, 800]] = [30, 70]
-    assert evidence.mean_confidence(histogram) == pytest.approx(100 * (0.3 * 0.2005 + 0.7 * 0.8005))
-    assert evidence.average_thresholded_confidence(histogram, histogram, 0.7) == pytest.approx(70)
-    shifted = np.zeros(evidence.BINS, int)
+    assert unlabelled.mean_confidence(histogram) == pytest.approx(100 * (0.3 * 0.2005 + 0.7 * 0.8005))
+    assert unlabelled.average_thresholded_confidence(histogram, histogram, 0.7) == pytest.approx(70)
+    shifted = np.zeros(unlabelled.BINS, int)
     shifted[[200, 800]] = [60, 40]
-    assert evidence.average_thresholded_confidence(shifted, histogram, 0.7) == pytest.approx(40)
+    assert unlabelled.average_thresholded_confidence(shifted, histogram, 0.7) == pytest.approx(40)

@@ -170,11 +170,7 @@ def estimate_from(
     seeds, images = confusions.shape[:2]
     # The order of the images must not change what is drawn.
     order = sorted(range(images), key=lambda index: confusions[:, index].tobytes())
-    shown = (confusions[0].sum(2) > 0).sum(0)
-    least = min(MIN_IMAGES, images)
-    common = shown >= least
-    if not common.any():
-        raise ValueError(f"{images} images: no class is seen in {least} of them; give more images")
+    shown, common = (confusions[0].sum(2) > 0).sum(0), common_classes(confusions)
     values = 100 * iou(confusions.sum((0, 1)))
     resampled = 100 * bootstrap(confusions[:, order], resample_weights(images, seeds, seed=seed))
     tails = [50 * (1 - level), 50 * (1 + level)]
@@ -192,6 +188,16 @@ def estimate_from(
     return Estimate(
         float(values[common].mean()), *interval.tolist(), level, classes, images, seeds, kept, not kept < MIN_KEPT
     )  # fmt: skip
+
+
+def common_classes(confusions: np.ndarray) -> np.ndarray:
+    """Classes that enough images show, bool (C,), from confusion matrices int (S, N, C, C); ValueError if none is."""
+    images = confusions.shape[1]
+    least = min(MIN_IMAGES, images)
+    common = (confusions[0].sum(2) > 0).sum(0) >= least
+    if not common.any():
+        raise ValueError(f"{images} images: no class is seen in {least} of them; give more images")
+    return common
 
 
 # ---------------------------------------------------------------- is the layout still there?

@@ -6,7 +6,7 @@ makes of them, and on the true images of every domain. `table` turns the scores 
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ SCORES_FILE = "scores.npz"
 TABLE_FILE = "models.csv"
 LAYOUT_FILE = "layout.csv"
 CLEANING_FILE = "cleaning.csv"
+CLASSES_FILE = "classes.csv"
 # A data set without this part lends its source test images, on which no candidate is trained either.
 HELD_OUT = "val"
 # Transfers of every held-out image, one folder each.
@@ -50,7 +51,17 @@ SCORES = {
     "photometric": "photometric mIoU",
     "confidence": "mean confidence",
     "atc": "ATC",
+    "nuclear_norm": "nuclear norm",
+    "mano": "MaNo",
 }
+# Scores on `PHOTOGRAPHS` images of the target, without their labels; at the last step only.
+PHOTOGRAPH_SCORES = {
+    "photo_confidence": "mean confidence, photographs",
+    "photo_atc": "ATC, photographs",
+    "photo_nuclear_norm": "nuclear norm, photographs",
+    "photo_mano": "MaNo, photographs",
+}
+RUN = ["variant", "adapted_to", "network", "seed"]
 
 
 @dataclass(frozen=True)
@@ -181,27 +192,62 @@ def table(results: str | Path) -> pd.DataFrame:
     """Scores and truth of all candidates, a line for each candidate, step and domain.
 
     Returns:
-        `variant`, `adapted_to`, `network`, `seed`, `step`, `steps`, `domain`, the columns of `SCORES`, `low` and `high`
-        of the estimate, and `truth`; percent. Means are over the classes that are not rare in the held-out images.
+        `RUN`, `step`, `steps`, `domain`, the columns of `SCORES`, `low` and `high` of the estimate, `redrawn` (the
+        source images redrawn as such), those of `VARIATIONS` and `PHOTOGRAPH_SCORES`, and `truth`; percent, but for the
+        norms, which are 0 .. 1. Means are over the classes that are not rare in the held-out images. NaN: not scored.
 
     Raises:
         FileNotFoundError: if there is no candidate.
     """
-    results = Path(results)
-    names = label_set_of(results / "data").names
+    names = label_set_of(Path(results) / "data").names
     rows = []
-    for file in sorted(results.glob(f"candidates/**/{SCORES_FILE}")):
-        metrics = read_json(file.parent / METRICS_FILE)["metrics"]
-        run = {name: metrics[name] for name in ("variant", "network", "seed")} | {"adapted_to": metrics["domain"]}
-        scores = dict(np.load(file))
+    for run, scores in _candidates(results):
         domains = [name.partition("/")[2] for name in scores if name.startswith("truth/")]
         for index, step in enumerate(scores["steps"]):
-            now = {name: values[index] for name, values in scores.items() if name != "steps"}
+            now = _at_step(scores, index)
             where = run | {"step": int(step), "steps": int(scores["steps"][-1])}
             rows += [where | {"domain": domain} | _line(now, domain, names) for domain in domains]
-    if not rows:
-        raise FileNotFoundError(f"{results}: no scores in candidates/; `python -m zodi.studies candidate` makes them")
     return pd.DataFrame(rows)
+
+
+def class_table(results: str | Path) -> pd.DataFrame:
+    """IoU of every class at the last step, a line for each candidate, domain and class that is not rare.
+
+    Returns:
+        `RUN`, `domain`, `class`, and `estimate`, `source`, `truth`, `VARIATIONS`, percent.
+
+    Raises:
+        FileNotFoundError: if there is no candidate.
+    """
+    names = label_set_of(Path(results) / "data").names
+    parts = []
+    for run, scores in _candidates(results):
+        last = _at_step(scores, -1)
+        for domain in [name.partition("/")[2] for name in scores if name.startswith("truth/")]:
+            transfers, common = _transfers(last, domain, names)
+            sets = {"estimate": transfers.sum(0), "source": last[f"source/{SOURCE}"], "truth": last[f"truth/{domain}"]}
+            sets |= {kind: last[f"{kind}/{domain}"] for kind in VARIATIONS if f"{kind}/{domain}" in last}
+            values = {kind: 100 * iou(matrices.sum(0))[common] for kind, matrices in sets.items()}
+            where = run | {"domain": domain, "class": [names[index] for index in common]}
+            parts.append(pd.DataFrame(where | values))
+    return pd.concat(parts, ignore_index=True)
+
+
+def _candidates(results: str | Path) -> Iterator[tuple[dict[str, Any], dict[str, np.ndarray]]]:
+    """`RUN` and scores of every candidate below a results folder."""
+    files = sorted(Path(results).glob(f"candidates/**/{SCORES_FILE}"))
+    if not files:
+        raise FileNotFoundError(f"{results}: no scores in candidates/; `python -m zodi.studies candidate` makes them")
+    for file in files:
+        metrics = read_json(file.parent / METRICS_FILE)["metrics"]
+        run = {name: metrics[name] for name in ("variant", "network", "seed")} | {"adapted_to": metrics["domain"]}
+        yield run, dict(np.load(file))
+
+
+def _at_step(scores: Mapping[str, np.ndarray], index: int) -> dict[str, np.ndarray]:
+    """What was scored at a step; counted from the end, because some is scored at the last step only."""
+    behind = index % len(scores["steps"]) - len(scores["steps"])
+    return {name: values[behind] for name, values in scores.items() if name != "steps" and len(values) >= -behind}
 
 
 def load(results: str | Path, record: str | Path) -> tuple[pd.DataFrame, pd.DataFrame, str]:
@@ -227,31 +273,51 @@ def load(results: str | Path, record: str | Path) -> tuple[pd.DataFrame, pd.Data
 
 def write_record(results: str | Path, record: str | Path) -> None:
     """Write what `load` reads, percent with three decimals."""
-    for name, frame in {TABLE_FILE: table(results), LAYOUT_FILE: layout_table(results)}.items():
+    found = {TABLE_FILE: table(results), CLASSES_FILE: class_table(results), LAYOUT_FILE: layout_table(results)}
+    for name, frame in found.items():
         with atomic_path(Path(record) / name) as temporary:
             frame.to_csv(temporary, index=False, float_format="%.3f")
 
 
-def _line(scores: Mapping[str, np.ndarray], domain: str, names: tuple[str, ...]) -> dict[str, float]:
+def _transfers(scores: Mapping[str, np.ndarray], domain: str, names: tuple[str, ...]) -> tuple[np.ndarray, list[int]]:
+    """Confusion matrices int (S, N, C, C) of the held-out images' transfers, and the classes not rare in them."""
     transfers = np.stack([scores[f"{part}/{domain}"] for part in TRANSFERS])
-    found = estimation.estimate_from(transfers, names)
-    common = [names.index(name) for name in found.classes.index if name not in found.rare]
+    return transfers, list(np.flatnonzero(estimation.common_classes(transfers)))
 
-    def mean(matrices: np.ndarray) -> float:
-        return float(100 * np.nanmean(iou(matrices.sum(0))[common]))
+
+def _line(scores: Mapping[str, np.ndarray], domain: str, names: tuple[str, ...]) -> dict[str, float]:
+    transfers, common = _transfers(scores, domain, names)
+    found = estimation.estimate_from(transfers, names)
+
+    def mean(name: str) -> float:
+        return float(100 * np.nanmean(iou(scores[name].sum(0))[common])) if name in scores else float("nan")
 
     source = scores[f"source/{SOURCE}"].sum(0)
-    histograms = [scores[f"histogram/{name}"] for name in (f"{TRANSFERS[0]}/{domain}", f"source/{SOURCE}")]
+    accuracy = np.trace(source) / source.sum()
+
+    def without_labels(images: str) -> dict[str, float]:
+        if f"histogram/{images}" not in scores:
+            return dict.fromkeys(("confidence", "atc", "nuclear_norm", "mano"), float("nan"))
+        histogram = scores[f"histogram/{images}"]
+        return {
+            "confidence": unlabelled.mean_confidence(histogram),
+            "atc": unlabelled.average_thresholded_confidence(histogram, scores[f"histogram/source/{SOURCE}"], accuracy),
+            "nuclear_norm": float(scores[f"nuclear_norm/{images}"]),
+            "mano": float(scores[f"mano/{images}"]),
+        }
+
+    photographs = without_labels(f"photographs/{domain}")
     return {
         "estimate": found.miou,
         "low": found.low,
         "high": found.high,
-        "one_transfer": mean(transfers[0]),
-        "source": mean(scores[f"source/{SOURCE}"]),
-        "photometric": mean(scores[f"photometric/{domain}"]),
-        "confidence": unlabelled.mean_confidence(histograms[0]),
-        "atc": unlabelled.average_thresholded_confidence(*histograms, np.trace(source) / source.sum()),
-        "truth": mean(scores[f"truth/{domain}"]),
+        "one_transfer": mean(f"{TRANSFERS[0]}/{domain}"),
+        "source": mean(f"source/{SOURCE}"),
+        "photometric": mean(f"photometric/{domain}"),
+        **without_labels(f"{TRANSFERS[0]}/{domain}"),
+        **{f"photo_{name}": value for name, value in photographs.items()},
+        **{kind: mean(f"{kind}/{domain}") for kind in VARIATIONS},
+        "truth": mean(f"truth/{domain}"),
     }
 
 
