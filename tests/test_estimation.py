@@ -134,6 +134,93 @@ def test_calibration_learns_a_line_from_the_other_domains():
         agreement.calibrate(np.array([1.0, 2.0]), np.array([1.0, 2.0]))
 
 
+def biased(rng, bias, trainings=12, noise=0.5):
+    """Estimates of networks in domains whose generators take `bias` points each; the sampling interval is ±1 point."""
+    lines = []
+    for training in range(trainings):
+        for domain, lost in bias.items():
+            truth = rng.uniform(30, 60)
+            value = truth - lost + rng.normal(0, noise)
+            lines.append({"domain": domain, "training": training, "value": value, "truth": truth, "spread": 1.0})
+    return pd.DataFrame(lines)
+
+
+@pytest.mark.parametrize(
+    ("method", "covered"), [(agreement.conformal, ["b", "d", "e"]), (agreement.new_domain, list("abcde"))]
+)
+def test_an_interval_that_knows_other_domains_covers_a_biased_generator_and_the_naive_one_does_not(method, covered):
+    bias = {"a": 3.0, "b": -2.0, "c": 3.0, "d": 2.5, "e": 1.0}
+    frame = biased(np.random.default_rng(0), bias)
+    found = method(frame, "value", "spread")
+    inside = found["truth"].between(found["interval_low"], found["interval_high"])
+    assert (inside.groupby(found["domain"]).mean()[covered] >= 0.9).all()
+    naive = (frame["truth"] - frame["value"]).abs() <= 1
+    assert naive.groupby(frame["domain"]).mean()[["a", "b", "c", "d"]].max() < 0.3
+    assert (found["interval_high"] - found["interval_low"]).mean() < 15
+
+
+def test_a_domain_worse_than_all_known_ones_is_covered_by_the_spread_of_domains():
+    rng, covered = np.random.default_rng(5), {agreement.conformal: [], agreement.new_domain: []}
+    for _ in range(40):
+        frame = biased(rng, dict(zip("abcde", rng.normal(0, 2, 5), strict=True)), trainings=6)
+        for method, found in covered.items():
+            line = method(frame, "value", "spread").iloc[:5]
+            found.append(line["truth"].between(line["interval_low"], line["interval_high"]).mean())
+    assert np.mean(covered[agreement.new_domain]) >= 0.93
+    assert np.mean(covered[agreement.conformal]) < np.mean(covered[agreement.new_domain])
+
+
+@pytest.mark.parametrize("method", [agreement.conformal, agreement.new_domain])
+def test_an_interval_never_looks_at_its_own_domain_or_training(method):
+    frame = biased(np.random.default_rng(1), {"a": 1.0, "b": 1.0, "c": 1.0}, trainings=4)
+    before = method(frame, "value", "spread")
+    mine = (frame["domain"] == "a") | (frame["training"] == 0)
+    one = (frame["domain"] == "a") & (frame["training"] == 0)
+    spoiled = frame.assign(truth=frame["truth"].where(~mine, 99.0))
+    after = method(spoiled, "value", "spread")
+    assert np.array_equal(before.loc[one, "half_width"], after.loc[one, "half_width"])
+    assert (after.loc[~mine, "half_width"] > before.loc[~mine, "half_width"]).all(), "others do learn from it"
+    with pytest.raises(ValueError, match="to learn"):
+        method(frame[frame["domain"] == "a"], "value", "spread")
+
+
+@pytest.mark.parametrize(("count", "level", "rank"), [(19, 0.95, 19), (39, 0.95, 38), (5, 0.95, 5), (9, 0.5, 5)])
+def test_quantile_of_few_errors(count, level, rank):
+    errors = np.random.default_rng(2).permutation(np.arange(1, count + 1))
+    assert agreement.conformal_quantile(errors, level) == rank
+
+
+def test_corrections_from_the_redrawn_source_on_a_case_reckoned_by_hand():
+    classes = pd.DataFrame(
+        {
+            "variant": "zodi",
+            "domain": "night",
+            "class": ["road", "pole"],
+            "estimate": [80.0, 10.0],
+            "source": [90.0, 40.0],
+            "clear_prompt": [90.0, 10.0],
+            "strength_70": 0.0,
+            "strength_90": 0.0,
+            "truth": [82.0, 30.0],
+        }
+    )
+    found = agreement.corrections(classes).iloc[0]
+    assert found["variant"] == "zodi" and found["domain"] == "night" and found["truth"] == 56
+    assert found["loss"] == 15 and found["raw"] == 45
+    assert (found["additive"], found["half"], found["multiplicative"]) == (60, 52.5, 45 * 65 / 50)
+    assert found["per_class"] == (80 + 10 * 2) / 2, "a ratio of 4 counts as 2"
+    assert found["weighted"] == pytest.approx((80 + 10 * 0.25) / 1.25)
+
+
+def test_sign_accuracy_counts_pairs_that_differ():
+    truth = np.array([50.0, 40.0, 39.5, 30.0])
+    assert agreement.sign_accuracy(np.array([4.0, 3.0, 2.0, 1.0]), truth) == 100
+    assert agreement.sign_accuracy(np.array([4.0, 2.0, 3.0, 1.0]), truth) == 100, "40 and 39.5 are as good as equal"
+    assert agreement.sign_accuracy(np.array([1.0, 3.0, 2.0, 4.0]), truth) == 0
+    assert agreement.sign_accuracy(np.zeros(4), truth) == 50
+    assert np.isnan(agreement.sign_accuracy(np.array([1.0, 2.0]), np.array([1.0, 1.5])))
+
+
 def test_agreement_and_regret_on_known_cases():
     truth = pd.Series([10.0, 20.0, 30.0, 40.0])
     swapped = pd.Series([10.0, 20.0, 40.0, 30.0])

@@ -16,6 +16,10 @@ from zodi.datasets import FolderDataset
 from zodi.estimation import estimate_from
 from zodi.evaluation import image_confusions
 
+# The source redrawn as itself, and the held-out images at other strengths: names of methods in `zodi.rows.ABLATIONS`.
+REDRAWN = "clear_prompt"
+VARIATIONS = (REDRAWN, "strength_70", "strength_90")
+
 
 @dataclass(frozen=True)
 class Calibration:
@@ -72,6 +76,149 @@ def leave_one_domain_out(frame: pd.DataFrame) -> pd.DataFrame:
             part.assign(calibrated=value, calibrated_low=value + line.miss_low, calibrated_high=value + line.miss_high)
         )
     return pd.concat(parts).loc[frame.index]
+
+
+# ---------------------------------------------------------------- corrections from the source's own images
+
+
+def corrections(classes: pd.DataFrame) -> pd.DataFrame:
+    """Estimates corrected by what redrawing the source as itself costs the same network; nothing looks at a target.
+
+    With E_c, S_c and R_c the IoU of class c on the generated target, the source and the redrawn source, in percent:
+
+    - `raw`: mean of E_c
+    - `additive`: raw + mean S_c - mean R_c
+    - `half`: raw + (mean S_c - mean R_c) / 2
+    - `multiplicative`: raw * mean S_c / mean R_c
+    - `per_class`: mean of min(100, E_c S_c / R_c), the ratio at most 2
+    - `weighted`: mean of E_c with weights R_c / S_c, at most 1: classes that the generator draws badly count less
+
+    Args:
+        classes: from `zodi.studies.evidence.class_table`.
+
+    Returns:
+        A line for each candidate and domain: the columns that name them, `loss` = mean S_c - mean R_c, the corrections
+        and `truth`.
+    """
+    key = [name for name in classes.columns if name not in ("class", "estimate", "source", "truth", *VARIATIONS)]
+    rows = []
+    for where, part in classes.groupby(key, sort=False):
+        estimate, source, redrawn = (part[name].to_numpy() for name in ("estimate", "source", REDRAWN))
+        ratio = source / np.maximum(redrawn, 1)
+        weight = np.clip(redrawn / np.maximum(source, 1), 0, 1)
+        raw, loss = estimate.mean(), source.mean() - redrawn.mean()
+        found = {
+            "loss": loss,
+            "raw": raw,
+            "additive": raw + loss,
+            "half": raw + loss / 2,
+            "multiplicative": raw * source.mean() / max(redrawn.mean(), 1),
+            "per_class": np.minimum(100, estimate * np.clip(ratio, 0, 2)).mean(),
+            "weighted": (estimate * weight).sum() / max(weight.sum(), 1e-9),
+            "truth": part["truth"].mean(),
+        }
+        rows.append(dict(zip(key, where, strict=True)) | found)
+    return pd.DataFrame(rows)
+
+
+# ---------------------------------------------------------------- intervals that know other domains
+
+
+def conformal(frame: pd.DataFrame, value: str, spread: str, level: float = 0.95) -> pd.DataFrame:
+    """Intervals whose width other domains and other trainings teach (split conformal prediction, by domain).
+
+    A line is one training in one domain. Its interval comes from the errors |truth - value| / spread of all other
+    trainings in all other domains: their quantile in each of these domains says how far one has to go there, and the
+    largest of them counts, because nothing says that the next domain is kinder than the worst one known. The quantile
+    is `conformal_quantile` (Vovk et al., *Algorithmic Learning in a Random World*, 2005).
+
+    Args:
+        frame: columns `domain`, `training`, `truth`, `value` and `spread`, points of mIoU; spread > 0.
+        value: column of the estimate.
+        spread: column by which errors are standardised.
+        level: of the interval, 0 .. 1.
+
+    Returns:
+        The frame with `half_width`, `interval_low` and `interval_high`, percent.
+
+    Raises:
+        ValueError: if there is only one domain or one training.
+    """
+    if frame["domain"].nunique() < 2 or frame["training"].nunique() < 2:
+        raise ValueError("one domain or one training: there is no other to learn the width of an interval from")
+    error = (frame["truth"] - frame[value]).abs() / frame[spread]
+    factors = []
+    for domain, training in zip(frame["domain"], frame["training"], strict=True):
+        others = error[(frame["domain"] != domain) & (frame["training"] != training)]
+        by_domain = others.groupby(frame["domain"]).apply(lambda e: conformal_quantile(e.to_numpy(), level))
+        factors.append(by_domain.max())
+    half = np.asarray(factors) * frame[spread]
+    return frame.assign(half_width=half, interval_low=frame[value] - half, interval_high=frame[value] + half)
+
+
+def new_domain(frame: pd.DataFrame, value: str, spread: str, level: float = 0.95) -> pd.DataFrame:
+    """Intervals for a domain that nobody knows, from how much known domains differ (random effects).
+
+    The standardised error e = (truth - value) / spread of training m in domain d is taken as b_d + u_dm: what the
+    generator does to every score of a domain, and what is left. With K other domains, and b_d, s^2 estimated there from
+    all other trainings, the error of a new one is within t_K sqrt(mean of b_d^2 + s^2), t_K the quantile of Student's
+    distribution with K degrees of freedom: the prediction interval of Higgins et al., *A re-evaluation of
+    random-effects meta-analysis* (2009), around zero, because estimates are not shifted.
+
+    Args:
+        frame, value, spread, level: see `conformal`.
+
+    Returns:
+        The frame with `half_width`, `interval_low` and `interval_high`, percent.
+
+    Raises:
+        ValueError: if there are fewer than three domains or trainings.
+    """
+    if frame["domain"].nunique() < 3 or frame["training"].nunique() < 3:
+        raise ValueError("found fewer than three domains or trainings; expected at least two others to learn from")
+    error = (frame["truth"] - frame[value]) / frame[spread]
+    factors = []
+    for domain, training in zip(frame["domain"], frame["training"], strict=True):
+        others = (frame["domain"] != domain) & (frame["training"] != training)
+        factors.append(new_domain_factor(error[others], frame.loc[others, "domain"], level))
+    half = np.asarray(factors) * frame[spread]
+    return frame.assign(half_width=half, interval_low=frame[value] - half, interval_high=frame[value] + half)
+
+
+def new_domain_factor(error: pd.Series, domain: pd.Series, level: float) -> float:
+    """t_K sqrt(mean of b_d^2 + s^2) of `new_domain`, from standardised errors and their domains."""
+    by_domain = error.groupby(domain)
+    known = by_domain.ngroups
+    scale = np.sqrt((by_domain.mean() ** 2).mean() + by_domain.var().mean())
+    return float(stats.t.ppf(0.5 + level / 2, known) * scale)
+
+
+def conformal_quantile(errors: np.ndarray, level: float) -> float:
+    """The ceil((n + 1) level)-th smallest of n errors, at most the largest."""
+    rank = min(len(errors), int(np.ceil((len(errors) + 1) * level)))
+    return float(np.sort(errors)[rank - 1])
+
+
+# ---------------------------------------------------------------- which of two networks is better?
+
+
+def sign_accuracy(score: np.ndarray, truth: np.ndarray, least: float = 1.0) -> float:
+    """Share of pairs of networks that a score orders as the truth does, percent; a tie counts half.
+
+    Args:
+        score, truth: one value per network; higher is better.
+        least: only pairs whose truth differs by more count, points.
+
+    Returns:
+        NaN if there is no such pair.
+    """
+    first, second = np.triu_indices(len(truth), 1)
+    difference = truth[first] - truth[second]
+    counted = np.abs(difference) > least
+    if not counted.any():
+        return float("nan")
+    agreement_ = np.sign(score[first] - score[second]) * np.sign(difference)
+    return float(100 * ((agreement_[counted] + 1) / 2).mean())
 
 
 # ---------------------------------------------------------------- how good are estimates?

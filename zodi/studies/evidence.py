@@ -25,6 +25,7 @@ from zodi.labels import LabelSet
 from zodi.rows import get_row
 from zodi.segmentation import DEFAULT_NETWORK, load_network, save_network
 from zodi.studies import agreement, unlabelled
+from zodi.studies.agreement import VARIATIONS
 from zodi.support.files import atomic_path, read_json
 from zodi.support.runs import METRICS_FILE, device_text, save_metrics
 
@@ -37,9 +38,6 @@ CLASSES_FILE = "classes.csv"
 HELD_OUT = "val"
 # Transfers of every held-out image, one folder each.
 TRANSFERS = ("held_out", "held_out_1")
-# The same images by other methods: the source redrawn as itself, and other strengths. Scored at the last step only.
-REDRAWN = "clear_prompt"
-VARIATIONS = (REDRAWN, "strength_70", "strength_90")
 # Of so many target images a user may have photographs, without labels.
 PHOTOGRAPHS = 20
 BATCH = 10
