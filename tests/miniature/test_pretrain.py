@@ -9,28 +9,33 @@ import torch
 from PIL import Image
 from torch import nn
 from torch.nn import functional as F
+from torchvision.transforms.v2.functional import gaussian_blur
 
 from zodi import diffusion
 from zodi.domains import DOMAINS, PROMPT_SUFFIX
 from zodi.labels import CITYSCAPES
 from zodi.miniature import pretrain as pretrain_module
+from zodi.miniature import scenes
 from zodi.miniature.__main__ import main
 from zodi.miniature.optimise import Optimizer, learning_rate_factor
 from zodi.miniature.pretrain import (
     PRETRAIN_DOMAINS,
     PretrainConfig,
+    _edge_loss,
+    _perceptual_loss,
     build_tokenizer,
     check_settings,
     draw_batch,
     pretrain,
     put_on_device,
 )
+from zodi.segmentation import DEFAULT_NETWORK, build_network
 from zodi.support.files import read_json
 from zodi.support.tensors import read_state
 
 TOY = PretrainConfig(
-    scene_count=4, held_out=2, height=64, width=96, vae_steps=3, vae_batch_size=2, steps=4, batch_size=4,
-    segmenter_steps=2, segmenter_batch_size=2, bf16=False,
+    scene_count=4, held_out=2, height=64, width=96, vae_steps=3, vae_batch_size=2, vae_crop=32, steps=4,
+    batch_size=4, segmenter_steps=2, segmenter_batch_size=2, bf16=False,
 )  # fmt: skip
 
 
@@ -54,7 +59,7 @@ def test_checkpoint_from_nothing_loads_like_any_other(trained):
 
 def test_training_goes_on_from_a_checkpoint_and_counts_its_steps_on(trained, tmp_path):
     start = trained / "weights" / "mini"
-    config = dataclasses.replace(TOY, start_from=str(start), seed=1)
+    config = dataclasses.replace(TOY, start_from=str(start), vae_steps=0, seed=1)
     pretrain(config, tmp_path / "run", tmp_path / "weights", ["diffusion"])
     before, after = diffusion.load(start), diffusion.load(tmp_path / "weights" / "mini")
     weights, changed = before.vae.state_dict(), after.vae.state_dict()
@@ -78,6 +83,46 @@ def test_more_latent_channels_take_over_what_fits_and_train_the_vae_on(trained, 
     assert after.unet.config.in_channels == after.unet.config.out_channels == 10
     log = pd.read_csv(tmp_path / "weights" / "mini" / "vae_log.csv")
     assert log["step"].tolist() == [TOY.vae_steps, 2 * TOY.vae_steps]
+
+
+def test_a_vae_that_is_trained_on_keeps_the_scale_that_the_diffusion_model_knows(trained, tmp_path):
+    start = trained / "weights" / "mini"
+    config = dataclasses.replace(TOY, start_from=str(start), seed=1)
+    pretrain(config, tmp_path / "run", tmp_path / "weights", ["diffusion"])
+    before, after = diffusion.load(start).vae, diffusion.load(tmp_path / "weights" / "mini").vae
+    assert after.config.scaling_factor == before.config.scaling_factor
+    assert not torch.equal(before.decoder.layers[-1].weight, after.decoder.layers[-1].weight)
+
+
+def test_a_vae_of_other_channels_cannot_be_kept(trained, tmp_path):
+    config = dataclasses.replace(
+        TOY, start_from=str(trained / "weights" / "mini"), latent_channels=10, vae_steps=0, seed=1
+    )
+    with pytest.raises(ValueError, match=r"8 latent channels, expected latent_channels=10; train .*--vae-steps"):
+        pretrain(config, tmp_path / "run", tmp_path / "weights", ["diffusion"])
+
+
+def test_edges_may_be_beside_their_place_but_not_left_out():
+    street = torch.zeros(1, 3, 32, 64)
+    street[..., 20] = 1
+    beside, without = street.roll(1, 3), torch.zeros_like(street)
+    assert _edge_loss(street, street) == 0
+    assert 0 < _edge_loss(street, beside) <= 0.51 * _edge_loss(street, without)
+
+
+def test_perceptual_loss_is_nothing_for_the_same_image_and_grows_with_blur():
+    encoder = build_network(DEFAULT_NETWORK, CITYSCAPES.num_classes, "mini").model.encoder.eval()
+    x = torch.from_numpy(scenes.render(scenes.PRETRAIN_SEEDS[0], "clear", 64, 128).image)[None]
+    x = x.permute(0, 3, 1, 2).float() / 127.5 - 1
+    little, much = (gaussian_blur(x, [7, 7], [sigma]) for sigma in (0.5, 2.0))
+    assert _perceptual_loss(encoder, x, x) == 0
+    assert 0 < 2 * _perceptual_loss(encoder, x, little) < _perceptual_loss(encoder, x, much)
+
+
+@pytest.mark.parametrize("crop", [96, 40, 56])
+def test_crops_of_the_vae_must_fit(crop):
+    with pytest.raises(ValueError, match=f"vae_crop={crop}: expected a multiple of 16"):
+        dataclasses.replace(TOY, vae_crop=crop)
 
 
 def test_sample_sheet_shows_every_domain_and_method(trained):
@@ -121,7 +166,9 @@ def test_other_settings_are_refused_more_steps_are_not(trained):
 
 
 def test_a_training_by_the_clock_ends_with_its_time_and_goes_on_from_it(trained, tmp_path):
-    config = dataclasses.replace(TOY, steps=1, minutes=0.02, start_from=str(trained / "weights" / "mini"), seed=1)
+    config = dataclasses.replace(
+        TOY, vae_steps=0, steps=1, minutes=0.02, start_from=str(trained / "weights" / "mini"), seed=1
+    )
     begin = time.monotonic()
     pretrain(config, tmp_path / "run", tmp_path / "weights", ["diffusion"])
     state = read_state(tmp_path / "run" / "diffusion_state.pt", "")
@@ -215,6 +262,7 @@ def test_every_prompt_is_spelled_in_words():
 
 def test_unfinished_training_can_be_exported_and_missing_one_is_named(trained, tmp_path, capsys):
     options = ["--export-only", "--scene-count", "4", "--held-out", "2", "--height", "64", "--width", "96"]
+    options += ["--vae-crop", "32"]
     assert main(["pretrain", *options, "--out", str(trained / "run"), "--weights", str(tmp_path / "weights")]) == 0
     assert diffusion.load(tmp_path / "weights" / "mini").name == "mini"
     assert main(["pretrain", *options, "--out", str(tmp_path / "nowhere"), "--weights", str(tmp_path / "weights")]) == 2
