@@ -1,12 +1,14 @@
 """Estimates without target images: the statistics on cases whose answer is known, and the whole way on toy data."""
 
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from torch import nn
 
-from zodi import estimation
+from zodi import diffusion, estimation
 from zodi.datasets import FolderDataset, open_split
 from zodi.evaluation import confusion, image_confusions, iou
 from zodi.labels import CAMVID, CITYSCAPES
@@ -14,7 +16,7 @@ from zodi.miniature.dataset import write_miniature
 from zodi.segmentation import build_network, load_network, save_network
 from zodi.studies import agreement, evidence, unlabelled
 from zodi.support.bootstrap import bootstrap, resample_weights
-from zodi.support.files import read_json
+from zodi.support.files import read_json, write_json
 from zodi.transfer_folder import transfer_folder
 
 NAMES = ("a", "b")
@@ -244,7 +246,7 @@ def test_one_image_has_no_interval(seeds):
 @pytest.mark.parametrize(("images", "warned"), [(2, True), (9, True), (10, False), (40, False)])
 def test_few_images_are_warned_of(images, warned):
     text = str(estimation.estimate_from(simulated(np.random.default_rng(0), images), NAMES))
-    assert "95 % interval" in text and ("below 10 images" in text) == warned
+    assert "sampling only, at 95 %" in text and ("below 10 images" in text) == warned
 
 
 @pytest.mark.parametrize(("images", "limit"), [(40, 10), (10, 10), (5, 5)])
@@ -275,6 +277,98 @@ def test_networks_of_other_classes_are_refused_before_anything_is_transferred(ro
             networks["network"], "images", "labels", "night", tmp_path / "out", reference=networks["reference"]
         )
     assert not (tmp_path / "out").exists()
+
+
+# ---------------------------------------------------------------- which of two networks is better
+
+
+def of_two_networks(rng, images=60, quality=(0.8, 0.76), bias=0.1, seeds=2):
+    """Confusion matrices of two networks, int (2, S, N, 2, 2), on images whose generator takes `bias` from both."""
+    easier = rng.normal(0, 0.1, (1, 1, images, 1))
+    noise = rng.normal(0, 0.02, (1, seeds, images, 1))
+    right = np.clip(np.reshape(quality, (2, 1, 1, 1)) - bias + easier + noise, 0.01, 0.99)
+    correct = rng.binomial(400, np.broadcast_to(right, (2, seeds, images, 2)))
+    matrices = np.zeros((2, seeds, images, 2, 2), int)
+    matrices[..., [0, 1], [0, 1]] = correct
+    matrices[..., [0, 1], [1, 0]] = 400 - correct
+    return matrices
+
+
+def test_a_difference_is_known_better_than_either_score():
+    first, second = of_two_networks(np.random.default_rng(0))
+    found = estimation.compare_from(first, second, NAMES)
+    alone = [estimation.estimate_from(part, NAMES) for part in (first, second)]
+    assert found.difference == pytest.approx(alone[0].miou - alone[1].miou)
+    assert found.high - found.low < 0.3 * (alone[0].high - alone[0].low)
+    assert found.decided and found.low > 0
+    assert (found.images, found.seeds, found.level) == (60, 2, 0.95)
+
+
+def test_interval_of_a_difference_covers_it_as_often_as_it_says():
+    rng = np.random.default_rng(1)
+    many = of_two_networks(rng, 40_000, seeds=1)
+    truth = 100 * (iou(many[0].sum((0, 1))).mean() - iou(many[1].sum((0, 1))).mean())
+    found = [estimation.compare_from(*of_two_networks(rng, 40, seeds=1), NAMES) for _ in range(100)]
+    assert 0.88 <= np.mean([one.low <= truth <= one.high for one in found]) <= 1
+
+
+def test_a_comparison_turned_round_and_shuffled_says_the_same():
+    first, second = of_two_networks(np.random.default_rng(2), images=20)
+    order = np.random.default_rng(3).permutation(20)
+    found = estimation.compare_from(first, second, NAMES)
+    turned = estimation.compare_from(second, first, NAMES)
+    shuffled = estimation.compare_from(first[:, order], second[:, order], NAMES)
+    assert turned.difference == -found.difference
+    assert (shuffled.low, shuffled.high) == (found.low, found.high)
+    assert estimation.compare_from(first, first, NAMES).decided is False
+
+
+def test_scores_of_other_images_are_not_compared():
+    first, second = of_two_networks(np.random.default_rng(4), images=12)
+    second[:, 3] += 1
+    with pytest.raises(ValueError, match=r"image 3 has other labels .*1 of 12 images.* in the same order"):
+        estimation.compare_from(first, second, NAMES)
+    with pytest.raises(ValueError, match="from the same transfers"):
+        estimation.compare_from(first, second[:, :11], NAMES)
+
+
+def test_one_image_has_no_interval_of_a_difference():
+    found = estimation.compare_from(*of_two_networks(np.random.default_rng(5), images=1), NAMES)
+    assert np.isnan(found.low) and np.isnan(found.high) and not found.decided
+
+
+# ---------------------------------------------------------------- what the generator does to scores
+
+ERROR = estimation.GeneratorError("0123456789ab", 0.95, estimate=4.0, difference=1.5, domains=5, trainings=22)
+
+
+def test_an_interval_without_known_errors_is_called_sampling_only():
+    found = estimation.estimate_from(simulated(np.random.default_rng(6), 40), NAMES)
+    assert "sampling only, at 95 %:" in str(found) and np.isnan(found.interval).all()
+    difference = estimation.compare_from(*of_two_networks(np.random.default_rng(7)), NAMES)
+    assert "sampling only" in str(difference)
+
+
+def test_known_errors_of_the_generator_widen_intervals():
+    found = dataclasses.replace(estimation.estimate_from(simulated(np.random.default_rng(8), 40), NAMES), error=ERROR)
+    low, high = found.interval
+    assert (high - low) / 2 == pytest.approx(np.hypot((found.high - found.low) / 2, 4))
+    assert "95 % interval" in str(found) and "sampling only" not in str(found)
+    pair = estimation.compare_from(*of_two_networks(np.random.default_rng(9), quality=(0.8, 0.79)), NAMES)
+    assert dataclasses.replace(pair, low=0.2, high=1.8, difference=1.0).decided
+    assert not dataclasses.replace(pair, low=0.2, high=1.8, difference=1.0, error=ERROR).decided
+
+
+def test_errors_belong_to_their_generator(tmp_path):
+    model = diffusion.load()
+    file = write_json(tmp_path / "error.json", dataclasses.replace(ERROR, generator=diffusion.fingerprint(model)))
+    assert estimation.generator_error(model, file).estimate == 4
+    write_json(file, ERROR)
+    assert estimation.generator_error(model, file) is None, "of another generator"
+    assert estimation.generator_error(model, tmp_path / "none.json") is None
+    write_json(file, {"generator": "x", "level": 2})
+    with pytest.raises(ValueError, match=r"error\.json: describes no generator's errors"):
+        estimation.generator_error(model, file)
 
 
 # ---------------------------------------------------------------- on images
@@ -336,6 +430,19 @@ def test_estimate_transfers_and_resumes(results, tmp_path):
     assert again.miou == found.miou and not again.reliable, "a network that sees only road finds no layout"
     with pytest.raises(ValueError, match=r"strength: .* there, 0.5 asked for"):
         estimation.estimate(*arguments, seeds=(0, 1), progress=False, strength=0.5)
+
+
+def test_networks_are_compared_on_the_images_of_the_estimate(results, tmp_path):
+    val = results / "data" / "val"
+    road, train = (Constant(CITYSCAPES.names.index(name)) for name in ("road", "train"))
+    arguments = (val / "images", val / "labels", "night", tmp_path / "night")
+    alone = estimation.estimate(road, *arguments, seeds=(0,), progress=False)
+    written = {file: file.stat().st_mtime_ns for file in tmp_path.glob("night/seed*/images/*.png")}
+    found = estimation.compare(road, train, *arguments, seeds=(0,), progress=False)
+    assert {file: file.stat().st_mtime_ns for file in written} == written and len(written) == 3
+    assert found.difference == pytest.approx(alone.miou) and found.decided
+    with pytest.raises(ValueError, match="seeds: found none"):
+        estimation.compare(road, train, *arguments, seeds=(), progress=False)
 
 
 def test_select_takes_the_best_on_generated_images(results):

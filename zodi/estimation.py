@@ -2,14 +2,16 @@
 its mIoU on a target that nobody has photographed (claimed in the paper's Section 4; its program has no code for it).
 
     estimate = zodi.estimation.estimate(network, "images", "labels", "night", out="results/estimate")
+    comparison = zodi.estimation.compare(adapted, in_use, "images", "labels", "night", out="results/estimate")
 
-The images must not have been trained on. An interval comes from resampling images and noise; a reference network says
-whether the layout is still there, without which the labels mean nothing. Nothing here looks at a target image; how
-good estimates are is measured in `zodi.studies`.
+The images must not have been trained on. Resampling images and noise says how far another sample would move a score
+("sampling only"); what the generator does to scores can only be measured where the truth is known, and `GeneratorError`
+holds what was found there. A reference network says whether the layout is still there, without which the labels mean
+nothing. Nothing here looks at a target image; how good estimates are is measured in `zodi.studies`.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,10 @@ from zodi import diffusion, transfer
 from zodi.datasets import AnyDataset, FolderDataset
 from zodi.evaluation import image_confusions, iou
 from zodi.labels import CITYSCAPES, LabelSet
+from zodi.networks.hub import MINI_FOLDER
 from zodi.support.bootstrap import bootstrap, resample_weights
 from zodi.support.checks import check_network
+from zodi.support.files import one_line, read_json
 from zodi.support.results import finished_keys
 from zodi.transfer_folder import transfer_folder
 
@@ -30,6 +34,51 @@ from zodi.transfer_folder import transfer_folder
 MIN_IMAGES = 10
 # Half of the images must have kept their layout, or there is no estimate.
 MIN_KEPT = 0.5
+# What the shipped generator does to scores; its own fingerprint is in it.
+MINI_ERROR_FILE = MINI_FOLDER.parent / "estimate_error_mini.json"
+
+
+@dataclass(frozen=True)
+class GeneratorError:
+    """How far a generator's estimates are from the truth in a domain that nobody knows; measured in known ones.
+
+    Attributes:
+        generator: `zodi.diffusion.fingerprint` of the checkpoint.
+        level: confidence level of the intervals, 0 .. 1.
+        estimate: half width of the interval of an estimate, points of mIoU.
+        difference: the same for the difference of two networks' estimates.
+        domains, trainings: numbers of domains and of trained networks that it was measured on.
+    """
+
+    generator: str
+    level: float
+    estimate: float
+    difference: float
+    domains: int
+    trainings: int
+
+    def __post_init__(self) -> None:
+        if not (0 < self.level < 1 and self.estimate >= 0 and self.difference >= 0):
+            raise ValueError(
+                f"level={self.level}, estimate={self.estimate}, difference={self.difference}: expected a level between "
+                "0 and 1, and half widths of at least 0"
+            )
+
+
+def generator_error(model: diffusion.DiffusionModel, file: str | Path = MINI_ERROR_FILE) -> GeneratorError | None:
+    """What a file says of the errors of a generator; None if it is about another generator, or there is no file.
+
+    Raises:
+        ValueError: if the file is damaged; names it.
+    """
+    if not Path(file).exists():
+        return None
+    found, advice = read_json(file), "make it again with `python -m zodi.studies estimates`"
+    try:
+        error = GeneratorError(**found)
+    except (TypeError, ValueError) as cause:
+        raise ValueError(f"{file}: describes no generator's errors ({one_line(cause)}); {advice}") from cause
+    return error if error.generator == diffusion.fingerprint(model) else None
 
 
 @dataclass(frozen=True)
@@ -38,13 +87,14 @@ class Estimate:
 
     Attributes:
         miou: mean IoU over all classes that are not rare.
-        low, high: percentile interval of `miou`; NaN for one image.
+        low, high: percentile interval of `miou` from other images and noise, sampling only; NaN for one image.
         level: its confidence level, 0 .. 1.
         classes: a line a class of the labels: `iou`, `low`, `high`, the `images` that show it, whether it is `rare`;
             with a reference, the reference's IoU as `fidelity`.
         images, seeds: numbers of images and of transfers of each.
         kept: share of the images that kept their layout, 0 .. 1; NaN without a reference.
         reliable: False = abstains: too few images kept their layout.
+        error: what is known of the generator's errors; None = nothing.
     """
 
     miou: float
@@ -56,6 +106,14 @@ class Estimate:
     seeds: int
     kept: float = float("nan")
     reliable: bool = True
+    error: GeneratorError | None = None
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Where the truth should be: `low` and `high`, widened by what the generator does; NaN where it is unknown."""
+        if self.error is None:
+            return float("nan"), float("nan")
+        return _widened(self.miou, self.low, self.high, self.error.estimate)
 
     @property
     def rare(self) -> list[str]:
@@ -67,13 +125,73 @@ class Estimate:
             return f"no estimate: only {100 * self.kept:.0f} % of the generated images kept their layout"
         limit = min(MIN_IMAGES, self.images)
         rare = f"; left out, in fewer than {limit} images and so too rare: {', '.join(self.rare)}" if self.rare else ""
-        interval = f"{100 * self.level:.0f} % interval {self.low:.1f} .. {self.high:.1f}"
+        interval = _interval_text(self.level, (self.low, self.high), self.interval)
         if self.images == 1:
             interval = "no interval: one image has no spread"
         elif self.images < MIN_IMAGES:
             interval += f", of little worth below {MIN_IMAGES} images"
         counts = f"{self.images} images, {self.seeds} transfers of each{rare}"
         return f"estimated mIoU {self.miou:.1f} % ({interval}; {counts})"
+
+
+def _widened(value: float, low: float, high: float, generator: float) -> tuple[float, float]:
+    """An interval around a value: sampling and generator err independently, so that squares of half widths add up."""
+    sampling = (high - low) / 2
+    half = float(np.hypot(0 if np.isnan(sampling) else sampling, generator))
+    return value - half, value + half
+
+
+def _interval_text(level: float, sampling: tuple[float, float], whole: tuple[float, float]) -> str:
+    if np.isnan(whole[0]):
+        return (
+            f"sampling only, at {100 * level:.0f} %: {sampling[0]:.1f} .. {sampling[1]:.1f}; what this generator does "
+            "to scores is not known and comes on top"
+        )
+    return f"{100 * level:.0f} % interval {whole[0]:.1f} .. {whole[1]:.1f}"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How much better one network will be than another on a target, points of mIoU.
+
+    Attributes:
+        difference: estimate of the first minus estimate of the second.
+        low, high: percentile interval of the difference from other images and noise, the same for both networks:
+            sampling only; NaN for one image.
+        level: its confidence level, 0 .. 1.
+        images, seeds: numbers of images and of transfers of each.
+        error: what is known of the generator's errors; None = nothing.
+    """
+
+    difference: float
+    low: float
+    high: float
+    level: float
+    images: int
+    seeds: int
+    error: GeneratorError | None = None
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Where the true difference should be; NaN where the generator's errors are unknown."""
+        if self.error is None:
+            return float("nan"), float("nan")
+        return _widened(self.difference, self.low, self.high, self.error.difference)
+
+    @property
+    def decided(self) -> bool:
+        """Whether the interval leaves no doubt which network is better; without a known error, the sampling's."""
+        low, high = (self.low, self.high) if self.error is None else self.interval
+        return bool(low > 0 or high < 0)
+
+    def __str__(self) -> str:
+        better = "first" if self.difference > 0 else "second"
+        verdict = f"the {better} is better" if self.decided else "undecided"
+        interval = _interval_text(self.level, (self.low, self.high), self.interval)
+        return (
+            f"estimated difference {self.difference:+.1f} points: {verdict} ({interval}; {self.images} images, "
+            f"{self.seeds} transfers of each)"
+        )
 
 
 def estimate(
@@ -110,21 +228,73 @@ def estimate(
         FileNotFoundError: if a folder is missing or empty.
         ValueError: if images cannot be transferred; names the report that lists them.
     """
-    if len(seeds) == 0:
-        raise ValueError("seeds: found none, expected at least one transfer of every image (--seeds 1)")
     for judge in filter(None, (network, reference)):
         check_network(judge, label_set.names)
-    if isinstance(model, str):
-        model = diffusion.load(model)
-    generated = [
+    model = diffusion.load(model) if isinstance(model, str) else model
+    generated = generate(model, images, labels, domain, out, label_set, seeds, progress, **changes)
+    found = None if reference is None else _scores(reference, generated)
+    estimated = estimate_from(_scores(network, generated), label_set.names, found, min_fidelity)
+    return replace(estimated, error=generator_error(model))
+
+
+def compare(
+    first: nn.Module,
+    second: nn.Module,
+    images: str | Path,
+    labels: str | Path,
+    domain: str,
+    out: str | Path,
+    *,
+    label_set: LabelSet = CITYSCAPES,
+    model: str | diffusion.DiffusionModel = "mini",
+    seeds: Sequence[int] = (0, 1),
+    progress: bool = True,
+    **changes: Any,
+) -> Comparison:
+    """Which of two networks will be better on a domain, and by how much, judged on the same generated images.
+
+    Most of what the generator does to one network's score it does to the other's, so that the difference is known
+    better than either.
+
+    Args:
+        first, second: the networks, for example the adapted one and the one in use.
+        images, labels, domain, out, label_set, model, seeds, progress, changes: see `estimate`; images in `out` that
+            `estimate` made are used again.
+
+    Raises:
+        FileNotFoundError, ValueError: see `estimate`.
+    """
+    for network in (first, second):
+        check_network(network, label_set.names)
+    model = diffusion.load(model) if isinstance(model, str) else model
+    generated = generate(model, images, labels, domain, out, label_set, seeds, progress, **changes)
+    found = compare_from(_scores(first, generated), _scores(second, generated), label_set.names)
+    return replace(found, error=generator_error(model))
+
+
+def generate(
+    model: diffusion.DiffusionModel,
+    images: str | Path,
+    labels: str | Path,
+    domain: str,
+    out: str | Path,
+    label_set: LabelSet,
+    seeds: Sequence[int],
+    progress: bool = True,
+    **changes: Any,
+) -> list[FolderDataset]:
+    """The images that estimates are made on: a transfer of every image for each seed, see `estimate`."""
+    if len(seeds) == 0:
+        raise ValueError("seeds: found none, expected at least one transfer of every image (--seeds 1)")
+    return [
         _generated(model, images, labels, domain, Path(out) / f"seed{seed}", label_set, progress, seed=seed, **changes)
         for seed in seeds
     ]
-    confusions = np.stack([image_confusions(network, part, label_set.num_classes) for part in generated])
-    found = None
-    if reference is not None:
-        found = np.stack([image_confusions(reference, part, label_set.num_classes) for part in generated])
-    return estimate_from(confusions, label_set.names, found, min_fidelity)
+
+
+def _scores(network: nn.Module, generated: Sequence[FolderDataset]) -> np.ndarray:
+    """Confusion matrices int (S, N, C, C) of a network on S transfers of N images."""
+    return np.stack([image_confusions(network, part, part.label_set.num_classes) for part in generated])
 
 
 def _generated(
@@ -188,6 +358,41 @@ def estimate_from(
     return Estimate(
         float(values[common].mean()), *interval.tolist(), level, classes, images, seeds, kept, not kept < MIN_KEPT
     )  # fmt: skip
+
+
+def compare_from(
+    first: np.ndarray, second: np.ndarray, names: Sequence[str], level: float = 0.95, seed: int = 0
+) -> Comparison:
+    """The comparison from confusion matrices of the same transfers of the same images (paired bootstrap).
+
+    Args:
+        first, second: int (S, N, C, C) of both networks, see `estimate_from`.
+        names, level, seed: see `estimate_from`.
+
+    Raises:
+        ValueError: for other shapes, for scores on different images, or if every class is rare.
+    """
+    if first.shape != second.shape or first.ndim != 4 or first.shape[2:] != (len(names), len(names)):
+        raise ValueError(
+            f"confusions: found shapes {first.shape} and {second.shape}, expected (S, N, {len(names)}, {len(names)}) "
+            "twice, from the same transfers of the same images"
+        )
+    different = np.flatnonzero((first.sum(3) != second.sum(3)).any((0, 2)))
+    if len(different):
+        raise ValueError(
+            f"confusions: image {different[0]} has other labels for the second network than for the first "
+            f"({len(different)} of {first.shape[1]} images do); score both on the same images in the same order"
+        )
+    common = common_classes(first)
+    both = [100 * np.nanmean(iou(part.sum((0, 1)))[common]) for part in (first, second)]
+    # The order of the images must not change what is drawn.
+    order = sorted(range(first.shape[1]), key=lambda index: (first[:, index].tobytes(), second[:, index].tobytes()))
+    weights = resample_weights(first.shape[1], first.shape[0], seed=seed)
+    resampled = [100 * np.nanmean(bootstrap(part[:, order], weights)[:, common], axis=1) for part in (first, second)]
+    low, high = np.percentile(resampled[0] - resampled[1], [50 * (1 - level), 50 * (1 + level)])
+    if first.shape[1] == 1:
+        low = high = np.nan
+    return Comparison(float(both[0] - both[1]), float(low), float(high), level, first.shape[1], first.shape[0])
 
 
 def common_classes(confusions: np.ndarray) -> np.ndarray:
