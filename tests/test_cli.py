@@ -369,6 +369,14 @@ def test_a_device_is_printed_and_recorded(world, tmp_path, monkeypatch, capsys, 
     assert record["environment"]["device"] == "cpu, float32" and "auto" not in record["settings"].values()
 
 
+def test_an_estimate_compares_two_networks_on_the_same_images(world, tmp_path, capsys):
+    network = str(world / "run" / "network")
+    assert main(estimate(world, tmp_path, "--against", network)) in (0, 1)
+    assert "estimated difference +0.0 points: undecided (sampling only" in capsys.readouterr().out
+    against = json.loads((tmp_path / "metrics.json").read_text())["metrics"]["against"]
+    assert against["difference"] == 0 and not against["decided"]
+
+
 def test_an_estimate_takes_only_what_the_transfer_vouches_for(world, tmp_path):
     assert main(estimate(world, tmp_path)) == 0
     leftover_of_a_kill(tmp_path / "seed0")

@@ -7,6 +7,7 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 
 from zodi.domains import DOMAINS
 from zodi.labels import LABEL_SETS, get_label_set
@@ -215,6 +216,7 @@ def _estimate_options(sub: argparse.ArgumentParser) -> None:
     from zodi.transfer import TransferConfig
 
     sub.add_argument("--network", type=folder, required=True, help="folder `network/` that `adapt` wrote")
+    sub.add_argument("--against", type=folder, help="folder of a second network, for example the one in use: compare")
     sub.add_argument("--images", type=folder, required=True, help="source images that it was not trained on")
     sub.add_argument("--labels", type=folder, required=True, help="folder of their label maps")
     sub.add_argument("--label-set", default="cityscapes", help=LABEL_SET_TEXT)
@@ -241,7 +243,7 @@ def _estimate(options: argparse.Namespace) -> int:
         raise ValueError(f"--seeds {options.seeds}: expected at least 1, one transfer of every image")
     device, dtype = runs.check_device(options.device), runs.check_dtype(options.dtype, options.device)
     where = runs.announce(device, dtype)
-    folders = (options.network, options.reference)
+    folders = (options.network, options.reference, options.against)
     networks = [folder and segmentation.load_network(folder).to(device) for folder in folders]
     model = diffusion.load(options.model, device=device, dtype=dtype)
     _warn(strength_warning(prompt_config(options.domain, model.defaults, **changes), model.defaults))
@@ -260,9 +262,25 @@ def _estimate(options: argparse.Namespace) -> int:
     )
     print(found.classes.round(1).to_string())
     print(found)
+    metrics = {"miou": found.miou, "low": found.low, "high": found.high, "kept": found.kept, "reliable": found.reliable}
+    metrics["interval"] = found.interval
+    if networks[2] is not None:
+        compared = estimation.compare(
+            networks[0],
+            networks[2],
+            options.images,
+            options.labels,
+            options.domain,
+            options.out,
+            label_set=get_label_set(options.label_set),
+            model=model,
+            seeds=range(options.seeds),
+            **changes,
+        )
+        print(f"{options.network} against {options.against}: {compared}")
+        metrics["against"] = asdict(compared) | {"interval": compared.interval, "decided": compared.decided}
     with atomic_path(options.out / "classes.csv") as temporary:
         found.classes.to_csv(temporary, index_label="class", float_format="%.4f")
-    metrics = {"miou": found.miou, "low": found.low, "high": found.high, "kept": found.kept, "reliable": found.reliable}
     settings = {name: value for name, value in vars(options).items() if name != "run"}
     # What "auto" was here.
     settings |= {"device": str(device), "dtype": runs.dtype_name(dtype)}
