@@ -254,7 +254,7 @@ table.rename(
 # ### Leaving images out of the training
 #
 # The same score can clean a *training* set: `data.only(estimation.faithful_keys(...))`. Does it help? `make reproduce
-# PROFILE=cleaning` trains every network twice, with all generated images and without the least faithful fifth. The judge
+# PROFILE=estimation` trains some networks twice, with all generated images and without the least faithful fifth. The judge
 # is the domain's oracle, which has seen the target, so this is more than a zero-shot method may know. Recorded by us; true
 # mIoU in percent, one line a pair:
 

@@ -1,10 +1,8 @@
 """Put results where readers see them: the records that the notebooks read, and the README's table.
 
     make reproduce && make record      results/mini -> notebook A3 and the README
-    make reproduce PROFILE=full && make record                  results/full -> notebook 05
-    make quality && make record        results/quality -> notebook A1
+    make reproduce PROFILE=full && make record                  results/full -> notebooks 05 and A1
     make reproduce PROFILE=estimation && make record            results/estimation -> notebook 06
-    make reproduce PROFILE=cleaning && make record              results/cleaning -> notebook 06
     make reproduce PROFILE=camvid DATA=path && make record      results/camvid -> notebook 08
 
 `make records` does all of it. The README's table is what stands between its two `record` comments; nobody types it.
@@ -26,11 +24,10 @@ MINI = ROOT / "results" / "mini"
 MINI_RECORD = ROOT / "notebooks" / "records" / "mini.csv"
 FULL = ROOT / "results" / "full"
 FULL_RECORD = ROOT / "notebooks" / "records" / "full.csv"
-QUALITY = ROOT / "results" / "quality" / "quality"
+QUALITY = FULL / "quality"
 QUALITY_RECORD = ROOT / "notebooks" / "records" / "quality"
 ESTIMATION = ROOT / "results" / "estimation"
 ESTIMATION_RECORD = ROOT / "notebooks" / "records" / "estimation"
-CLEANING = ROOT / "results" / "cleaning"
 CAMVID = ROOT / "results" / "camvid"
 CAMVID_RECORD = ROOT / "notebooks" / "records" / "camvid"
 README = ROOT / "README.md"
@@ -84,7 +81,7 @@ def record_readme() -> None:
 def record_quality() -> None:
     """The tables of a whole measurement, if there is one."""
     if not (QUALITY / METRICS_FILE).exists() or not (QUALITY / "verdicts.csv").exists():
-        print(f"{QUALITY.relative_to(ROOT)}: no measurement, its record stays; `make quality` makes it")
+        print(f"{QUALITY.relative_to(ROOT)}: no measurement, its record stays; PROFILE=full makes it")
         return
     QUALITY_RECORD.mkdir(parents=True, exist_ok=True)
     for name in (*(f"{table}.csv" for table in RESULT_TABLES), METRICS_FILE):
@@ -98,17 +95,9 @@ def record_estimation() -> None:
         print(f"{ESTIMATION.relative_to(ROOT)}: not run to its end, its record stays; PROFILE=estimation makes it")
         return
     evidence.write_record(ESTIMATION, ESTIMATION_RECORD)
-    print(f"written: {ESTIMATION_RECORD.relative_to(ROOT)}")
-
-
-def record_cleaning() -> None:
-    """The pairs of PROFILE=cleaning, if it was run to its end."""
-    if not (CLEANING / "estimation" / METRICS_FILE).exists():
-        print(f"{CLEANING.relative_to(ROOT)}: not run to its end, its record stays; PROFILE=cleaning makes it")
-        return
-    pairs = evidence.cleaning(evidence.table(CLEANING))
+    pairs = evidence.cleaning(evidence.table(ESTIMATION))
     pairs.to_csv(ESTIMATION_RECORD / evidence.CLEANING_FILE, index=False, float_format="%.3f")
-    print(f"written: {(ESTIMATION_RECORD / evidence.CLEANING_FILE).relative_to(ROOT)}")
+    print(f"written: {ESTIMATION_RECORD.relative_to(ROOT)}")
 
 
 def record_camvid() -> None:
@@ -130,7 +119,6 @@ def main() -> int:
         record_runs(FULL, FULL_RECORD)
         record_quality()
         record_estimation()
-        record_cleaning()
         record_camvid()
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)

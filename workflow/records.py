@@ -26,7 +26,7 @@ from zodi.support.files import read_json, write_json
 
 ROOT = Path(__file__).parent.parent
 # In this order: what is quick and seen by most comes first.
-PROFILES = ("mini", "full", "quality", "estimation", "cleaning")
+PROFILES = ("mini", "full", "estimation")
 WITH_DATA = "camvid"
 COURSE = ROOT / "results" / "course"
 # What notebooks were last executed from: a digest each.
