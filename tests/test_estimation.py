@@ -14,7 +14,7 @@ from zodi.evaluation import confusion, image_confusions, iou
 from zodi.labels import CAMVID, CITYSCAPES
 from zodi.miniature.dataset import write_miniature
 from zodi.segmentation import build_network, load_network, save_network
-from zodi.studies import agreement, evidence, unlabelled
+from zodi.studies import agreement, evidence
 from zodi.support.bootstrap import bootstrap, resample_weights
 from zodi.support.files import read_json, write_json
 from zodi.transfer_folder import transfer_folder
@@ -474,7 +474,16 @@ def test_candidates_are_scored_at_four_steps_and_tabulated(results):
     assert (frame["low"] <= frame["high"]).all()
     frame = agreement.leave_one_domain_out(frame)
     scores = evidence.by_domain(frame)
-    assert len(scores) == 2 * len(evidence.SCORES) and (scores["models"] == 16).all()
+    assert len(scores) == 2 * (len(evidence.SCORES) + len(evidence.PHOTOGRAPH_SCORES))
+    assert (scores["models"] == 16).all() and set(scores["domain"]) == {"night", "fog"}
+    last = evidence.last_steps(frame)
+    assert len(last) == len(runs) * 2 and last["training"].nunique() == len(runs)
+    assert last[list(evidence.PHOTOGRAPH_SCORES)].notna().all().all(), "photographs are scored at the last step"
+    assert frame.loc[frame["step"] < 4, "photo_mano"].isna().all()
+    classes = evidence.class_table(results)
+    means = classes.groupby(["variant", "adapted_to", "domain"])[["estimate", "source", "truth"]].mean()
+    expected = last.set_index(["variant", "adapted_to", "domain"])[["estimate", "source", "truth"]].sort_index()
+    assert np.allclose(means, expected)
     assert (scores["regret"] >= 0).all()
     covered = evidence.intervals(frame)
     assert list(covered.index) == ["night", "fog"] and covered["coverage"].between(0, 100).all()
@@ -522,13 +531,3 @@ def test_table_says_what_to_run(tmp_path, results):
     (tmp_path / "data" / "dataset.json").write_text((results / "data" / "dataset.json").read_text())
     with pytest.raises(FileNotFoundError, match=r"zodi\.studies candidate"):
         evidence.table(tmp_path)
-
-
-def test_atc_and_mean_confidence_on_known_histograms():
-    histogram = np.zeros(unlabelled.BINS, int)
-    histogram[[200, 800]] = [30, 70]
-    assert unlabelled.mean_confidence(histogram) == pytest.approx(100 * (0.3 * 0.2005 + 0.7 * 0.8005))
-    assert unlabelled.average_thresholded_confidence(histogram, histogram, 0.7) == pytest.approx(70)
-    shifted = np.zeros(unlabelled.BINS, int)
-    shifted[[200, 800]] = [60, 40]
-    assert unlabelled.average_thresholded_confidence(shifted, histogram, 0.7) == pytest.approx(40)

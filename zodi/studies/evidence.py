@@ -326,16 +326,24 @@ def by_domain(frame: pd.DataFrame) -> pd.DataFrame:
         frame: from `table`.
 
     Returns:
-        `domain`, `score`, `models`, the correlations and `mae` of `zodi.studies.agreement`, `regret`, points: what
-        is lost by choosing the model of the best score.
+        `domain`, `score`, `models`, the correlations and `mae` of `zodi.studies.agreement`, `sign_accuracy`, percent,
+        and `regret`, points: what is lost by choosing the model of the best score. Scores that the frame lacks are
+        left out.
     """
     rows = []
     for domain, part in frame.groupby("domain", sort=False):
-        for score in SCORES:
+        for score in [name for name in (*SCORES, *PHOTOGRAPH_SCORES) if name in part and part[name].notna().any()]:
             measures = agreement.agreement(part[score], part["truth"])
-            lost = agreement.regret(part[score], part["truth"])
-            rows.append({"domain": domain, "score": score, "models": len(part)} | measures | {"regret": lost})
+            measures["sign_accuracy"] = agreement.sign_accuracy(part[score].to_numpy(), part["truth"].to_numpy())
+            measures["regret"] = agreement.regret(part[score], part["truth"])
+            rows.append({"domain": domain, "score": score, "models": len(part)} | measures)
     return pd.DataFrame(rows)
+
+
+def last_steps(frame: pd.DataFrame) -> pd.DataFrame:
+    """The last step of every training, which is independent of others', with its name as `training`."""
+    last = frame[frame["step"] == frame["steps"]].reset_index(drop=True)
+    return last.assign(training=last[RUN].astype(str).agg("/".join, axis=1))
 
 
 def intervals(frame: pd.DataFrame) -> pd.DataFrame:

@@ -1,0 +1,189 @@
+"""What estimates may promise: every correction and interval is judged by leaving out whole domains and whole trainings.
+
+The frames come from `zodi.studies.evidence`; a line is one training at its last step, in one domain. The truth is only
+looked at where something is judged, and where other domains and other trainings teach the width of an interval.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from zodi.estimation import GeneratorError
+from zodi.studies import agreement
+
+LEVEL = 0.95
+# Goals, set before measuring.
+LEAST_COVERAGE, GREATEST_WIDTH = 90, 10
+LEAST_SIGN_ACCURACY, LEAST_DIFFERENCE = 95, 1.0
+LEAST_TRAININGS = 20
+# A correction may raise the mean error of a domain by so much, points.
+TOLERANCE = 0.3
+
+
+def corrected_errors(frame: pd.DataFrame, corrections: Sequence[str]) -> pd.DataFrame:
+    """Mean absolute error, points: a line a correction, a column a domain, and whether it may be shipped.
+
+    A correction is shipped if it lowers the error in all domains but one at most, and raises it nowhere by more than
+    `TOLERANCE`.
+
+    Args:
+        frame: columns `domain`, `truth`, `raw` and the corrections, percent.
+        corrections: columns that stand beside `raw`.
+    """
+    names = ["raw", *corrections]
+    errors = frame[names].sub(frame["truth"], axis=0).abs().groupby(frame["domain"], sort=False).mean().T
+    gain = errors.loc["raw"] - errors
+    shipped = ((gain > 0).sum(axis=1) >= len(errors.columns) - 1) & (gain.min(axis=1) >= -TOLERANCE)
+    return errors.assign(shipped=shipped).rename_axis(index="correction", columns=None)
+
+
+def with_intervals(frame: pd.DataFrame, value: str = "estimate") -> pd.DataFrame:
+    """The interval that the tool would give for every line, had it seen neither its domain nor its training."""
+    return agreement.new_domain(frame.assign(constant=1.0), value, "constant", LEVEL)
+
+
+def pairs(frame: pd.DataFrame, score: str = "estimate") -> pd.DataFrame:
+    """All pairs of trainings in every domain: how much better the first is, by the score and in truth.
+
+    Returns:
+        `domain`, `training` (both names), `first`, `second`, `difference`, `truth`, points.
+    """
+    parts = []
+    for domain, part in frame.groupby("domain", sort=False):
+        first, second = np.triu_indices(len(part), 1)
+        names, values, truth = (part[name].to_numpy() for name in ("training", score, "truth"))
+        columns = {
+            "domain": domain,
+            "first": names[first],
+            "second": names[second],
+            "difference": values[first] - values[second],
+            "truth": truth[first] - truth[second],
+        }
+        parts.append(pd.DataFrame(columns))
+    return pd.concat(parts, ignore_index=True)
+
+
+def pair_intervals(found: pd.DataFrame, level: float = LEVEL) -> pd.DataFrame:
+    """Intervals of differences, from pairs of other trainings in other domains.
+
+    Args:
+        found: from `pairs`.
+        level: of the intervals.
+
+    Returns:
+        The frame with `half_width`, `interval_low` and `interval_high`, points.
+    """
+    error = found["truth"] - found["difference"]
+    half = pd.Series(index=found.index, dtype=float)
+    for (first, second), lines in found.groupby(["first", "second"]).groups.items():
+        others = ~found[["first", "second"]].isin([first, second]).any(axis=1)
+        for line in lines:
+            known = others & (found["domain"] != found.loc[line, "domain"])
+            half[line] = agreement.new_domain_factor(error[known], found.loc[known, "domain"], level)
+    low, high = found["difference"] - half, found["difference"] + half
+    return found.assign(half_width=half, interval_low=low, interval_high=high)
+
+
+def coverage(frame: pd.DataFrame) -> pd.DataFrame:
+    """Share of the truths inside their intervals, percent, and the mean width, points, a line a domain."""
+    inside = frame["truth"].between(frame["interval_low"], frame["interval_high"])
+    measures = {"coverage": 100.0 * inside, "width": frame["interval_high"] - frame["interval_low"]}
+    return pd.DataFrame(measures).groupby(frame["domain"], sort=False).mean()
+
+
+def measured_error(frame: pd.DataFrame, generator: str, value: str = "estimate") -> GeneratorError:
+    """What the tool is given for the next domain: learnt from all domains and trainings.
+
+    Args:
+        frame: from `zodi.studies.evidence.last_steps`.
+        generator: fingerprint of the checkpoint.
+        value: column of the estimates.
+    """
+    differences = pairs(frame, value)
+    return GeneratorError(
+        generator,
+        LEVEL,
+        agreement.new_domain_factor(frame["truth"] - frame[value], frame["domain"], LEVEL),
+        agreement.new_domain_factor(differences["truth"] - differences["difference"], differences["domain"], LEVEL),
+        frame["domain"].nunique(),
+        frame["training"].nunique(),
+    )
+
+
+# ---------------------------------------------------------------- the verdict
+
+
+def verdicts(frame: pd.DataFrame, corrections: pd.DataFrame, shipped: str, value: str = "estimate") -> pd.DataFrame:
+    """The table of goals.
+
+    Args:
+        frame: from `zodi.studies.evidence.last_steps`.
+        corrections: from `corrected_errors`.
+        shipped: the correction that the tool applies; "raw" = none.
+        value: column of the estimates that the tool gives.
+
+    Returns:
+        Columns measure, goal, measured, verdict ("met", "missed" or "-" where there is nothing to reach).
+    """
+    domains = list(dict.fromkeys(frame["domain"]))
+    trainings = frame["training"].nunique()
+    alone, compared = coverage(with_intervals(frame, value)), coverage(pair_intervals(pairs(frame, value)))
+    signs = {
+        score: pd.Series({d: _sign_accuracy(part, score) for d, part in frame.groupby("domain")})[domains]
+        for score in (value, "photometric")
+    }
+    better = [domain for domain in domains if signs[value][domain] > signs["photometric"][domain]]
+
+    def listed(values: pd.Series, form: str = "{:.0f}") -> str:
+        return ", ".join(f"{domain} {form.format(values[domain])}" for domain in domains)
+
+    def covers(measure: str, found: pd.DataFrame) -> tuple[str, str, str, bool]:
+        return (
+            f"{measure}: truth inside the 95 % interval, %",
+            f">= {LEAST_COVERAGE} in every domain",
+            listed(found["coverage"]),
+            bool((found["coverage"] >= LEAST_COVERAGE).all()),
+        )
+
+    lines = [
+        ("trainings", f">= {LEAST_TRAININGS}", str(trainings), trainings >= LEAST_TRAININGS),
+        covers("estimate", alone),
+        (
+            "estimate: mean width of the interval, points",
+            f"<= {GREATEST_WIDTH}",
+            f"{alone['width'].mean():.1f} ({listed(alone['width'], '{:.1f}')})",
+            alone["width"].mean() <= GREATEST_WIDTH,
+        ),
+        covers("difference of two networks", compared),
+        (
+            "difference: mean width of the interval, points",
+            "known",
+            f"{compared['width'].mean():.1f} ({listed(compared['width'], '{:.1f}')})",
+            None,
+        ),
+        (
+            f"correction: mean error, points, raw -> {shipped}",
+            f"lower in {len(domains) - 1} of {len(domains)} domains, nowhere {TOLERANCE} higher; or none is shipped",
+            ", ".join(f"{d} {corrections[d]['raw']:.1f} -> {corrections[d][shipped]:.1f}" for d in domains),
+            shipped == "raw" or bool(corrections["shipped"][shipped]),
+        ),
+        (
+            f"which of two trainings is better (differences over {LEAST_DIFFERENCE:.0f} point), % right",
+            f">= {LEAST_SIGN_ACCURACY} in every domain",
+            listed(signs[value]),
+            bool((signs[value] >= LEAST_SIGN_ACCURACY).all()),
+        ),
+        (
+            "the same, against the photometric score",
+            f"better in {len(domains)} of {len(domains)} domains",
+            f"{len(better)} ({', '.join(better) or 'none'}); photometric: {listed(signs['photometric'])}",
+            len(better) == len(domains),
+        ),
+    ]
+    table = pd.DataFrame(lines, columns=["measure", "goal", "measured", "verdict"])
+    return table.assign(verdict=[{True: "met", False: "missed", None: "-"}[v] for v in table["verdict"]])
+
+
+def _sign_accuracy(part: pd.DataFrame, score: str) -> float:
+    return agreement.sign_accuracy(part[score].to_numpy(), part["truth"].to_numpy(), LEAST_DIFFERENCE)
