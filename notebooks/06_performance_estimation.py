@@ -176,7 +176,7 @@ plots.show(
 
 # %%
 scores = evidence.by_domain(frame)
-names = {key: name for key, name in evidence.SCORES.items()}
+names = evidence.scores_in(frame)
 correlation = scores.pivot(index="score", columns="domain", values="pearson").loc[list(names)].rename(names)
 correlation = correlation[list(dict.fromkeys(frame["domain"]))]
 correlation.assign(mean=correlation.mean(axis=1)).round(2).rename_axis(index="Pearson's r", columns=None)

@@ -194,7 +194,8 @@ plots.show(
 # Against the simpler scores. A good score follows the truth (Pearson's r, Kendall's tau) and chooses well (regret).
 
 # %%
-scores = evidence.by_domain(models).set_index("score").loc[list(evidence.SCORES)].rename(evidence.SCORES)
+names = evidence.scores_in(models)
+scores = evidence.by_domain(models).set_index("score").loc[list(names)].rename(names)
 _ = tables.write_table(scores.round(3), Path(out) / "scores")
 scores[["pearson", "kendall", "mae", "regret"]].round(2)
 

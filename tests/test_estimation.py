@@ -460,7 +460,7 @@ def test_select_takes_the_best_on_generated_images(results):
         agreement.select(candidates, [generated[0], generated[1].only(generated[1].keys[:1])], names)
 
 
-def test_candidates_are_scored_at_four_steps_and_tabulated(results):
+def test_candidates_are_scored_at_four_steps_and_tabulated(results, tmp_path):
     network = "DeepLabV3Plus/tu-resnet10t"
     runs = [evidence.Candidate("oracle", domain, network, 0) for domain in ("night", "fog")]
     runs += [evidence.Candidate("source_only", "", network, 1), evidence.Candidate("photometric", "fog", network, 0)]
@@ -489,6 +489,10 @@ def test_candidates_are_scored_at_four_steps_and_tabulated(results):
     assert list(covered.index) == ["night", "fog"] and covered["coverage"].between(0, 100).all()
     chosen = evidence.choices(frame)
     assert len(chosen) == len(runs) * 2 and (chosen[["last", *evidence.SCORES]] >= 0).all().all()
+    evidence.write_record(results, tmp_path)
+    read, _, origin = evidence.load(tmp_path / "nothing", tmp_path)
+    pd.testing.assert_frame_equal(read, evidence.table(results), atol=1e-3, check_dtype=False)
+    assert origin.startswith("our recorded candidates") and (tmp_path / evidence.CLASSES_FILE).exists()
     layout = evidence.layout_table(results)
     assert list(layout["domain"]) == ["night", "fog"] and layout["fidelity"].between(0, 100).all()
 

@@ -265,7 +265,9 @@ def load(results: str | Path, record: str | Path) -> tuple[pd.DataFrame, pd.Data
             f"found no candidates below {results} and no record {record}; expected one of them. "
             "Run a profile with candidates first, for example `make reproduce PROFILE=camvid`."
         )
-    frame, layout = (pd.read_csv(file, keep_default_na=False) for file in files)
+    # Source-only is adapted to nothing, which is no missing value; scores that were not taken are.
+    frame, layout = (pd.read_csv(file) for file in files)
+    frame["adapted_to"] = frame["adapted_to"].fillna("")
     return frame, layout, f"our recorded candidates in {record} (there are none below {results})"
 
 
@@ -332,12 +334,18 @@ def by_domain(frame: pd.DataFrame) -> pd.DataFrame:
     """
     rows = []
     for domain, part in frame.groupby("domain", sort=False):
-        for score in [name for name in (*SCORES, *PHOTOGRAPH_SCORES) if name in part and part[name].notna().any()]:
+        for score in scores_in(part):
             measures = agreement.agreement(part[score], part["truth"])
             measures["sign_accuracy"] = agreement.sign_accuracy(part[score].to_numpy(), part["truth"].to_numpy())
             measures["regret"] = agreement.regret(part[score], part["truth"])
             rows.append({"domain": domain, "score": score, "models": len(part)} | measures)
     return pd.DataFrame(rows)
+
+
+def scores_in(frame: pd.DataFrame) -> dict[str, str]:
+    """The scores that a frame has, column -> what readers see; an older record may lack some."""
+    names = SCORES | PHOTOGRAPH_SCORES
+    return {name: text for name, text in names.items() if name in frame and frame[name].notna().any()}
 
 
 def last_steps(frame: pd.DataFrame) -> pd.DataFrame:
@@ -371,13 +379,13 @@ def choices(frame: pd.DataFrame) -> pd.DataFrame:
         frame: from `table`.
 
     Returns:
-        A line a training and domain: `variant`, `adapted_to`, `network`, `seed`, `domain`, `last`, all of `SCORES`.
+        A line a training and domain: `RUN`, `domain`, `last`, and the `SCORES` of the frame.
     """
     rows = []
     run = ["variant", "adapted_to", "network", "seed", "domain"]
     for key, part in frame.groupby(run, sort=False):
         part = part.sort_values("step", ignore_index=True)
-        lost = {score: agreement.regret(part[score], part["truth"]) for score in SCORES}
+        lost = {score: agreement.regret(part[score], part["truth"]) for score in SCORES if score in part}
         lost = {"last": float(part["truth"].max() - part["truth"].iloc[-1])} | lost
         rows.append(dict(zip(run, key, strict=True)) | lost)
     return pd.DataFrame(rows)
