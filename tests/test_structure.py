@@ -8,14 +8,17 @@ import zodi
 
 ROOT = Path(zodi.__file__).parent
 # From the ground up; a folder imports from those before it only.
-FLOORS = ("support", "networks", "method", "miniature", "studies")
+FLOORS = ("support", "networks", "method", "tools", "miniature", "studies")
 MODULES = 14
-LINES = 3600
+LINES = 3800
 BESIDE = ("__init__", "__main__")
 
 
 def floor(file: Path) -> str:
     folder = file.relative_to(ROOT).parts[0]
+    if folder == "__main__.py":
+        # The command line calls what people do with the method.
+        return "tools"
     return folder if folder in FLOORS else "method"
 
 

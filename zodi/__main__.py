@@ -121,6 +121,52 @@ def _transfer(options: argparse.Namespace) -> int:
     return 0 if report.ok else 1
 
 
+# ---------------------------------------------------------------- import
+
+
+def _import_options(sub: argparse.ArgumentParser) -> None:
+    from zodi.support.pictures import MAX_PIXELS
+    from zodi.tools.importing import ImportConfig
+
+    sub.add_argument("--images", type=folder, required=True, help="images that another program made")
+    sub.add_argument("--source", type=folder, required=True, help="the source images that it made them of")
+    sub.add_argument("--labels", type=folder, required=True, help="label maps of the source images")
+    sub.add_argument("--label-set", default="cityscapes", help=LABEL_SET_TEXT)
+    sub.add_argument("--out", type=folder, required=True, help="folder of the result, for `adapt --synth`")
+    sub.add_argument("--reference", type=folder, help="network trained on the source: audit whether labels still hold")
+    sub.add_argument("--mask", action="store_true", help="make pixels void that lost their label; needs --reference")
+    sub.add_argument("--max-pixels", type=int, default=MAX_PIXELS, help="of the largest image that is read")
+    add_fields(sub, ImportConfig)
+
+
+def _import(options: argparse.Namespace) -> int:
+    from zodi import segmentation
+    from zodi.support import runs
+    from zodi.tools import importing
+
+    if options.mask and options.reference is None:
+        raise ValueError("--mask needs --reference, a network that was trained on the source")
+    config = importing.ImportConfig(**given_fields(options, importing.ImportConfig))
+    reference = segmentation.load_network(options.reference) if options.reference else None
+    label_set, start = get_label_set(options.label_set), time.monotonic()
+    runs.remove_metrics(options.out)
+    places = (options.images, options.source, options.labels, options.out)
+    report = importing.import_folder(*places, label_set, config, max_pixels=options.max_pixels)
+    print(f"{report.done} done ({report.resized} resized), {report.skipped} were there, {len(report.errors)} failed")
+    if report.unused:
+        print(f"not used, because no source image has their name: {', '.join(report.unused)}")
+    metrics = {"report": report}
+    if reference is not None:
+        found = importing.audit(options.out, options.source, options.labels, label_set, reference, options.mask)
+        print(found.classes.round(1).to_string())
+        print(found)
+        metrics["audit"] = found.images.mean().to_dict()
+    print_errors(report.errors.values(), options.out / "report.json")
+    if report.ok:
+        runs.save_metrics(options.out, "import", config, metrics, time.monotonic() - start)
+    return 0 if report.ok else 1
+
+
 # ---------------------------------------------------------------- adapt and evaluate
 
 
@@ -135,7 +181,7 @@ def _adapt_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--data", type=folder, required=True, help="data set folder (dataset.json, train/, test/)")
     sub.add_argument("--variant", default="zodi", help="row of the tables (default: zodi)")
     sub.add_argument("--domain", choices=DOMAINS, default="", help="target domain; not for source-only")
-    sub.add_argument("--synth", type=folder, help="folder that `transfer` wrote for the data set's train/images")
+    sub.add_argument("--synth", type=folder, help="folder that `transfer` or `import` wrote for train/images")
     sub.add_argument("--reference", type=folder, help="folder of a network that finds the layout; for zodi_faithful")
     sub.add_argument("--tests", nargs="+", help="test domains (default: all of the data set)")
     sub.add_argument("--recipe", default="mini", help="settings of the training: mini (default) or paper")
@@ -315,6 +361,7 @@ def _info(options: argparse.Namespace) -> int:
 
 COMMANDS = {
     "transfer": Command("transfer a folder of images to another domain", _transfer_options, _transfer),
+    "import": Command("take over images that another program made of the source images", _import_options, _import),
     "adapt": Command("train a segmentation network on source and synthesized images", _adapt_options, _adapt),
     "evaluate": Command("mIoU of a trained network on every test domain", _evaluate_options, _evaluate),
     "estimate": Command("estimate a network's mIoU on a domain without target images", _estimate_options, _estimate),

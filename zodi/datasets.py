@@ -21,6 +21,8 @@ from zodi.support.files import file_stamp, printable, read_json, to_plain
 from zodi.support.packed import PackedArrays, is_packed, pack_arrays
 
 INFO_FILE = "dataset.json"
+# Beside transferred images: label maps in which pixels that lost their label are void.
+MASKED_LABELS = "labels"
 IMAGE_SUFFIXES = pictures.SUFFIXES
 
 
@@ -264,6 +266,20 @@ def open_split(root: str | Path, split: str, cache: bool = True, images: str | P
     """
     folder = Path(root) / split
     return FolderDataset(images or folder / "images", folder / "labels", label_set_of(root), cache=cache)
+
+
+def synthesized(synth: str | Path, labels: str | Path, label_set: LabelSet) -> FolderDataset:
+    """Transferred or imported images with their sources' labels, or with the masked ones that an audit wrote.
+
+    Args:
+        synth: folder that `zodi.transfer_folder` or `zodi.tools.importing` wrote.
+        labels: folder of the source images' label maps.
+        label_set: meaning of their pixel values.
+    """
+    masked = Path(synth) / MASKED_LABELS
+    if masked.is_dir():
+        return FolderDataset(Path(synth) / "images", masked, label_set.written())
+    return FolderDataset(Path(synth) / "images", labels, label_set)
 
 
 def label_set_of(root: str | Path) -> LabelSet:

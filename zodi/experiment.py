@@ -14,7 +14,7 @@ from torch import nn
 
 from zodi import adaptation
 from zodi.adaptation import AdaptationConfig
-from zodi.datasets import AnyDataset, FolderDataset, dataset_info, open_split, pack
+from zodi.datasets import AnyDataset, FolderDataset, dataset_info, open_split, pack, synthesized
 from zodi.evaluation import evaluate, image_confusions
 from zodi.rows import Row
 from zodi.support.results import vouched_keys
@@ -90,7 +90,7 @@ def training_sets(
     if row.true_target:
         second = open_split(data, f"train_{domain}")
     else:
-        second = open_split(data, "train", images=Path(synth) / "images")
+        second = synthesized(synth, Path(data) / "train" / "labels", source.label_set)
         second = second.only(vouched_keys(synth, second.keys))
     if row.faithful_only:
         second = most_faithful(second, reference)
