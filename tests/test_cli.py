@@ -190,7 +190,14 @@ def test_the_best_device_and_type_are_the_default(module):
         found[name] = {key for key in ("device", "dtype") if parser.get_default(key) == "auto"}
     both = {"device", "dtype"}
     expected = {
-        stages: {"transfer": both, "adapt": {"device"}, "evaluate": {"device"}, "estimate": both, "info": set()},
+        stages: {
+            "transfer": both,
+            "import": {"device"},
+            "adapt": {"device"},
+            "evaluate": {"device"},
+            "estimate": both,
+            "info": set(),
+        },
         studies: {"candidate": {"device"}, "images": both, "quality": set(), "try": both, "bench": set()},
     }
     assert found == expected[module]
@@ -375,6 +382,24 @@ def test_an_estimate_compares_two_networks_on_the_same_images(world, tmp_path, c
     assert "estimated difference +0.0 points: undecided (sampling only" in capsys.readouterr().out
     against = json.loads((tmp_path / "metrics.json").read_text())["metrics"]["against"]
     assert against["difference"] == 0 and not against["decided"]
+
+
+def test_an_estimate_on_images_that_are_there_says_the_same(world, tmp_path, capsys):
+    assert main(estimate(world, tmp_path / "made")) in (0, 1)
+    made = json.loads((tmp_path / "made" / "metrics.json").read_text())["metrics"]
+    labels, network = str(world / "data/test/clear/labels"), str(world / "run" / "network")
+    there = ["estimate", "--network", network, "--labels", labels, "--out", str(tmp_path / "out")]
+    folders = [str(tmp_path / "made" / f"seed{seed}") for seed in (0, 1)]
+    assert main([*there, "--generated", *folders]) in (0, 1)
+    again = json.loads((tmp_path / "out" / "metrics.json").read_text())["metrics"]
+    assert (again["miou"], again["low"], again["high"]) == (made["miou"], made["low"], made["high"])
+    capsys.readouterr()
+    for given in ([], ["--generated", folders[0], "--images", labels, "--domain", "fog"]):
+        assert main([*there, *given]) == 2
+        assert "give --images and --domain" in capsys.readouterr().err
+    next((tmp_path / "made" / "seed1" / "images").glob("*.png")).unlink()
+    assert main([*there, "--generated", *folders]) == 2
+    assert "expected transfers of the same images" in capsys.readouterr().err
 
 
 def test_an_estimate_takes_only_what_the_transfer_vouches_for(world, tmp_path):

@@ -104,9 +104,9 @@ def test_shapes_are_checked():
 def test_fidelity_and_its_threshold():
     matrices = np.array([[[8, 2], [0, 10]], [[1, 9], [10, 0]]])
     assert estimation.fidelity(matrices) == pytest.approx([0.9, 0.05])
-    threshold, accuracy = estimation.best_threshold(np.array([0.9, 0.8, 0.7]), np.array([0.1, 0.3, 0.5]))
+    threshold, accuracy = agreement.best_threshold(np.array([0.9, 0.8, 0.7]), np.array([0.1, 0.3, 0.5]))
     assert threshold == pytest.approx(0.6) and accuracy == 1
-    _, overlapping = estimation.best_threshold(np.array([0.9, 0.2]), np.array([0.1, 0.8]))
+    _, overlapping = agreement.best_threshold(np.array([0.9, 0.2]), np.array([0.1, 0.8]))
     assert overlapping == 0.75
 
 

@@ -7,7 +7,7 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from zodi.domains import DOMAINS
 from zodi.labels import LABEL_SETS, get_label_set
@@ -135,6 +135,7 @@ def _import_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--out", type=folder, required=True, help="folder of the result, for `adapt --synth`")
     sub.add_argument("--reference", type=folder, help="network trained on the source: audit whether labels still hold")
     sub.add_argument("--mask", action="store_true", help="make pixels void that lost their label; needs --reference")
+    device_option(sub)
     sub.add_argument("--max-pixels", type=int, default=MAX_PIXELS, help="of the largest image that is read")
     add_fields(sub, ImportConfig)
 
@@ -147,7 +148,8 @@ def _import(options: argparse.Namespace) -> int:
     if options.mask and options.reference is None:
         raise ValueError("--mask needs --reference, a network that was trained on the source")
     config = importing.ImportConfig(**given_fields(options, importing.ImportConfig))
-    reference = segmentation.load_network(options.reference) if options.reference else None
+    device = runs.check_device(options.device)
+    reference = segmentation.load_network(options.reference).to(device) if options.reference else None
     label_set, start = get_label_set(options.label_set), time.monotonic()
     runs.remove_metrics(options.out)
     places = (options.images, options.source, options.labels, options.out)
@@ -263,10 +265,16 @@ def _estimate_options(sub: argparse.ArgumentParser) -> None:
 
     sub.add_argument("--network", type=folder, required=True, help="folder `network/` that `adapt` wrote")
     sub.add_argument("--against", type=folder, help="folder of a second network, for example the one in use: compare")
-    sub.add_argument("--images", type=folder, required=True, help="source images that it was not trained on")
+    sub.add_argument("--images", type=folder, help="source images that it was not trained on")
     sub.add_argument("--labels", type=folder, required=True, help="folder of their label maps")
     sub.add_argument("--label-set", default="cityscapes", help=LABEL_SET_TEXT)
-    sub.add_argument("--domain", required=True, help="target domain, or a prompt")
+    sub.add_argument("--domain", help="target domain, or a prompt")
+    sub.add_argument(
+        "--generated",
+        type=folder,
+        nargs="+",
+        help="images that `transfer` or `import` wrote, in place of --images and --domain",
+    )
     sub.add_argument("--model", default="mini", help=MODEL_TEXT)
     device_option(sub)
     dtype_option(sub)
@@ -280,6 +288,7 @@ def _estimate_options(sub: argparse.ArgumentParser) -> None:
 def _estimate(options: argparse.Namespace) -> int:
     from zodi import diffusion, estimation, segmentation
     from zodi.support import runs
+    from zodi.support.checks import check_network
     from zodi.support.files import atomic_path
     from zodi.transfer import TransferConfig, prompt_config, strength_warning
 
@@ -287,42 +296,32 @@ def _estimate(options: argparse.Namespace) -> int:
     changes = given_fields(options, TransferConfig, leave_out=("domain",))
     if options.seeds < 1:
         raise ValueError(f"--seeds {options.seeds}: expected at least 1, one transfer of every image")
+    if bool(options.generated) == bool(options.images and options.domain):
+        raise ValueError("give --images and --domain, which are transferred, or --generated, which are there already")
     device, dtype = runs.check_device(options.device), runs.check_dtype(options.dtype, options.device)
     where = runs.announce(device, dtype)
     folders = (options.network, options.reference, options.against)
     networks = [folder and segmentation.load_network(folder).to(device) for folder in folders]
-    model = diffusion.load(options.model, device=device, dtype=dtype)
-    _warn(strength_warning(prompt_config(options.domain, model.defaults, **changes), model.defaults))
-    runs.remove_metrics(options.out)
-    found = estimation.estimate(
-        networks[0],
-        options.images,
-        options.labels,
-        options.domain,
-        options.out,
-        label_set=get_label_set(options.label_set),
-        model=model,
-        seeds=range(options.seeds),
-        reference=networks[1],
-        **changes,
-    )
+    label_set, error = get_label_set(options.label_set), None
+    for network in filter(None, networks):
+        check_network(network, label_set.names)
+    if options.generated:
+        generated = estimation.opened(options.generated, options.labels, label_set)
+        runs.remove_metrics(options.out)
+    else:
+        model = diffusion.load(options.model, device=device, dtype=dtype)
+        error = estimation.generator_error(model)
+        _warn(strength_warning(prompt_config(options.domain, model.defaults, **changes), model.defaults))
+        runs.remove_metrics(options.out)
+        places, seeds = (options.images, options.labels, options.domain, options.out), range(options.seeds)
+        generated = estimation.generate(model, *places, label_set, seeds, **changes)
+    found = replace(estimation.estimate_on(generated, networks[0], networks[1]), error=error)
     print(found.classes.round(1).to_string())
     print(found)
     metrics = {"miou": found.miou, "low": found.low, "high": found.high, "kept": found.kept, "reliable": found.reliable}
     metrics["interval"] = found.interval
     if networks[2] is not None:
-        compared = estimation.compare(
-            networks[0],
-            networks[2],
-            options.images,
-            options.labels,
-            options.domain,
-            options.out,
-            label_set=get_label_set(options.label_set),
-            model=model,
-            seeds=range(options.seeds),
-            **changes,
-        )
+        compared = replace(estimation.compare_on(generated, networks[0], networks[2]), error=error)
         print(f"{options.network} against {options.against}: {compared}")
         metrics["against"] = asdict(compared) | {"interval": compared.interval, "decided": compared.decided}
     with atomic_path(options.out / "classes.csv") as temporary:

@@ -20,14 +20,14 @@ import pandas as pd
 from torch import nn
 
 from zodi import diffusion, transfer
-from zodi.datasets import AnyDataset, FolderDataset
+from zodi.datasets import AnyDataset, FolderDataset, synthesized
 from zodi.evaluation import image_confusions, iou
 from zodi.labels import CITYSCAPES, LabelSet
 from zodi.networks.hub import MINI_FOLDER
 from zodi.support.bootstrap import bootstrap, resample_weights
 from zodi.support.checks import check_network
 from zodi.support.files import one_line, read_json
-from zodi.support.results import finished_keys
+from zodi.support.results import finished_keys, vouched_keys
 from zodi.transfer_folder import transfer_folder
 
 # A class seen in fewer images has an IoU that says nothing about the next image.
@@ -232,9 +232,7 @@ def estimate(
         check_network(judge, label_set.names)
     model = diffusion.load(model) if isinstance(model, str) else model
     generated = generate(model, images, labels, domain, out, label_set, seeds, progress, **changes)
-    found = None if reference is None else _scores(reference, generated)
-    estimated = estimate_from(_scores(network, generated), label_set.names, found, min_fidelity)
-    return replace(estimated, error=generator_error(model))
+    return replace(estimate_on(generated, network, reference, min_fidelity), error=generator_error(model))
 
 
 def compare(
@@ -268,8 +266,55 @@ def compare(
         check_network(network, label_set.names)
     model = diffusion.load(model) if isinstance(model, str) else model
     generated = generate(model, images, labels, domain, out, label_set, seeds, progress, **changes)
-    found = compare_from(_scores(first, generated), _scores(second, generated), label_set.names)
-    return replace(found, error=generator_error(model))
+    return replace(compare_on(generated, first, second), error=generator_error(model))
+
+
+def estimate_on(
+    generated: Sequence[FolderDataset],
+    network: nn.Module,
+    reference: nn.Module | None = None,
+    min_fidelity: float = 0.5,
+) -> Estimate:
+    """`estimate` on images that are there, from `generate` or `opened`; knows nothing of their generator's errors."""
+    names = generated[0].label_set.names
+    for judge in filter(None, (network, reference)):
+        check_network(judge, names)
+    found = None if reference is None else _scores(reference, generated)
+    return estimate_from(_scores(network, generated), names, found, min_fidelity)
+
+
+def compare_on(generated: Sequence[FolderDataset], first: nn.Module, second: nn.Module) -> Comparison:
+    """`compare` on images that are there, from `generate` or `opened`."""
+    names = generated[0].label_set.names
+    for network in (first, second):
+        check_network(network, names)
+    return compare_from(_scores(first, generated), _scores(second, generated), names)
+
+
+def opened(folders: Sequence[str | Path], labels: str | Path, label_set: LabelSet = CITYSCAPES) -> list[FolderDataset]:
+    """Generated images that are there already: transferred, or imported from another program.
+
+    Args:
+        folders: what `zodi.transfer_folder` or `zodi.tools.importing` wrote, one or several sets of the same images.
+        labels: folder of the source images' label maps.
+        label_set: meaning of their pixel values.
+
+    Raises:
+        FileNotFoundError: if a folder is missing or empty.
+        ValueError: if there is none, or their images differ; names the first that is not everywhere.
+    """
+    if not folders:
+        raise ValueError("generated images: found no folder, expected at least one")
+    sets = [synthesized(folder, labels, label_set) for folder in folders]
+    sets = [part.only(vouched_keys(folder, part.keys)) for folder, part in zip(folders, sets, strict=True)]
+    for folder, part in zip(folders, sets, strict=True):
+        differing = sorted({*part.keys} ^ {*sets[0].keys})
+        if differing:
+            raise ValueError(
+                f"{folder}: {len(differing)} images are only here or only in {folders[0]}, for example {differing[0]}; "
+                "expected transfers of the same images"
+            )
+    return sets
 
 
 def generate(
@@ -418,23 +463,6 @@ def fidelity(reference: np.ndarray) -> np.ndarray:
         float64 (...), 0 .. 1.
     """
     return np.trace(reference, axis1=-2, axis2=-1) / np.maximum(reference.sum((-2, -1)), 1)
-
-
-def best_threshold(kept: np.ndarray, lost: np.ndarray) -> tuple[float, float]:
-    """The value that tells images that kept their layout from those that lost it.
-
-    Args:
-        kept: `fidelity` of images with their own labels, any shape.
-        lost: the same with labels that do not belong to them.
-
-    Returns:
-        The threshold, in the middle between the two neighbouring values, and the balanced accuracy, 0 .. 1.
-    """
-    values = np.unique(np.concatenate([kept.ravel(), lost.ravel()]))
-    cuts = (values[1:] + values[:-1]) / 2 if len(values) > 1 else values
-    accuracy = [((kept >= cut).mean() + (lost < cut).mean()) / 2 for cut in cuts]
-    best = int(np.argmax(accuracy))
-    return float(cuts[best]), float(accuracy[best])
 
 
 def faithful_keys(dataset: AnyDataset, reference: np.ndarray, min_fidelity: float) -> list[str]:

@@ -199,6 +199,23 @@ def conformal_quantile(errors: np.ndarray, level: float) -> float:
     return float(np.sort(errors)[rank - 1])
 
 
+def best_threshold(kept: np.ndarray, lost: np.ndarray) -> tuple[float, float]:
+    """The value that tells images that kept their layout from those that lost it.
+
+    Args:
+        kept: `zodi.estimation.fidelity` of images with their own labels, any shape.
+        lost: the same with labels that do not belong to them.
+
+    Returns:
+        The threshold, in the middle between the two neighbouring values, and the balanced accuracy, 0 .. 1.
+    """
+    values = np.unique(np.concatenate([kept.ravel(), lost.ravel()]))
+    cuts = (values[1:] + values[:-1]) / 2 if len(values) > 1 else values
+    accuracy = [((kept >= cut).mean() + (lost < cut).mean()) / 2 for cut in cuts]
+    best = int(np.argmax(accuracy))
+    return float(cuts[best]), float(accuracy[best])
+
+
 # ---------------------------------------------------------------- which of two networks is better?
 
 

@@ -434,7 +434,7 @@ def layout_table(results: str | Path) -> pd.DataFrame:
     rows = []
     for domain, (kept, lost) in found.items():
         others = [pair for name, pair in found.items() if name != domain] or [(kept, lost)]
-        threshold, _ = estimation.best_threshold(*(np.concatenate(values) for values in zip(*others, strict=True)))
+        threshold, _ = agreement.best_threshold(*(np.concatenate(values) for values in zip(*others, strict=True)))
         rows.append(
             {
                 "domain": domain,
