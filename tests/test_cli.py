@@ -53,12 +53,12 @@ def test_help_is_quick_and_lists_the_commands():
     )
     folder = Path(zodi.__file__).parents[1]
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=folder)
-    for command in ("transfer", "import", "adapt", "evaluate", "estimate", "info"):
+    for command in ("transfer", "import", "adapt", "evaluate", "estimate", "redraw", "info"):
         assert f"    {command} " in result.stdout
     assert result.stdout.strip().endswith("False"), "--help must not load torch"
 
 
-@pytest.mark.parametrize("command", ["transfer", "import", "adapt", "evaluate", "estimate", "info"])
+@pytest.mark.parametrize("command", ["transfer", "import", "adapt", "evaluate", "estimate", "redraw", "info"])
 def test_help_of_a_command(command, capsys):
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])
@@ -192,6 +192,7 @@ def test_the_best_device_and_type_are_the_default(module):
     expected = {
         stages: {
             "transfer": both,
+            "redraw": both,
             "import": {"device"},
             "adapt": {"device"},
             "evaluate": {"device"},

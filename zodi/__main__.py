@@ -8,8 +8,9 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from typing import Any
 
-from zodi.domains import DOMAINS
+from zodi.domains import DOMAINS, SOURCE
 from zodi.labels import LABEL_SETS, get_label_set
 from zodi.support.options import (
     Command,
@@ -333,6 +334,57 @@ def _estimate(options: argparse.Namespace) -> int:
     return 0 if found.reliable else 1
 
 
+# ---------------------------------------------------------------- redraw
+
+
+def _redraw_options(sub: argparse.ArgumentParser) -> None:
+    from zodi.tools.redrawing import LAYOUTS
+    from zodi.transfer import TransferConfig
+
+    sub.add_argument("--network", type=folder, required=True, help="folder of a network that was trained on the source")
+    sub.add_argument("--images", type=folder, required=True, help="target photographs; no labels are needed")
+    sub.add_argument("--labels", type=folder, help="their label maps, to score the network before and after")
+    sub.add_argument("--label-set", default="cityscapes", help=LABEL_SET_TEXT)
+    sub.add_argument("--out", type=folder, required=True, help="folder of the result; the same settings go on there")
+    sub.add_argument("--layout", choices=LAYOUTS, default="predicted", help="by the network (default), or none")
+    sub.add_argument("--domain", default=SOURCE, help=f"the source's domain, or a prompt (default: {SOURCE})")
+    sub.add_argument("--model", default="mini", help=MODEL_TEXT)
+    device_option(sub)
+    dtype_option(sub)
+    settings = sub.add_argument_group("settings of the transfer")
+    add_fields(settings, TransferConfig, leave_out=("domain", "prompt"), short=SHORT, show_defaults=False)
+
+
+def _redraw(options: argparse.Namespace) -> int:
+    from zodi import diffusion, evaluation, segmentation
+    from zodi.datasets import FolderDataset
+    from zodi.support import runs
+    from zodi.tools import redrawing
+    from zodi.transfer import TransferConfig
+
+    start = time.monotonic()
+    device, dtype = runs.check_device(options.device), runs.check_dtype(options.dtype, options.device)
+    where, label_set = runs.announce(device, dtype), get_label_set(options.label_set)
+    changes = given_fields(options, TransferConfig, leave_out=("domain", "prompt"))
+    network = segmentation.load_network(options.network).to(device)
+    model = diffusion.load(options.model, device=device, dtype=dtype)
+    runs.remove_metrics(options.out)
+    places = (options.images, options.out)
+    report = redrawing.redraw_target(network, *places, model, label_set, options.layout, options.domain, **changes)
+    metrics: dict[str, Any] = {"report": report}
+    print_errors(report.errors.values(), options.out / redrawing.REDRAWN_FOLDER / "report.json")
+    if options.labels is not None and report.ok:
+        redrawn = options.out / redrawing.REDRAWN_FOLDER / "images"
+        for name, images in {"before": options.images, "after": redrawn}.items():
+            dataset = FolderDataset(images, options.labels, label_set, cache=False)
+            metrics[name] = evaluation.evaluate(network, dataset, label_set, progress=True)["miou"]
+            print(f"{name}: mIoU {metrics[name]:5.1f} %")
+    if report.ok:
+        settings = {name: value for name, value in vars(options).items() if name != "run"}
+        runs.save_metrics(options.out, "redraw", settings, metrics, time.monotonic() - start, where)
+    return 0 if report.ok else 1
+
+
 # ---------------------------------------------------------------- info
 
 
@@ -364,6 +416,7 @@ COMMANDS = {
     "adapt": Command("train a segmentation network on source and synthesized images", _adapt_options, _adapt),
     "evaluate": Command("mIoU of a trained network on every test domain", _evaluate_options, _evaluate),
     "estimate": Command("estimate a network's mIoU on a domain without target images", _estimate_options, _estimate),
+    "redraw": Command("redraw target photographs in the source's domain", _redraw_options, _redraw),
     "info": Command("print domains, parts of the diffusion model and versions", _info_options, _info),
 }
 
