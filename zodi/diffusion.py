@@ -7,17 +7,18 @@ a checkpoint was made for; without it the paper's settings for Stable Diffusion 
 
 import hashlib
 import json
-import warnings
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, ControlNetModel, DDIMScheduler, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTokenizer, PreTrainedConfig
 
+from zodi.generators.interface import Generator, TransferDefaults
+from zodi.generators.stable_diffusion import DiffusionModel
 from zodi.networks.hub import (
     CONTROLNET_SEG,
     CONTROLNET_SEG_SIZE,
@@ -37,77 +38,35 @@ from zodi.support.checkpoints import (
     weights_digest,
 )
 from zodi.support.files import atomic_path, one_line, read_json, write_json
-from zodi.support.runs import check_device, check_dtype, image_format
+from zodi.support.runs import check_device, check_dtype
 
 if TYPE_CHECKING:
     import pandas as pd
 
+__all__ = [
+    "CONTROLNET_SEG",
+    "DEFAULTS_FILE",
+    "MINI_FOLDER",
+    "MODULES",
+    "STABLE_DIFFUSION",
+    "DiffusionModel",
+    "Generator",
+    "TransferDefaults",
+    "compiled",
+    "decode",
+    "describe",
+    "embed",
+    "encode",
+    "fingerprint",
+    "load",
+    "save",
+]
+
 DEFAULTS_FILE = "transfer_defaults.json"
 # Entries of settings that do not change what a network computes.
 _NOT_DECISIVE = ("architectures", "dtype", "transformers_version")
-MODULES = ("vae", "unet", "controlnet", "text_encoder")
+MODULES = DiffusionModel.MODULES
 _VAE_CLASSES = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
-
-
-@dataclass(frozen=True)
-class TransferDefaults:
-    """Transfer settings that belong to a checkpoint; the values here are the paper's for Stable Diffusion 1.5.
-
-    Attributes:
-        guidance_scale: classifier-free guidance weight, 1 = none.
-        num_inference_steps: steps of the whole DDIM grid.
-        short_side: pixels that the shorter image side is resized to.
-        multiple: pixels; both sides are rounded to multiples of it (VAE times UNet downsampling).
-        palette: colours that layouts are drawn with, "cityscapes" or "ade20k".
-        strengths: strengths of domains in place of the paper's, 0 .. 1.
-    """
-
-    guidance_scale: float = 9.0
-    num_inference_steps: int = 20
-    short_side: int = 512
-    multiple: int = 64
-    palette: str = "cityscapes"
-    strengths: dict[str, float] = field(default_factory=dict)
-
-    def settings(self) -> dict[str, Any]:
-        """What every transfer with the checkpoint shares: all but the strengths."""
-        return {name: value for name, value in asdict(self).items() if name != "strengths"}
-
-
-@dataclass(frozen=True)
-class DiffusionModel:
-    """The parts of a latent diffusion model with a layout ControlNet, ready for inference.
-
-    Attributes:
-        name: "mini", the hub id or the name of the folder; goes into manifests and tables.
-        vae: images in -1 .. 1 <-> latents.
-        unet: denoiser; what it predicts is ruled by `scheduler.config.prediction_type`.
-        controlnet: reads the layout image, 0 .. 1 RGB at image resolution; None for an InstructPix2Pix checkpoint.
-        text_encoder, tokenizer: prompt -> (L, D) embeddings.
-        scheduler: noise schedule (its betas and prediction type).
-        defaults: settings that the checkpoint was made for.
-        compiled: whether the networks go through torch.compile, which takes a minute for every new batch size.
-    """
-
-    name: str
-    vae: AutoencoderKL | AutoencoderTiny
-    unet: UNet2DConditionModel
-    controlnet: ControlNetModel | None
-    text_encoder: CLIPTextModel
-    tokenizer: CLIPTokenizer
-    scheduler: DDIMScheduler
-    defaults: TransferDefaults = TransferDefaults()
-    compiled: bool = False
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return self.unet.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Type of the weights."""
-        return self.unet.dtype
 
 
 # ---------------------------------------------------------------- load and save
@@ -183,9 +142,10 @@ def load(
     return compiled(loaded) if compile else loaded
 
 
-def compiled(model: DiffusionModel) -> DiffusionModel:
+def compiled(model: Generator) -> Generator:
     """The model with all that runs for images put through torch.compile when it is first called."""
-    for module in filter(None, (model.unet, model.controlnet, model.vae.encoder, model.vae.decoder)):
+    second = model.second and model.second.network
+    for module in filter(None, (model.denoiser, model.controlnet, second, model.vae.encoder, model.vae.decoder)):
         module.compile(dynamic=False)
     return replace(model, compiled=True)
 
@@ -201,7 +161,7 @@ def save(model: DiffusionModel, folder: str | Path, dtype: torch.dtype | None = 
     # The pipeline classes take seconds to import and only saving needs them.
     from diffusers import StableDiffusionControlNetPipeline, StableDiffusionInstructPix2PixPipeline
 
-    parts = _modules(model) | {"tokenizer": model.tokenizer, "scheduler": model.scheduler}
+    parts = model.networks() | {"tokenizer": model.tokenizer, "scheduler": model.scheduler}
     pipeline_class = (
         StableDiffusionInstructPix2PixPipeline if model.controlnet is None else StableDiffusionControlNetPipeline
     )
@@ -224,11 +184,6 @@ def save(model: DiffusionModel, folder: str | Path, dtype: torch.dtype | None = 
             del config["block_out_channels"]
             write_json(temporary / "vae" / "config.json", config)
         write_json(temporary / DEFAULTS_FILE, model.defaults)
-
-
-def _modules(model: DiffusionModel) -> dict[str, torch.nn.Module]:
-    """The networks that a model has."""
-    return {part: getattr(model, part) for part in MODULES if getattr(model, part) is not None}
 
 
 def _controlnet_of_file(file: Path, unet: UNet2DConditionModel, dtype: torch.dtype) -> ControlNetModel:
@@ -278,8 +233,7 @@ def _read_defaults(folder: Path) -> TransferDefaults:
 # ---------------------------------------------------------------- images <-> latents, prompts -> embeddings
 
 
-@torch.inference_mode()
-def encode(model: DiffusionModel, images: Tensor) -> Tensor:
+def encode(model: Generator, images: Tensor) -> Tensor:
     """Scaled latents of images; the VAE's mean, without sampling, so that the result is deterministic.
 
     Args:
@@ -292,64 +246,32 @@ def encode(model: DiffusionModel, images: Tensor) -> Tensor:
     Raises:
         ValueError: for another shape, or if the VAE gives what is not a number.
     """
-    if images.ndim != 4 or images.shape[-1] != 3:
-        raise ValueError(f"images: found shape {tuple(images.shape)}, expected (B, H, W, 3)")
-    scale = 127.5 if images.dtype == torch.uint8 else 0.5
-    x = images.to(model.device).permute(0, 3, 1, 2).float().div(scale).sub(1)
-    x = x.to(model.dtype).contiguous(memory_format=image_format(x.device))
-    encoded = model.vae.encode(x)
-    latents = encoded.latents if isinstance(model.vae, AutoencoderTiny) else encoded.latent_dist.mode()
-    return _finite(latents.float() * model.vae.config.scaling_factor, model, "VAE's encoder")
+    return model.encode(images)
 
 
-@torch.inference_mode()
-def decode(model: DiffusionModel, latents: Tensor) -> Tensor:
+def decode(model: Generator, latents: Tensor) -> Tensor:
     """Images of scaled latents: (B, C, h, w) -> uint8 (B, H, W, 3) on the CPU.
 
     Raises:
         ValueError: if the latents, or the images that the VAE gives, are not numbers.
     """
-    x = (_finite(latents, model, "UNet, ControlNet or text encoder") / model.vae.config.scaling_factor).to(
-        model.device, model.dtype
-    )
-    x = x.contiguous(memory_format=image_format(x.device))
-    images = _finite(model.vae.decode(x).sample, model, "VAE's decoder")
-    return images.float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().contiguous()
+    return model.decode(latents)
 
 
-def _finite(values: Tensor, model: DiffusionModel, network: str) -> Tensor:
-    """The values; a picture of what is not a number would be black, without a word."""
-    wrong = int((~torch.isfinite(values)).sum())
-    if wrong:
-        raise ValueError(
-            f"model {model.name!r}: found {wrong} of {values.numel()} values from the {network} that are infinite or "
-            f"not a number, expected none in {model.dtype}; use float32 (--dtype) or, where it is that, another "
-            "checkpoint: this one is damaged"
-        )
-    return values
-
-
-@torch.inference_mode()
-def embed(model: DiffusionModel, prompts: list[str]) -> Tensor:
+def embed(model: Generator, prompts: list[str]) -> Tensor:
     """Text embeddings of B prompts, (B, L, D), padded to the tokenizer's length; longer ones are cut with a warning."""
-    length = model.tokenizer.model_max_length
-    for prompt in prompts:
-        found = len(model.tokenizer.tokenize(prompt)) + 2  # start and end
-        if found > length:
-            warnings.warn(f"prompt {prompt!r} has {found} tokens; only the first {length} are used", stacklevel=2)
-    tokens = model.tokenizer(prompts, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
-    return model.text_encoder(tokens.input_ids.to(model.device)).last_hidden_state
+    return model.embed(prompts).tokens
 
 
 # ---------------------------------------------------------------- what a model is
 
 
-def describe(model: DiffusionModel) -> "pd.DataFrame":
+def describe(model: Generator) -> "pd.DataFrame":
     """One row a part: class, number of parameters, megabytes in memory."""
     import pandas as pd
 
     rows = []
-    for part, module in _modules(model).items():
+    for part, module in model.networks().items():
         parameters = list(module.parameters())
         rows.append(
             {
@@ -362,20 +284,29 @@ def describe(model: DiffusionModel) -> "pd.DataFrame":
     return pd.DataFrame(rows)
 
 
-def fingerprint(model: DiffusionModel) -> str:
+def fingerprint(model: Generator) -> str:
     """12 hex digits that tell two checkpoints apart, whatever their names: every weight, setting and token.
 
     Weights as loaded count by their file, whatever type they have in memory; others by their values.
     """
-    configs = {part: network.config for part, network in _modules(model).items()} | {"schedule": model.scheduler.config}
-    # Padding and truncation are those of its last call.
-    tokens = json.loads(model.tokenizer.backend_tokenizer.to_str()) | {"padding": None, "truncation": None}
-    tokens["length"] = model.tokenizer.model_max_length
-    digest = hashlib.sha256(json.dumps(tokens, sort_keys=True).encode())
+    networks = model.networks()
+    configs = {part: network.config for part, network in networks.items()} | {"schedule": model.scheduler.config}
+    digest = hashlib.sha256()
+    for name in model.TOKENIZERS:
+        if (tokenizer := getattr(model, name)) is not None:
+            # Padding and truncation are those of its last call.
+            tokens = json.loads(tokenizer.backend_tokenizer.to_str()) | {"padding": None, "truncation": None}
+            tokens["length"] = tokenizer.model_max_length
+            digest.update(json.dumps(tokens, sort_keys=True).encode())
     for part, config in configs.items():
-        settings = config.to_dict() if part == "text_encoder" else config
+        settings = config.to_dict() if isinstance(config, PreTrainedConfig) else config
         settings = {name: value for name, value in settings.items() if name[0] != "_" and name not in _NOT_DECISIVE}
         digest.update(f"{part}{json.dumps(settings, sort_keys=True)}".encode())
-    for network in _modules(model).values():
+    for network in networks.values():
         digest.update(weights_digest(network).encode())
+    # What other settings of the networks have no entry in their files; nothing where all are as they come.
+    used = {"kind": model.control_kind, "lora": model.lora}
+    used |= {"second_weight": model.second.weight, "second_kind": model.second.kind} if model.second else {}
+    if any(used.values()):
+        digest.update(json.dumps(used, sort_keys=True).encode())
     return digest.hexdigest()[:12]

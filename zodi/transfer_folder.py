@@ -36,7 +36,7 @@ import torch
 from tqdm.auto import tqdm
 
 from zodi.datasets import find_files, read_image, read_pair
-from zodi.diffusion import DiffusionModel, fingerprint
+from zodi.diffusion import Generator, fingerprint
 from zodi.labels import LabelSet
 from zodi.support.files import check_apart, check_disk, held, is_disk_full, one_line, printable, write_json
 from zodi.support.pictures import MAX_PIXELS, stored_size
@@ -92,7 +92,7 @@ class TransferReport:
 
 
 def transfer_folder(
-    model: DiffusionModel | None,
+    model: Generator | None,
     images_dir: str | Path,
     labels_dir: str | Path | None,
     out: str | Path,
@@ -238,7 +238,7 @@ def _transfer(
     run: _Run,
     pool: ThreadPoolExecutor,
     bar: tqdm,
-    model: DiffusionModel | None,
+    model: Generator | None,
     todo: list[str],
     config: TransferConfig,
     read: _ReadPair,
@@ -270,7 +270,7 @@ def _transfer(
 # ---------------------------------------------------------------- settings
 
 
-def run_settings(model: DiffusionModel | None, config: TransferConfig, label_set: LabelSet) -> dict[str, Any]:
+def run_settings(model: Generator | None, config: TransferConfig, label_set: LabelSet) -> dict[str, Any]:
     """Everything that decides the result besides the input files."""
     colors = zip(label_set.names, label_set.values, label_set.colors, strict=True)
     classes = {name: {"values": values, "color": color} for name, values, color in colors}
@@ -331,7 +331,7 @@ def _read_pair(sources: list[Path], label_set: LabelSet, max_pixels: int) -> tup
 
 
 def _transfer_batch(
-    model: DiffusionModel | None, batch: dict[str, _Read], config: TransferConfig, batch_size: int
+    model: Generator | None, batch: dict[str, _Read], config: TransferConfig, batch_size: int
 ) -> dict[str, np.ndarray | Exception]:
     """Results by key; of a batch that does not fit into memory each image by itself, or the error of one that fails."""
     rows = list(batch.items())
