@@ -1,8 +1,9 @@
-"""Latent diffusion models: load, save and describe VAE, UNet, ControlNet, text encoder, tokenizer and scheduler.
+"""Latent diffusion models: load, save and describe VAE, denoiser, ControlNet, text encoders, tokenizers and scheduler.
 
 A checkpoint is a folder in diffusers' format (one subfolder a part, safetensors), on disk or on the hub; the miniature
-and Stable Diffusion 1.5 are read by the same code. `transfer_defaults.json` beside the parts holds the settings that
-a checkpoint was made for; without it the paper's settings for Stable Diffusion apply.
+and Stable Diffusion 1.5 are read by the same code. Other families are too: what they have in common is in
+`zodi.generators.interface`. `transfer_defaults.json` beside the parts holds the settings that a checkpoint was made
+for; without it those of its family apply, for Stable Diffusion the paper's.
 """
 
 import hashlib
@@ -12,32 +13,32 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny, ControlNetModel, DDIMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, AutoencoderTiny, ControlNetUnionModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import CLIPTextModel, CLIPTokenizer, PreTrainedConfig
+from transformers import PreTrainedConfig
 
-from zodi.generators.interface import Generator, TransferDefaults
-from zodi.generators.stable_diffusion import DiffusionModel
-from zodi.networks.hub import (
-    CONTROLNET_SEG,
-    CONTROLNET_SEG_SIZE,
-    MINI_FOLDER,
-    STABLE_DIFFUSION,
-    STABLE_DIFFUSION_SIZE,
-    locate,
+from zodi.generators.families import (
+    check_parts,
+    defaults_of,
+    family_of,
+    find_controlnet,
+    kind_of_map,
+    load_controlnet,
+    load_parts,
 )
+from zodi.generators.interface import Control, Generator, TransferDefaults
+from zodi.generators.stable_diffusion import DiffusionModel
+from zodi.networks.hub import CONTROLNET_SEG, MINI_FOLDER, STABLE_DIFFUSION, STABLE_DIFFUSION_SIZE, locate
 from zodi.support.checkpoints import (
     check_config,
-    explained,
     fits,
     load_network,
-    placed,
     quietly,
     read_config,
     weights_digest,
 )
-from zodi.support.files import atomic_path, one_line, read_json, write_json
+from zodi.support.files import atomic_path, read_json, write_json
 from zodi.support.runs import check_device, check_dtype
 
 if TYPE_CHECKING:
@@ -65,8 +66,7 @@ __all__ = [
 DEFAULTS_FILE = "transfer_defaults.json"
 # Entries of settings that do not change what a network computes.
 _NOT_DECISIVE = ("architectures", "dtype", "transformers_version")
-MODULES = DiffusionModel.MODULES
-_VAE_CLASSES = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
+MODULES = (*DiffusionModel.PARTS,)
 
 
 # ---------------------------------------------------------------- load and save
@@ -81,64 +81,77 @@ def load(
     variant: str | None = None,
     compile: bool = False,
     local_files_only: bool = True,
-) -> DiffusionModel:
+    control_kind: int | None = None,
+    second_control: str | Path | None = None,
+    second_weight: float = 1.0,
+    second_kind: int | None = None,
+) -> Generator:
     """Load a checkpoint for inference; safetensors only, no code from the checkpoint runs.
 
     Args:
-        model: "mini" (shipped with this package), a folder in diffusers' format, or a hub id.
+        model: "mini" (shipped with this package), a folder in diffusers' format, or a hub id, of any of
+            `zodi.generators.families.FAMILIES`.
         controlnet: folder, hub id or single .safetensors file of the ControlNet, the file in diffusers' names and of
             the shape that the UNet asks for. None = the checkpoint's own `controlnet/` subfolder when it has one, else
-            the ControlNet that the paper uses (`CONTROLNET_SEG`).
+            for Stable Diffusion the ControlNet that the paper uses (`CONTROLNET_SEG`).
         device: where the weights go; "auto" = `zodi.support.runs.best_device`.
         dtype: type of the weights, or its name; "auto" = the fastest of the device, `zodi.support.runs.best_dtype`.
         variant: of the UNet's weights, "non_ema" for those that the authors used; None = the averaged ones. Other parts
             take the variant where they have it: with "fp16" a folder of nothing but `*.fp16.safetensors` is read.
         compile: run the networks through torch.compile: minutes at the start, faster afterwards on a GPU.
         local_files_only: True = never download, use what is on this machine.
+        control_kind: number of the kind of map that the layout is, for a ControlNet that reads several ("union");
+            None = segmentation, for SDXL.
+        second_control: another ControlNet, for a second map an image (depth, edges), as `controlnet`.
+        second_weight: what the second one's residuals are multiplied with, at least 0.
+        second_kind: as `control_kind`, for the second one.
 
     Raises:
         FileNotFoundError: if a part is missing; says what to get, how large it is and where to put it.
         ValueError: if a part is damaged, not made for the others or of a class that this code does not know, or this
             machine has no such device; names the file or the device.
     """
+    if second_weight < 0:
+        raise ValueError(f"second_weight={second_weight}: expected at least 0")
     device = check_device(device)
     dtype = check_dtype(dtype, device)
     folder = locate(model, STABLE_DIFFUSION, STABLE_DIFFUSION_SIZE, local_files_only, variant)
+    kind = family_of(folder)
+    check_parts(kind, folder)
+    places = [controlnet, *([] if second_control is None else [second_control])]
     if controlnet is None and (folder / "controlnet").is_dir():
-        controlnet_folder = folder / "controlnet"
+        places[0] = folder / "controlnet"
     elif controlnet is None and _sees_an_image(folder):
-        controlnet_folder = None
-    elif str(controlnet).endswith(".safetensors"):
-        controlnet_folder = Path(controlnet)
-    else:
-        controlnet_folder = locate(controlnet or CONTROLNET_SEG, CONTROLNET_SEG, CONTROLNET_SEG_SIZE, local_files_only)
+        places = []
+    places = [find_controlnet(kind, place, local_files_only) for place in places]
 
-    def network(kind: type, part: Path) -> torch.nn.Module:
-        # A variant is the UNet's; the other parts need not have it.
-        wanted = variant if kind is UNet2DConditionModel or any(part.glob(f"*.{variant}*")) else None
-        return load_network(kind, part, device, dtype, wanted)
+    def network(cls: type, part: Path) -> torch.nn.Module:
+        # A variant is the denoiser's; the other parts need not have it.
+        wanted = variant if part.name in ("unet", "transformer") or any(part.glob(f"*.{variant}*")) else None
+        return load_network(cls, part, device, dtype, wanted)
 
     with quietly():
-        vae = network(_vae_class(folder), folder / "vae")
-        unet = network(UNet2DConditionModel, folder / "unet")
-        control = None
-        if controlnet_folder is not None and controlnet_folder.suffix == ".safetensors":
-            control = placed(_controlnet_of_file(controlnet_folder, unet, dtype), device)
-        elif controlnet_folder is not None:
-            control = network(ControlNetModel, controlnet_folder)
-        text_encoder = network(CLIPTextModel, folder / "text_encoder")
-        with explained(folder / "tokenizer"):
-            tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-        with explained(folder / "scheduler"):
-            check_config(DDIMScheduler, folder / "scheduler" / "scheduler_config.json")
-            scheduler = DDIMScheduler.from_pretrained(folder / "scheduler", local_files_only=True)
+        parts = load_parts(kind, folder, network, dtype)
+        denoiser = parts.get("unet") or parts["transformer"]
+        # One ControlNet that reads several kinds of map may read both maps.
+        controls = {place: load_controlnet(kind, place, denoiser, network) for place in dict.fromkeys(places)}
+    first, *others = [controls[place] for place in places] or [None]
+    second = None
+    if others:
+        second = Control(others[0], second_weight, kind_of_map(kind, others[0], second_kind, None))
 
-    if isinstance(vae, AutoencoderKL):
+    if isinstance(parts["vae"], AutoencoderKL):
         # One image at a time: at Stable Diffusion's size a batch would take more memory than all networks.
-        vae.enable_slicing()
+        parts["vae"].enable_slicing()
     is_local = folder == MINI_FOLDER or Path(model).is_dir()
-    name = ("mini" if folder == MINI_FOLDER else folder.resolve().name) if is_local else str(model)
-    loaded = DiffusionModel(name, vae, unet, control, text_encoder, tokenizer, scheduler, _read_defaults(folder))
+    loaded = kind(
+        name=("mini" if folder == MINI_FOLDER else folder.resolve().name) if is_local else str(model),
+        controlnet=first,
+        defaults=_read_defaults(folder, defaults_of(kind, parts)),
+        control_kind=kind_of_map(kind, first, control_kind, kind.SEGMENTATION_KIND),
+        second=second,
+        **parts,
+    )
     return compiled(loaded) if compile else loaded
 
 
@@ -150,27 +163,27 @@ def compiled(model: Generator) -> Generator:
     return replace(model, compiled=True)
 
 
-def save(model: DiffusionModel, folder: str | Path, dtype: torch.dtype | None = None) -> None:
+def save(model: Generator, folder: str | Path, dtype: torch.dtype | None = None) -> None:
     """Write a checkpoint folder that `load` and diffusers' own pipelines read; all of it or nothing.
 
     Args:
-        model: what to write.
+        model: what to write; a second ControlNet is a checkpoint of its own and not part of it.
         folder: a folder that is there already is replaced.
         dtype: type of the stored weights, for example torch.float16 to halve the size; None = as they are.
     """
     # The pipeline classes take seconds to import and only saving needs them.
-    from diffusers import StableDiffusionControlNetPipeline, StableDiffusionInstructPix2PixPipeline
+    import diffusers
 
-    parts = model.networks() | {"tokenizer": model.tokenizer, "scheduler": model.scheduler}
-    pipeline_class = (
-        StableDiffusionInstructPix2PixPipeline if model.controlnet is None else StableDiffusionControlNetPipeline
-    )
-    pipeline = pipeline_class(
-        **parts,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
+    names = (*model.PARTS, *model.TOKENIZERS, "scheduler")
+    parts, pipeline = {name: getattr(model, name) for name in names}, model.PIPELINE
+    if model.controlnet is None:
+        del parts["controlnet"]
+        pipeline = "StableDiffusionInstructPix2PixPipeline"
+    elif isinstance(model.controlnet, ControlNetUnionModel):
+        pipeline = "StableDiffusionXLControlNetUnionPipeline"
+    if isinstance(model, DiffusionModel):
+        parts |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    pipeline = getattr(diffusers, pipeline)(**parts)
     with atomic_path(folder) as temporary:
         with quietly():
             pipeline.save_pretrained(temporary, safe_serialization=True)
@@ -186,30 +199,6 @@ def save(model: DiffusionModel, folder: str | Path, dtype: torch.dtype | None = 
         write_json(temporary / DEFAULTS_FILE, model.defaults)
 
 
-def _controlnet_of_file(file: Path, unet: UNet2DConditionModel, dtype: torch.dtype) -> ControlNetModel:
-    """The ControlNet of a single file; its settings are those of the UNet that it was made for."""
-    if not file.is_file():
-        raise FileNotFoundError(f"{file}: no such file; expected the weights of a ControlNet as .safetensors")
-    controlnet = ControlNetModel.from_unet(unet, load_weights_from_unet=False)
-    with explained(file):
-        weights = load_file(file)
-        try:
-            controlnet.load_state_dict(weights)
-        except RuntimeError as error:
-            raise ValueError(
-                f"{file}: does not fit the UNet; expected names and shapes of {CONTROLNET_SEG}. Cause: "
-                f"{one_line(error)}"
-            ) from error
-    return controlnet.to(dtype)
-
-
-def _vae_class(folder: Path) -> type[AutoencoderKL] | type[AutoencoderTiny]:
-    name = read_config(folder / "vae" / "config.json").get("_class_name")
-    if name not in _VAE_CLASSES:
-        raise ValueError(f"{folder / 'vae'}: found a {name}, expected one of {list(_VAE_CLASSES)}")
-    return _VAE_CLASSES[name]
-
-
 def _sees_an_image(folder: Path) -> bool:
     """Whether the UNet takes an image beside the noise, as InstructPix2Pix's does; such a model has no ControlNet."""
     found = [read_config(folder / part / "config.json") for part in ("unet", "vae") if (folder / part).is_dir()]
@@ -217,10 +206,10 @@ def _sees_an_image(folder: Path) -> bool:
     return all(isinstance(number, int) for number in channels) and channels[:1] == [2 * n for n in channels[1:]]
 
 
-def _read_defaults(folder: Path) -> TransferDefaults:
+def _read_defaults(folder: Path, otherwise: TransferDefaults) -> TransferDefaults:
     file = folder / DEFAULTS_FILE
     if not file.exists():
-        return TransferDefaults()
+        return otherwise
     found, known = check_config(TransferDefaults, file), asdict(TransferDefaults())
     strengths = found.get("strengths", {})
     is_right = isinstance(strengths, dict) and all(fits(s, 0.0) and 0 <= s <= 1 for s in strengths.values())

@@ -408,6 +408,7 @@ def transfer_images(
     layouts: list[np.ndarray] | None,
     keys: list[str],
     config: TransferConfig,
+    second_maps: list[np.ndarray] | None = None,
 ) -> list[np.ndarray]:
     """Transfer images to the domain of `config`; images of one size go through the networks as one batch.
 
@@ -418,6 +419,7 @@ def transfer_images(
             `WITHOUT_LAYOUT`.
         keys: one name an image (its relative path without suffix), from which its noise is seeded.
         config: the settings.
+        second_maps: uint8 (H, W, 3) each, for a model with a second ControlNet: depth, edges, what it was made for.
 
     Returns:
         uint8 (H, W, 3) each, the sizes of the inputs.
@@ -452,7 +454,8 @@ def transfer_images(
         if config.method == "instruct_pix2pix":
             if not isinstance(model, DiffusionModel):
                 raise ValueError(
-                    f"method 'instruct_pix2pix': model {model.name!r} is {model.family}; expected Stable Diffusion's"
+                    f"method 'instruct_pix2pix': model {model.name!r} is of the family {model.family}; expected an "
+                    "InstructPix2Pix checkpoint, for example timbrooks/instruct-pix2pix"
                 )
             empty, prompt = model.embed(["", f"turn it into {config.prompt}"]).tokens[:, None]
             z = instruct_pix2pix(
@@ -470,8 +473,10 @@ def transfer_images(
         elif config.method not in WITHOUT_DIFFUSION:
             if model.controlnet is None:
                 raise ValueError(f"method {config.method!r} needs a ControlNet; model {model.name!r} has none")
-            layout = torch.stack([prepare_layout(layouts[i], size, config.palette) for i in indices])
-            maps = [layout.contiguous(memory_format=image_format(z.device))]
+            maps = [torch.stack([prepare_layout(layouts[i], size, config.palette) for i in indices])]
+            if second_maps is not None:
+                maps.append(torch.stack([prepare_layout(second_maps[i], size, "cityscapes") for i in indices]))
+            maps = [controls.contiguous(memory_format=image_format(z.device)) for controls in maps]
             prompts = model.embed([config.negative_prompt, config.prompt + config.prompt_suffix])
             negative, prompt = prompts.row(0), prompts.row(1)
             z = draw_latents(

@@ -108,9 +108,21 @@ class Generator(ABC):
         lora: name of the weights that were added to the denoiser for few steps; "" = none.
     """
 
+    # What a checkpoint of the family consists of: networks and tokenizers by subfolder, with the classes they may have.
     family: ClassVar[str]
-    MODULES: ClassVar[tuple[str, ...]]
-    TOKENIZERS: ClassVar[tuple[str, ...]] = ("tokenizer",)
+    PARTS: ClassVar[dict[str, tuple[type, ...]]]
+    TOKENIZERS: ClassVar[dict[str, type]]
+    # Parts, beside the ControlNet, that it may lack.
+    OPTIONAL: ClassVar[tuple[str, ...]] = ()
+    SCHEDULER: ClassVar[type]
+    # The class of diffusers that writes it.
+    PIPELINE: ClassVar[str]
+    # Hub ids of ControlNets that read segmentation maps.
+    CONTROLNETS: ClassVar[tuple[str, ...]] = ()
+    # For a checkpoint that brings none of its own.
+    DEFAULTS: ClassVar[TransferDefaults]
+    # `Control.kind` of a layout, for a union ControlNet where the user names none.
+    SEGMENTATION_KIND: ClassVar[int | None] = None
 
     name: str
     vae: AutoencoderKL | AutoencoderTiny
@@ -174,7 +186,7 @@ class Generator(ABC):
 
     def networks(self) -> dict[str, nn.Module]:
         """The networks that the model has, by part."""
-        parts = {part: getattr(self, part) for part in self.MODULES if getattr(self, part) is not None}
+        parts = {part: getattr(self, part) for part in self.PARTS if getattr(self, part) is not None}
         return parts if self.second is None else parts | {"second_control": self.second.network}
 
     def controls(self, maps: Sequence[Tensor]) -> list[tuple[Control, Tensor]]:
@@ -198,7 +210,7 @@ class Generator(ABC):
             raise ValueError(f"images: found shape {tuple(images.shape)}, expected (B, H, W, 3)")
         scale = 127.5 if images.dtype == torch.uint8 else 0.5
         x = images.to(self.device).permute(0, 3, 1, 2).float().div(scale).sub(1)
-        return finite(self.latents_of(x, self._shift), self, "VAE's encoder")
+        return finite(self.latents_of(x, self.shift), self, "VAE's encoder")
 
     def latents_of(self, x: Tensor, shift: float) -> Tensor:
         """Scaled latents of pixels -1 .. 1, (B, 3, H, W) -> float32 (B, C, h, w); the VAE's mean, without sampling."""
@@ -212,13 +224,18 @@ class Generator(ABC):
     def decode(self, latents: Tensor) -> Tensor:
         """Images of scaled latents, see `zodi.diffusion.decode`."""
         x = finite(latents, self, "UNet, ControlNet or text encoder") / self.vae.config.scaling_factor
-        x = (x + self._shift if self._shift else x).to(self.device, self.vae.dtype)
+        x = (x + self.shift if self.shift else x).to(self.device, self.vae.dtype)
         x = x.contiguous(memory_format=image_format(x.device))
         images = finite(self.vae.decode(x).sample, self, "VAE's decoder").float()
         return images.add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().contiguous()
 
     @property
-    def _shift(self) -> float:
+    def pixels_a_latent(self) -> int:
+        """Downsampling of the VAE."""
+        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    @property
+    def shift(self) -> float:
         """Mean of the latents, for the VAEs that have one."""
         return (getattr(self.vae.config, "shift_factor", None) or 0.0) if isinstance(self.vae, AutoencoderKL) else 0.0
 
@@ -233,6 +250,37 @@ def finite(values: Tensor, model: Generator, network: str) -> Tensor:
             "checkpoint: this one is damaged"
         )
     return values
+
+
+# ---------------------------------------------------------------- what several families need
+
+
+def added_up(residuals: Sequence[Sequence[Tensor] | None]) -> list[Tensor] | None:
+    """Residuals of several ControlNets, one for all; None for ControlNets that have none of this kind.
+
+    Raises:
+        ValueError: if they are for other blocks.
+    """
+    found = [blocks for blocks in residuals if blocks is not None]
+    if len({len(blocks) for blocks in found}) > 1:
+        raise ValueError(
+            f"two ControlNets: found {[len(blocks) for blocks in found]} blocks, expected the same number; choose a "
+            "second ControlNet of the same size"
+        )
+    return [torch.stack(parts).sum(0) if len(parts) > 1 else parts[0] for parts in zip(*found, strict=True)] or None
+
+
+def embed_by_clip(encoder: nn.Module, tokenizer: Any, prompts: list[str]) -> tuple[Tensor, Tensor]:
+    """The last layer but one of a CLIP text encoder, (B, L, D), and its vector for the whole prompt, (B, P)."""
+    ids = tokens_of(tokenizer, prompts, tokenizer.model_max_length, 2)
+    found = encoder(ids.to(encoder.device), output_hidden_states=True)
+    return found.hidden_states[-2], found[0]
+
+
+def embed_by_t5(encoder: nn.Module, tokenizer: Any, prompts: list[str], length: int) -> Tensor:
+    """A T5 encoder's last layer, (B, length, D)."""
+    ids = tokens_of(tokenizer, prompts, length, 1)
+    return encoder(ids.to(encoder.device)).last_hidden_state
 
 
 def tokens_of(tokenizer: Any, prompts: list[str], length: int, added: int) -> Tensor:

@@ -27,6 +27,7 @@ from zodi.generators.interface import (
     tokens_of,
 )
 from zodi.generators.schedules import PaperSchedule, few_step_scheduler, paper_scheduler
+from zodi.networks.hub import CONTROLNET_SEG
 from zodi.support.runs import image_format
 
 
@@ -47,7 +48,17 @@ class DiffusionModel(Generator):
     """
 
     family: ClassVar[str] = "Stable Diffusion 1.x / 2.x"
-    MODULES: ClassVar[tuple[str, ...]] = ("vae", "unet", "controlnet", "text_encoder")
+    PARTS: ClassVar[dict[str, tuple[type, ...]]] = {
+        "vae": (AutoencoderKL, AutoencoderTiny),
+        "unet": (UNet2DConditionModel,),
+        "controlnet": (ControlNetModel,),
+        "text_encoder": (CLIPTextModel,),
+    }
+    TOKENIZERS: ClassVar[dict[str, type]] = {"tokenizer": CLIPTokenizer}
+    SCHEDULER: ClassVar[type] = DDIMScheduler
+    PIPELINE: ClassVar[str] = "StableDiffusionControlNetPipeline"
+    CONTROLNETS: ClassVar[tuple[str, ...]] = (CONTROLNET_SEG,)
+    DEFAULTS: ClassVar[TransferDefaults] = PAPER_DEFAULTS
 
     name: str
     vae: AutoencoderKL | AutoencoderTiny
@@ -70,7 +81,7 @@ class DiffusionModel(Generator):
     @property
     def multiple(self) -> int:
         """VAE times UNet downsampling."""
-        return 2 ** (len(self.vae.config.block_out_channels) + len(self.unet.config.block_out_channels) - 2)
+        return self.pixels_a_latent * 2 ** (len(self.unet.config.block_out_channels) - 1)
 
     @torch.inference_mode()
     def embed(self, prompts: list[str]) -> Prompts:
