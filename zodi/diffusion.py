@@ -8,9 +8,11 @@ for; without it those of its family apply, for Stable Diffusion the paper's.
 
 import hashlib
 import json
+import math
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, ControlNetUnionModel
@@ -18,7 +20,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedConfig
 
+from zodi.generators.examine import Examination, parts_of, schedule_text
 from zodi.generators.families import (
+    check_made_for,
     check_parts,
     defaults_of,
     family_of,
@@ -28,10 +32,19 @@ from zodi.generators.families import (
     load_parts,
 )
 from zodi.generators.interface import Control, Generator, TransferDefaults
+from zodi.generators.lora import add_lora, few_step_defaults
 from zodi.generators.stable_diffusion import DiffusionModel
-from zodi.networks.hub import CONTROLNET_SEG, MINI_FOLDER, STABLE_DIFFUSION, STABLE_DIFFUSION_SIZE, locate
+from zodi.networks.hub import (
+    CONTROLNET_SEG,
+    MINI_FOLDER,
+    STABLE_DIFFUSION,
+    STABLE_DIFFUSION_SIZE,
+    locate,
+    locate_lora,
+)
 from zodi.support.checkpoints import (
     check_config,
+    explained,
     fits,
     load_network,
     quietly,
@@ -58,6 +71,7 @@ __all__ = [
     "describe",
     "embed",
     "encode",
+    "examine",
     "fingerprint",
     "load",
     "save",
@@ -85,6 +99,8 @@ def load(
     second_control: str | Path | None = None,
     second_weight: float = 1.0,
     second_kind: int | None = None,
+    lora: str | Path | None = None,
+    lora_scale: float = 1.0,
 ) -> Generator:
     """Load a checkpoint for inference; safetensors only, no code from the checkpoint runs.
 
@@ -105,25 +121,19 @@ def load(
         second_control: another ControlNet, for a second map an image (depth, edges), as `controlnet`.
         second_weight: what the second one's residuals are multiplied with, at least 0.
         second_kind: as `control_kind`, for the second one.
+        lora: low-rank weights that let the denoiser draw in 4 to 8 steps (LCM-LoRA, Hyper-SD): a .safetensors file, its
+            folder, a hub id, or a hub id and the file's name behind it. The defaults become 8 steps without guidance.
+        lora_scale: what they are multiplied with.
 
     Raises:
         FileNotFoundError: if a part is missing; says what to get, how large it is and where to put it.
         ValueError: if a part is damaged, not made for the others or of a class that this code does not know, or this
             machine has no such device; names the file or the device.
     """
-    if second_weight < 0:
-        raise ValueError(f"second_weight={second_weight}: expected at least 0")
     device = check_device(device)
     dtype = check_dtype(dtype, device)
-    folder = locate(model, STABLE_DIFFUSION, STABLE_DIFFUSION_SIZE, local_files_only, variant)
-    kind = family_of(folder)
-    check_parts(kind, folder)
-    places = [controlnet, *([] if second_control is None else [second_control])]
-    if controlnet is None and (folder / "controlnet").is_dir():
-        places[0] = folder / "controlnet"
-    elif controlnet is None and _sees_an_image(folder):
-        places = []
-    places = [find_controlnet(kind, place, local_files_only) for place in places]
+    found = _find(model, controlnet, second_control, second_weight, variant, local_files_only)
+    folder, kind = found.folder, found.kind
 
     def network(cls: type, part: Path) -> torch.nn.Module:
         # A variant is the denoiser's; the other parts need not have it.
@@ -132,27 +142,123 @@ def load(
 
     with quietly():
         parts = load_parts(kind, folder, network, dtype)
-        denoiser = parts.get("unet") or parts["transformer"]
+        denoiser = parts[kind.DENOISER]
         # One ControlNet that reads several kinds of map may read both maps.
-        controls = {place: load_controlnet(kind, place, denoiser, network) for place in dict.fromkeys(places)}
-    first, *others = [controls[place] for place in places] or [None]
-    second = None
-    if others:
-        second = Control(others[0], second_weight, kind_of_map(kind, others[0], second_kind, None))
-
+        controls = {place: load_controlnet(kind, place, denoiser, network) for place in {*found.controls.values()}}
+    first, second = (controls.get(found.controls.get(part)) for part in ("controlnet", "second_control"))
+    kinds = _kinds(kind, [control and control.config for control in (first, second)], control_kind, second_kind)
     if isinstance(parts["vae"], AutoencoderKL):
         # One image at a time: at Stable Diffusion's size a batch would take more memory than all networks.
         parts["vae"].enable_slicing()
-    is_local = folder == MINI_FOLDER or Path(model).is_dir()
+    defaults, added = _read_defaults(folder, defaults_of(kind, denoiser.config)), ""
+    if lora is not None:
+        file = locate_lora(lora, local_files_only)
+        add_lora(kind, denoiser, file, lora_scale)
+        defaults, added = few_step_defaults(kind, defaults), f"{file.name} x {lora_scale:g}"
     loaded = kind(
-        name=("mini" if folder == MINI_FOLDER else folder.resolve().name) if is_local else str(model),
+        name=found.name,
         controlnet=first,
-        defaults=_read_defaults(folder, defaults_of(kind, parts)),
-        control_kind=kind_of_map(kind, first, control_kind, kind.SEGMENTATION_KIND),
-        second=second,
+        defaults=defaults,
+        control_kind=kinds[0],
+        second=None if second is None else Control(second, second_weight, kinds[1]),
+        lora=added,
         **parts,
     )
     return compiled(loaded) if compile else loaded
+
+
+def examine(
+    model: str | Path = "mini",
+    *,
+    controlnet: str | Path | None = None,
+    variant: str | None = None,
+    local_files_only: bool = True,
+    control_kind: int | None = None,
+    second_control: str | Path | None = None,
+    second_weight: float = 1.0,
+    second_kind: int | None = None,
+    lora: str | Path | None = None,
+    lora_scale: float = 1.0,
+) -> Examination:
+    """What `load` with the same arguments would load and a transfer would do, without loading the weights.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load`, for all that settings and headers tell.
+    """
+    found = _find(model, controlnet, second_control, second_weight, variant, local_files_only)
+    folder, kind = found.folder, found.kind
+    with explained(folder / kind.DENOISER):
+        denoiser = read_config(folder / kind.DENOISER / "config.json")
+    defaults = _read_defaults(folder, defaults_of(kind, denoiser))
+    places = [found.controls.get(part) for part in ("controlnet", "second_control")]
+    configs = [read_config(place / "config.json") if place and place.is_dir() else {} for place in places]
+    for place, config in zip(places, configs, strict=True):
+        check_made_for(place, config, denoiser)
+    kinds = _kinds(kind, configs, control_kind, second_kind)
+    parts = parts_of(kind, folder, found.controls, variant)
+    few_steps = "none"
+    if lora is not None:
+        few_steps = f"{locate_lora(lora, local_files_only).name} x {lora_scale:g}"
+        defaults = few_step_defaults(kind, defaults)
+    maps = ["the layout" if kinds[0] is None else f"the layout as kind {kinds[0]}"] if places[0] else []
+    if places[1]:
+        maps.append(f"a second map x {second_weight:g}" + ("" if kinds[1] is None else f" as kind {kinds[1]}"))
+    will_do = {
+        "method": "stochastic_inversion (--method for others)" if maps else "instruct_pix2pix, without layout",
+        "controls": " and ".join(maps) or "none",
+        **schedule_text(kind, folder, lora is not None),
+        "working size": f"short side {defaults.short_side} pixels, sides multiples of {defaults.multiple}",
+        "steps": f"{defaults.num_inference_steps} for the whole way, guidance weight {defaults.guidance_scale:g}",
+        "strength": f"{math.ceil(1000 / defaults.num_inference_steps) / 1000:g} (one step) .. 1 (all steps)",
+        "weights for few steps": few_steps,
+    }
+    return Examination(found.name, kind.family, defaults, will_do, parts)
+
+
+class _Found(NamedTuple):
+    """Where a checkpoint and its ControlNets (by part) are, its family, and its name."""
+
+    folder: Path
+    kind: type[Generator]
+    name: str
+    controls: dict[str, Path]
+
+
+def _find(
+    model: str | Path,
+    controlnet: str | Path | None,
+    second_control: str | Path | None,
+    second_weight: float,
+    variant: str | None,
+    local_files_only: bool,
+) -> _Found:
+    if second_weight < 0:
+        raise ValueError(f"second_weight={second_weight}: expected at least 0")
+    folder = locate(model, STABLE_DIFFUSION, STABLE_DIFFUSION_SIZE, local_files_only, variant)
+    kind = family_of(folder)
+    check_parts(kind, folder)
+    wanted = {"controlnet": controlnet}
+    if controlnet is None and (folder / "controlnet").is_dir():
+        wanted["controlnet"] = folder / "controlnet"
+    elif controlnet is None and _sees_an_image(folder):
+        wanted = {}
+    if second_control is not None:
+        if not wanted:
+            raise ValueError(f"model {str(model)!r} takes no ControlNet, so no second one either")
+        wanted["second_control"] = second_control
+    is_local = folder == MINI_FOLDER or Path(model).is_dir()
+    name = ("mini" if folder == MINI_FOLDER else folder.resolve().name) if is_local else str(model)
+    return _Found(
+        folder, kind, name, {part: find_controlnet(kind, place, local_files_only) for part, place in wanted.items()}
+    )
+
+
+def _kinds(
+    kind: type[Generator], configs: list[Mapping[str, Any] | None], first: int | None, second: int | None
+) -> list[int | None]:
+    """`Control.kind` of both ControlNets."""
+    given = ((first, kind.SEGMENTATION_KIND), (second, None))
+    return [kind_of_map(kind, config or {}, *numbers) for config, numbers in zip(configs, given, strict=True)]
 
 
 def compiled(model: Generator) -> Generator:
@@ -293,8 +399,8 @@ def fingerprint(model: Generator) -> str:
         digest.update(f"{part}{json.dumps(settings, sort_keys=True)}".encode())
     for network in networks.values():
         digest.update(weights_digest(network).encode())
-    # What other settings of the networks have no entry in their files; nothing where all are as they come.
-    used = {"kind": model.control_kind, "lora": model.lora}
+    # What is set beside the files, nothing where all is as it comes. Weights for few steps bring another schedule.
+    used = {"kind": model.control_kind, "few_steps": bool(model.lora)}
     used |= {"second_weight": model.second.weight, "second_kind": model.second.kind} if model.second else {}
     if any(used.values()):
         digest.update(json.dumps(used, sort_keys=True).encode())

@@ -15,7 +15,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from torch import Tensor
 
-from zodi.diffusion import DiffusionModel, Generator, TransferDefaults
+from zodi.diffusion import DiffusionModel, Generator, TransferDefaults, decode, encode
 from zodi.domains import DOMAINS, NEGATIVE_PROMPT, PROMPT_SUFFIX, get_domain
 from zodi.generators.interface import Predict, expand
 from zodi.generators.schedules import Schedule, Time
@@ -450,7 +450,7 @@ def transfer_images(
     results: list[np.ndarray | None] = [None] * len(images)
     for size, indices in groups.items():
         batch = torch.from_numpy(np.stack([_resize(images[i], size, Image.Resampling.LANCZOS) for i in indices]))
-        z = model.encode(batch)
+        z = encode(model, batch)
         if config.method == "instruct_pix2pix":
             if not isinstance(model, DiffusionModel):
                 raise ValueError(
@@ -491,7 +491,7 @@ def transfer_images(
                 align=config.align,
                 method=config.method,
             )
-        for i, result in zip(indices, model.decode(z).numpy(), strict=True):
+        for i, result in zip(indices, decode(model, z).numpy(), strict=True):
             results[i] = _resize(result, images[i].shape[:2], Image.Resampling.LANCZOS)
     return results
 

@@ -290,6 +290,9 @@ def run_settings(model: Generator | None, config: TransferConfig, label_set: Lab
     if model is not None:
         weights = {"model": model.name, "model_fingerprint": fingerprint(model), "dtype": str(model.dtype)}
         settings |= weights
+        # No entry without them, so that folders of earlier versions go on.
+        settings |= {"lora": model.lora} if model.lora else {}
+        settings |= {"second_weight": model.second.weight} if model.second else {}
     return settings
 
 

@@ -1,12 +1,12 @@
 """Which family a checkpoint is of, and its parts: all of them loaded, or one line that names what is missing."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import ControlNetModel, ControlNetUnionModel, FlowMatchEulerDiscreteScheduler, FluxControlNetModel
+from diffusers import ControlNetModel, FlowMatchEulerDiscreteScheduler
 from safetensors.torch import load_file
 from torch import nn
 
@@ -113,9 +113,9 @@ def load_parts(kind: type[Generator], folder: Path, network: LoadNetwork, dtype:
     return parts
 
 
-def defaults_of(kind: type[Generator], parts: dict[str, Any]) -> TransferDefaults:
-    """The settings for a checkpoint that brings none: the family's, or those of its version for few steps."""
-    if kind is Flux and not parts["transformer"].config.guidance_embeds:
+def defaults_of(kind: type[Generator], denoiser: Mapping[str, Any]) -> TransferDefaults:
+    """The settings for a checkpoint that brings none: the family's or, as its denoiser says, of its quick version."""
+    if kind is Flux and not denoiser.get("guidance_embeds"):
         # FLUX.1 schnell: 1 to 4 steps without guidance.
         return replace(kind.DEFAULTS, guidance_scale=1.0, num_inference_steps=4)
     return kind.DEFAULTS
@@ -153,14 +153,7 @@ def load_controlnet(kind: type[Generator], place: Path, denoiser: nn.Module, net
             raise ValueError(f"{place}: a single file; for {kind.family} give the ControlNet's folder or hub id")
         return placed(_controlnet_of_file(place, denoiser), denoiser.device)
     control = network(class_of(place, kind.PARTS["controlnet"]), place)
-    for name in ("cross_attention_dim", "joint_attention_dim", "pooled_projection_dim", "in_channels"):
-        found, expected = (part.config.get(name) for part in (control, denoiser))
-        # InstructPix2Pix's UNet sees an image too; Stable Diffusion 3.5's ControlNets may have no text of their own.
-        if found is not None and expected is not None and found != expected:
-            raise ValueError(
-                f"{place}: found {name} = {found}, expected the {expected} of the model; choose a ControlNet that was "
-                f"made for it"
-            )
+    check_made_for(place, control.config, denoiser.config)
     if getattr(control.config, "use_pos_embed", True) is False:
         # It shares the transformer's.
         shared = control._get_pos_embed_from_transformer(denoiser)
@@ -168,17 +161,32 @@ def load_controlnet(kind: type[Generator], place: Path, denoiser: nn.Module, net
     return control
 
 
-def kind_of_map(kind: type[Generator], network: nn.Module | None, given: int | None, default: int | None) -> int | None:
+def check_made_for(place: Path, control: Mapping[str, Any], denoiser: Mapping[str, Any]) -> None:
+    """Raises ValueError if the settings of a ControlNet do not fit those of the denoiser."""
+    for name in ("cross_attention_dim", "joint_attention_dim", "pooled_projection_dim", "in_channels"):
+        found, expected = control.get(name), denoiser.get(name)
+        # Stable Diffusion 3.5's ControlNets may read no text.
+        if found is not None and expected is not None and found != expected:
+            raise ValueError(
+                f"{place}: found {name} = {found}, expected the {expected} of the model; choose a ControlNet that was "
+                "made for it"
+            )
+
+
+def kind_of_map(
+    kind: type[Generator], control: Mapping[str, Any], given: int | None, default: int | None
+) -> int | None:
     """`Control.kind`: the given one, or the default, of a ControlNet that reads several kinds of map; else None.
+
+    Args:
+        kind: the family.
+        control: settings of the ControlNet, empty if there is none.
+        given, default: numbers, the first the user's.
 
     Raises:
         ValueError: if a number is missing, out of range, or given for a ControlNet that reads one kind of map.
     """
-    count = None
-    if isinstance(network, ControlNetUnionModel):
-        count = network.config.num_control_type
-    elif isinstance(network, FluxControlNetModel):
-        count = network.config.num_mode
+    count = control.get("num_control_type") or control.get("num_mode")
     chosen = default if given is None else given
     if count is None:
         if given is not None:

@@ -49,6 +49,7 @@ class Flux(Generator):
         "text_encoder_2": (T5EncoderModel,),
     }
     TOKENIZERS: ClassVar[dict[str, type]] = {"tokenizer": CLIPTokenizer, "tokenizer_2": T5TokenizerFast}
+    DENOISER: ClassVar[str] = "transformer"
     SCHEDULER: ClassVar[type] = FlowMatchEulerDiscreteScheduler
     PIPELINE: ClassVar[str] = "FluxControlNetPipeline"
     # Steps and guidance as in diffusers' pipelines; about a million pixels at 1:2.
@@ -70,11 +71,6 @@ class Flux(Generator):
     control_kind: int | None = None
     second: Control | None = None
     lora: str = ""
-
-    @property
-    def denoiser(self) -> FluxTransformer2DModel:
-        """The transformer."""
-        return self.transformer
 
     @property
     def multiple(self) -> int:

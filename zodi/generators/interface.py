@@ -112,6 +112,8 @@ class Generator(ABC):
     family: ClassVar[str]
     PARTS: ClassVar[dict[str, tuple[type, ...]]]
     TOKENIZERS: ClassVar[dict[str, type]]
+    # The part that predicts.
+    DENOISER: ClassVar[str]
     # Parts, beside the ControlNet, that it may lack.
     OPTIONAL: ClassVar[tuple[str, ...]] = ()
     SCHEDULER: ClassVar[type]
@@ -135,11 +137,6 @@ class Generator(ABC):
     lora: str
 
     # ------------------------------------------------------------ what a family says
-
-    @property
-    @abstractmethod
-    def denoiser(self) -> nn.Module:
-        """The network that predicts."""
 
     @property
     @abstractmethod
@@ -173,6 +170,11 @@ class Generator(ABC):
         """
 
     # ------------------------------------------------------------ the same for all
+
+    @property
+    def denoiser(self) -> nn.Module:
+        """The network that predicts."""
+        return getattr(self, self.DENOISER)
 
     @property
     def device(self) -> torch.device:

@@ -34,6 +34,7 @@ class StableDiffusionXL(Generator):
         "text_encoder_2": (CLIPTextModelWithProjection,),
     }
     TOKENIZERS: ClassVar[dict[str, type]] = {"tokenizer": CLIPTokenizer, "tokenizer_2": CLIPTokenizer}
+    DENOISER: ClassVar[str] = "unet"
     SCHEDULER: ClassVar[type] = DDIMScheduler
     PIPELINE: ClassVar[str] = "StableDiffusionXLControlNetPipeline"
     CONTROLNETS: ClassVar[tuple[str, ...]] = (
@@ -61,11 +62,6 @@ class StableDiffusionXL(Generator):
     control_kind: int | None = None
     second: Control | None = None
     lora: str = ""
-
-    @property
-    def denoiser(self) -> UNet2DConditionModel:
-        """The UNet."""
-        return self.unet
 
     @property
     def multiple(self) -> int:

@@ -55,6 +55,7 @@ class DiffusionModel(Generator):
         "text_encoder": (CLIPTextModel,),
     }
     TOKENIZERS: ClassVar[dict[str, type]] = {"tokenizer": CLIPTokenizer}
+    DENOISER: ClassVar[str] = "unet"
     SCHEDULER: ClassVar[type] = DDIMScheduler
     PIPELINE: ClassVar[str] = "StableDiffusionControlNetPipeline"
     CONTROLNETS: ClassVar[tuple[str, ...]] = (CONTROLNET_SEG,)
@@ -72,11 +73,6 @@ class DiffusionModel(Generator):
     control_kind: int | None = None
     second: Control | None = None
     lora: str = ""
-
-    @property
-    def denoiser(self) -> UNet2DConditionModel:
-        """The UNet."""
-        return self.unet
 
     @property
     def multiple(self) -> int:

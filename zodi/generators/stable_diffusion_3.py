@@ -52,6 +52,7 @@ class StableDiffusion3(Generator):
         "tokenizer_3": T5TokenizerFast,
     }
     OPTIONAL: ClassVar[tuple[str, ...]] = ("text_encoder_3", "tokenizer_3")
+    DENOISER: ClassVar[str] = "transformer"
     SCHEDULER: ClassVar[type] = FlowMatchEulerDiscreteScheduler
     PIPELINE: ClassVar[str] = "StableDiffusion3ControlNetPipeline"
     # Steps and guidance as in diffusers' pipeline; about a million pixels at 1:2, the size that it was trained at.
@@ -75,11 +76,6 @@ class StableDiffusion3(Generator):
     control_kind: int | None = None
     second: Control | None = None
     lora: str = ""
-
-    @property
-    def denoiser(self) -> SD3Transformer2DModel:
-        """The transformer."""
-        return self.transformer
 
     @property
     def multiple(self) -> int:
