@@ -195,7 +195,8 @@ def examine(
     for place, config in zip(places, configs, strict=True):
         check_made_for(place, config, denoiser)
     kinds = _kinds(kind, configs, control_kind, second_kind)
-    parts = parts_of(kind, folder, found.controls, variant)
+    controls = {part: place for part, place in found.controls.items() if part == "controlnet" or place != places[0]}
+    parts = parts_of(kind, folder, controls, variant)
     few_steps = "none"
     if lora is not None:
         few_steps = f"{locate_lora(lora, local_files_only).name} x {lora_scale:g}"

@@ -37,7 +37,7 @@ def test_it_is_what_the_loaded_model_is(folder, monkeypatch):
         assert row.parameters == sum(stored.values())
 
 
-def test_it_says_what_a_transfer_does(model, folder):
+def test_it_says_what_a_transfer_does(model, folder, tmp_path):
     found = diffusion.examine(folder)
     is_flow = "Flow" in type(model.scheduler).__name__
     assert ("velocity" in found.will_do["predicts"]) == is_flow
@@ -47,7 +47,10 @@ def test_it_says_what_a_transfer_does(model, folder):
     kind = {} if model.control_kind is None else {"second_kind": 1}
     both = diffusion.examine(folder, second_control=folder / "controlnet", second_weight=0.5, **kind)
     assert "and a second map x 0.5" in both.will_do["controls"]
-    assert list(both.parts["part"])[-1] == "second_control"
+    assert list(both.parts["part"])[-1] == "controlnet", "one network that reads both maps counts once"
+    shutil.copytree(folder / "controlnet", tmp_path / "another")
+    both = diffusion.examine(folder, second_control=tmp_path / "another", **kind)
+    assert list(both.parts["part"])[-2:] == ["controlnet", "second_control"]
 
 
 def test_weights_for_few_steps_are_named(folder, tmp_path):

@@ -103,6 +103,23 @@ def test_seeds_weights_and_kinds_of_map_have_fingerprints_of_their_own(model):
     assert len({*map(diffusion.fingerprint, others)}) == len(others)
 
 
+def test_weights_in_several_files(tmp_path):
+    model = tiny.flux()
+    diffusion.save(model, tmp_path / "m")
+    for part in ("transformer", "text_encoder_2"):
+        shutil.rmtree(tmp_path / "m" / part)
+        getattr(model, part).save_pretrained(tmp_path / "m" / part, max_shard_size="15KB")
+        assert len(list((tmp_path / "m" / part).glob("*-0*.safetensors"))) > 1
+    loaded = diffusion.load(tmp_path / "m")
+    assert diffusion.fingerprint(loaded) == diffusion.fingerprint(model)
+    assert np.array_equal(transfer(loaded, 1)[0], transfer(model, 1)[0])
+    counts = diffusion.examine(tmp_path / "m").parts.set_index("part")["parameters"]
+    assert counts["transformer"] == sum(p.numel() for p in model.transformer.parameters())
+    next((tmp_path / "m" / "transformer").glob("*-0*.safetensors")).unlink()
+    with pytest.raises(FileNotFoundError, match=r"m/transformer: the diffusion model is incomplete"):
+        diffusion.load(tmp_path / "m")
+
+
 @pytest.mark.parametrize("cls", FAMILIES, ids=lambda cls: cls.family)
 def test_a_family_names_all_of_its_parts(cls):
     fields = set(cls.__dataclass_fields__)

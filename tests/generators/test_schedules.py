@@ -22,7 +22,7 @@ from zodi.transfer import draw_latents
 
 # Toy data: z_0 is one number, of a mixture of Gaussians with these weights, means and standard deviations.
 WEIGHTS, MEANS, SPREADS = (0.3, 0.7), (-1.5, 1.0), (0.2, 0.4)
-COUNT = 200_000
+COUNT = 100_000
 
 
 def straight_path(steps: int = 0, **config: object) -> StraightPath:
@@ -112,7 +112,9 @@ def test_one_step_with_the_true_velocity_has_the_next_marginal_whatever_eta():
             z_t = add_noise(z0, eps, t, schedule)
             z_s = schedule.denoising_step(eps - z0, z_t, t, eta, fresh)
             s = schedule.after(t)
-            assert torch.allclose(moments(z_s), moments(add_noise(z0, other, s, schedule)), atol=0.015)
+            # Three standard errors of the difference of two skewnesses, the least sure of the moments.
+            error = 3 * math.sqrt(2 * 6 / COUNT)
+            assert torch.allclose(moments(z_s), moments(add_noise(z0, other, s, schedule)), atol=error)
 
 
 def test_eta_1_has_the_variance_of_the_posterior_of_two_gaussians():

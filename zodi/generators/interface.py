@@ -187,9 +187,10 @@ class Generator(ABC):
         return self.denoiser.dtype
 
     def networks(self) -> dict[str, nn.Module]:
-        """The networks that the model has, by part."""
+        """The networks that the model has, each once, by part."""
         parts = {part: getattr(self, part) for part in self.PARTS if getattr(self, part) is not None}
-        return parts if self.second is None else parts | {"second_control": self.second.network}
+        is_another = self.second is not None and self.second.network is not self.controlnet
+        return parts | {"second_control": self.second.network} if is_another else parts
 
     def controls(self, maps: Sequence[Tensor]) -> list[tuple[Control, Tensor]]:
         """Each ControlNet with its map.
