@@ -8,7 +8,7 @@ import zodi
 
 ROOT = Path(zodi.__file__).parent
 # From the ground up; a folder imports from those before it only.
-FLOORS = ("support", "networks", "method", "tools", "miniature", "studies")
+FLOORS = ("support", "networks", "generators", "method", "tools", "miniature", "studies")
 MODULES = 14
 LINES = 3900
 BESIDE = ("__init__", "__main__")

@@ -28,11 +28,49 @@ from zodi.support.options import (
 SHORT = {"num_inference_steps": "steps", "guidance_scale": "guidance"}
 LABEL_SET_TEXT = f"what label values mean: {', '.join(LABEL_SETS)}, or a mapping file.yaml (default: cityscapes)"
 MODEL_TEXT = "mini (default), a folder in diffusers' format, or a hub id"
+# Parameters up to which `info` loads a model to tell it apart from others: Stable Diffusion 1.5 with its ControlNet.
+LARGEST_LOADED = 1_500_000_000
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code."""
     return run_command("python -m zodi", "ZoDi, stage by stage.", COMMANDS, arguments)
+
+
+def _model_options(sub: argparse.ArgumentParser, second: bool = True) -> None:
+    """Which diffusion model, and what is added to it; see `_model_settings`."""
+    sub.add_argument("--model", default="mini", help=MODEL_TEXT)
+    sub.add_argument("--controlnet", help="folder, hub id or .safetensors file, when the model has none")
+    sub.add_argument("--control-kind", type=int, help="number of the kind of map, for a ControlNet that reads several")
+    if second:
+        sub.add_argument("--second-control", help="another ControlNet for a second map an image: depth, edges")
+        sub.add_argument("--second-weight", type=float, default=1.0, help="of the second ControlNet (default: 1)")
+        sub.add_argument("--second-kind", type=int, help="as --control-kind, for the second ControlNet")
+    sub.add_argument("--lora", help="weights for 4 to 8 steps (LCM, Hyper-SD): .safetensors file, folder, or hub id")
+    sub.add_argument(
+        "--lora-scale", type=float, default=1.0, help="what these weights are multiplied with (default: 1)"
+    )
+    sub.add_argument("--variant", help="of the denoiser's weights: non_ema for those of the authors")
+    sub.add_argument("--download", action="store_true", help="allow a hub model to be downloaded")
+
+
+# Options of `_model_options` that are called so in `zodi.diffusion.load` too.
+MODEL_OPTIONS = (
+    "controlnet",
+    "control_kind",
+    "second_control",
+    "second_weight",
+    "second_kind",
+    "lora",
+    "lora_scale",
+    "variant",
+)
+
+
+def _model_settings(options: argparse.Namespace) -> dict[str, Any]:
+    """What `zodi.diffusion.load` takes of `_model_options`, but for the model."""
+    given = {name: getattr(options, name) for name in MODEL_OPTIONS if hasattr(options, name)}
+    return given | {"local_files_only": not options.download}
 
 
 # ---------------------------------------------------------------- transfer
@@ -47,12 +85,10 @@ def _transfer_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--label-set", default="cityscapes", help=LABEL_SET_TEXT)
     sub.add_argument("--out", type=folder, required=True, help="folder of the result; the same settings go on there")
     sub.add_argument("--domain", choices=DOMAINS, help="take prompt and strength of a domain of the paper")
-    sub.add_argument("--model", default="mini", help=MODEL_TEXT)
-    sub.add_argument("--controlnet", help="folder, hub id or .safetensors file, when the model has none")
-    sub.add_argument("--download", action="store_true", help="allow a hub model to be downloaded")
+    _model_options(sub)
+    sub.add_argument("--second-maps", type=folder, help="folder of maps for --second-control, named like the images")
     device_option(sub)
     dtype_option(sub)
-    sub.add_argument("--variant", help="of the UNet's weights: non_ema for those of the authors")
     sub.add_argument("--compile", action="store_true", help="torch.compile the networks; worth it for many images")
     sub.add_argument("--batch-size", type=int, default=8, help="(default: 8)")
     sub.add_argument("--max-pixels", type=int, default=MAX_PIXELS, help="of the largest image that is read")
@@ -84,13 +120,7 @@ def _transfer(options: argparse.Namespace) -> int:
     if changes.get("method") not in transfer.WITHOUT_MODEL:
         where = runs.announce(device, dtype)
         model = diffusion.load(
-            options.model,
-            controlnet=options.controlnet,
-            device=device,
-            dtype=dtype,
-            variant=options.variant,
-            compile=options.compile,
-            local_files_only=not options.download,
+            options.model, device=device, dtype=dtype, compile=options.compile, **_model_settings(options)
         )
         defaults = model.defaults
     config = transfer.prompt_config(target, defaults, **changes)
@@ -110,6 +140,7 @@ def _transfer(options: argparse.Namespace) -> int:
         options.shard,
         options.limit,
         max_pixels=options.max_pixels,
+        second_maps=options.second_maps,
     )
     metrics = {"domain": options.domain, "method": changes.get("method", config.method), "report": report}
     if report.ok and is_whole:
@@ -276,7 +307,7 @@ def _estimate_options(sub: argparse.ArgumentParser) -> None:
         nargs="+",
         help="images that `transfer` or `import` wrote, in place of --images and --domain",
     )
-    sub.add_argument("--model", default="mini", help=MODEL_TEXT)
+    _model_options(sub, second=False)
     device_option(sub)
     dtype_option(sub)
     sub.add_argument("--seeds", type=int, default=2, help="transfers of every image (default: 2)")
@@ -310,7 +341,7 @@ def _estimate(options: argparse.Namespace) -> int:
         generated = estimation.opened(options.generated, options.labels, label_set)
         runs.remove_metrics(options.out)
     else:
-        model = diffusion.load(options.model, device=device, dtype=dtype)
+        model = diffusion.load(options.model, device=device, dtype=dtype, **_model_settings(options))
         error = estimation.generator_error(model)
         _warn(strength_warning(prompt_config(options.domain, model.defaults, **changes), model.defaults))
         runs.remove_metrics(options.out)
@@ -348,7 +379,7 @@ def _redraw_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--out", type=folder, required=True, help="folder of the result; the same settings go on there")
     sub.add_argument("--layout", choices=LAYOUTS, default="predicted", help="by the network (default), or none")
     sub.add_argument("--domain", default=SOURCE, help=f"the source's domain, or a prompt (default: {SOURCE})")
-    sub.add_argument("--model", default="mini", help=MODEL_TEXT)
+    _model_options(sub, second=False)
     device_option(sub)
     dtype_option(sub)
     settings = sub.add_argument_group("settings of the transfer")
@@ -367,7 +398,7 @@ def _redraw(options: argparse.Namespace) -> int:
     where, label_set = runs.announce(device, dtype), get_label_set(options.label_set)
     changes = given_fields(options, TransferConfig, leave_out=("domain", "prompt"))
     network = segmentation.load_network(options.network).to(device)
-    model = diffusion.load(options.model, device=device, dtype=dtype)
+    model = diffusion.load(options.model, device=device, dtype=dtype, **_model_settings(options))
     runs.remove_metrics(options.out)
     places = (options.images, options.out)
     report = redrawing.redraw_target(network, *places, model, label_set, options.layout, options.domain, **changes)
@@ -389,21 +420,25 @@ def _redraw(options: argparse.Namespace) -> int:
 
 
 def _info_options(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--model", default="mini", help=MODEL_TEXT)
+    _model_options(sub)
 
 
 def _info(options: argparse.Namespace) -> int:
     from zodi import diffusion
     from zodi.support import runs
 
-    model = diffusion.load(options.model)
+    found = diffusion.examine(options.model, **_model_settings(options))
     print("domains, with the strengths of the paper or, where it brings its own, of the model")
     for domain in DOMAINS.values():
-        strength = model.defaults.strengths.get(domain.name, domain.strength)
+        strength = found.defaults.strengths.get(domain.name, domain.strength)
         print(f"  {domain.name:<8} strength {strength:.2f}  {domain.prompt!r}")
-    print(f"\nmodel {model.name}, weights {diffusion.fingerprint(model)}")
-    print(diffusion.describe(model).to_string(index=False))
-    runs.print_settings(model.defaults)
+    print(f"\nmodel {found.name}, family {found.family}")
+    runs.print_settings(found.will_do)
+    print(found.parts.to_string(index=False))
+    if found.parts["parameters"].sum() <= LARGEST_LOADED:
+        model = diffusion.load(options.model, **_model_settings(options))
+        print(f"weights {diffusion.fingerprint(model)}")
+    runs.print_settings(found.defaults)
     print("\nenvironment; the device is what auto means here")
     device = runs.best_device()
     runs.print_settings(runs.environment(runs.device_text(device, runs.best_dtype(device))))
@@ -417,7 +452,7 @@ COMMANDS = {
     "evaluate": Command("mIoU of a trained network on every test domain", _evaluate_options, _evaluate),
     "estimate": Command("estimate a network's mIoU on a domain without target images", _estimate_options, _estimate),
     "redraw": Command("redraw target photographs in the source's domain", _redraw_options, _redraw),
-    "info": Command("print domains, parts of the diffusion model and versions", _info_options, _info),
+    "info": Command("print domains, what the diffusion model is and will do, and versions", _info_options, _info),
 }
 
 if __name__ == "__main__":

@@ -1,113 +1,86 @@
-"""Latent diffusion models: load, save and describe VAE, UNet, ControlNet, text encoder, tokenizer and scheduler.
+"""Latent diffusion models: load, save and describe VAE, denoiser, ControlNet, text encoders, tokenizers and scheduler.
 
 A checkpoint is a folder in diffusers' format (one subfolder a part, safetensors), on disk or on the hub; the miniature
-and Stable Diffusion 1.5 are read by the same code. `transfer_defaults.json` beside the parts holds the settings that
-a checkpoint was made for; without it the paper's settings for Stable Diffusion apply.
+and Stable Diffusion 1.5 are read by the same code. Other families are too: what they have in common is in
+`zodi.generators.interface`. `transfer_defaults.json` beside the parts holds the settings that a checkpoint was made
+for; without it those of its family apply, for Stable Diffusion the paper's.
 """
 
 import hashlib
 import json
-import warnings
-from dataclasses import asdict, dataclass, field, replace
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny, ControlNetModel, DDIMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, AutoencoderTiny, ControlNetUnionModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import PreTrainedConfig
 
+from zodi.generators.examine import Examination, parts_of, schedule_text
+from zodi.generators.families import (
+    check_made_for,
+    check_parts,
+    defaults_of,
+    family_of,
+    find_controlnet,
+    kind_of_map,
+    load_controlnet,
+    load_parts,
+)
+from zodi.generators.interface import Control, Generator, TransferDefaults
+from zodi.generators.lora import add_lora, few_step_defaults
+from zodi.generators.stable_diffusion import DiffusionModel
 from zodi.networks.hub import (
     CONTROLNET_SEG,
-    CONTROLNET_SEG_SIZE,
     MINI_FOLDER,
     STABLE_DIFFUSION,
     STABLE_DIFFUSION_SIZE,
     locate,
+    locate_lora,
 )
 from zodi.support.checkpoints import (
     check_config,
     explained,
     fits,
     load_network,
-    placed,
     quietly,
     read_config,
     weights_digest,
 )
-from zodi.support.files import atomic_path, one_line, read_json, write_json
-from zodi.support.runs import check_device, check_dtype, image_format
+from zodi.support.files import atomic_path, read_json, write_json
+from zodi.support.runs import check_device, check_dtype
 
 if TYPE_CHECKING:
     import pandas as pd
 
+__all__ = [
+    "CONTROLNET_SEG",
+    "DEFAULTS_FILE",
+    "MINI_FOLDER",
+    "MODULES",
+    "STABLE_DIFFUSION",
+    "DiffusionModel",
+    "Generator",
+    "TransferDefaults",
+    "compiled",
+    "decode",
+    "describe",
+    "embed",
+    "encode",
+    "examine",
+    "fingerprint",
+    "load",
+    "save",
+]
+
 DEFAULTS_FILE = "transfer_defaults.json"
 # Entries of settings that do not change what a network computes.
 _NOT_DECISIVE = ("architectures", "dtype", "transformers_version")
-MODULES = ("vae", "unet", "controlnet", "text_encoder")
-_VAE_CLASSES = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
-
-
-@dataclass(frozen=True)
-class TransferDefaults:
-    """Transfer settings that belong to a checkpoint; the values here are the paper's for Stable Diffusion 1.5.
-
-    Attributes:
-        guidance_scale: classifier-free guidance weight, 1 = none.
-        num_inference_steps: steps of the whole DDIM grid.
-        short_side: pixels that the shorter image side is resized to.
-        multiple: pixels; both sides are rounded to multiples of it (VAE times UNet downsampling).
-        palette: colours that layouts are drawn with, "cityscapes" or "ade20k".
-        strengths: strengths of domains in place of the paper's, 0 .. 1.
-    """
-
-    guidance_scale: float = 9.0
-    num_inference_steps: int = 20
-    short_side: int = 512
-    multiple: int = 64
-    palette: str = "cityscapes"
-    strengths: dict[str, float] = field(default_factory=dict)
-
-    def settings(self) -> dict[str, Any]:
-        """What every transfer with the checkpoint shares: all but the strengths."""
-        return {name: value for name, value in asdict(self).items() if name != "strengths"}
-
-
-@dataclass(frozen=True)
-class DiffusionModel:
-    """The parts of a latent diffusion model with a layout ControlNet, ready for inference.
-
-    Attributes:
-        name: "mini", the hub id or the name of the folder; goes into manifests and tables.
-        vae: images in -1 .. 1 <-> latents.
-        unet: denoiser; what it predicts is ruled by `scheduler.config.prediction_type`.
-        controlnet: reads the layout image, 0 .. 1 RGB at image resolution; None for an InstructPix2Pix checkpoint.
-        text_encoder, tokenizer: prompt -> (L, D) embeddings.
-        scheduler: noise schedule (its betas and prediction type).
-        defaults: settings that the checkpoint was made for.
-        compiled: whether the networks go through torch.compile, which takes a minute for every new batch size.
-    """
-
-    name: str
-    vae: AutoencoderKL | AutoencoderTiny
-    unet: UNet2DConditionModel
-    controlnet: ControlNetModel | None
-    text_encoder: CLIPTextModel
-    tokenizer: CLIPTokenizer
-    scheduler: DDIMScheduler
-    defaults: TransferDefaults = TransferDefaults()
-    compiled: bool = False
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return self.unet.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Type of the weights."""
-        return self.unet.dtype
+MODULES = (*DiffusionModel.PARTS,)
 
 
 # ---------------------------------------------------------------- load and save
@@ -122,20 +95,35 @@ def load(
     variant: str | None = None,
     compile: bool = False,
     local_files_only: bool = True,
-) -> DiffusionModel:
+    control_kind: int | None = None,
+    second_control: str | Path | None = None,
+    second_weight: float = 1.0,
+    second_kind: int | None = None,
+    lora: str | Path | None = None,
+    lora_scale: float = 1.0,
+) -> Generator:
     """Load a checkpoint for inference; safetensors only, no code from the checkpoint runs.
 
     Args:
-        model: "mini" (shipped with this package), a folder in diffusers' format, or a hub id.
+        model: "mini" (shipped with this package), a folder in diffusers' format, or a hub id, of any of
+            `zodi.generators.families.FAMILIES`.
         controlnet: folder, hub id or single .safetensors file of the ControlNet, the file in diffusers' names and of
             the shape that the UNet asks for. None = the checkpoint's own `controlnet/` subfolder when it has one, else
-            the ControlNet that the paper uses (`CONTROLNET_SEG`).
+            for Stable Diffusion the ControlNet that the paper uses (`CONTROLNET_SEG`).
         device: where the weights go; "auto" = `zodi.support.runs.best_device`.
         dtype: type of the weights, or its name; "auto" = the fastest of the device, `zodi.support.runs.best_dtype`.
         variant: of the UNet's weights, "non_ema" for those that the authors used; None = the averaged ones. Other parts
             take the variant where they have it: with "fp16" a folder of nothing but `*.fp16.safetensors` is read.
         compile: run the networks through torch.compile: minutes at the start, faster afterwards on a GPU.
         local_files_only: True = never download, use what is on this machine.
+        control_kind: number of the kind of map that the layout is, for a ControlNet that reads several ("union");
+            None = segmentation, for SDXL.
+        second_control: another ControlNet, for a second map an image (depth, edges), as `controlnet`.
+        second_weight: what the second one's residuals are multiplied with, at least 0.
+        second_kind: as `control_kind`, for the second one.
+        lora: low-rank weights that let the denoiser draw in 4 to 8 steps (LCM-LoRA, Hyper-SD): a .safetensors file, its
+            folder, a hub id, or a hub id and the file's name behind it. The defaults become 8 steps without guidance.
+        lora_scale: what they are multiplied with.
 
     Raises:
         FileNotFoundError: if a part is missing; says what to get, how large it is and where to put it.
@@ -144,73 +132,165 @@ def load(
     """
     device = check_device(device)
     dtype = check_dtype(dtype, device)
-    folder = locate(model, STABLE_DIFFUSION, STABLE_DIFFUSION_SIZE, local_files_only, variant)
-    if controlnet is None and (folder / "controlnet").is_dir():
-        controlnet_folder = folder / "controlnet"
-    elif controlnet is None and _sees_an_image(folder):
-        controlnet_folder = None
-    elif str(controlnet).endswith(".safetensors"):
-        controlnet_folder = Path(controlnet)
-    else:
-        controlnet_folder = locate(controlnet or CONTROLNET_SEG, CONTROLNET_SEG, CONTROLNET_SEG_SIZE, local_files_only)
+    found = _find(model, controlnet, second_control, second_weight, variant, local_files_only)
+    folder, kind = found.folder, found.kind
 
-    def network(kind: type, part: Path) -> torch.nn.Module:
-        # A variant is the UNet's; the other parts need not have it.
-        wanted = variant if kind is UNet2DConditionModel or any(part.glob(f"*.{variant}*")) else None
-        return load_network(kind, part, device, dtype, wanted)
+    def network(cls: type, part: Path) -> torch.nn.Module:
+        # A variant is the denoiser's; the other parts need not have it.
+        wanted = variant if part.name in ("unet", "transformer") or any(part.glob(f"*.{variant}*")) else None
+        return load_network(cls, part, device, dtype, wanted)
 
     with quietly():
-        vae = network(_vae_class(folder), folder / "vae")
-        unet = network(UNet2DConditionModel, folder / "unet")
-        control = None
-        if controlnet_folder is not None and controlnet_folder.suffix == ".safetensors":
-            control = placed(_controlnet_of_file(controlnet_folder, unet, dtype), device)
-        elif controlnet_folder is not None:
-            control = network(ControlNetModel, controlnet_folder)
-        text_encoder = network(CLIPTextModel, folder / "text_encoder")
-        with explained(folder / "tokenizer"):
-            tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-        with explained(folder / "scheduler"):
-            check_config(DDIMScheduler, folder / "scheduler" / "scheduler_config.json")
-            scheduler = DDIMScheduler.from_pretrained(folder / "scheduler", local_files_only=True)
-
-    if isinstance(vae, AutoencoderKL):
+        parts = load_parts(kind, folder, network, dtype)
+        denoiser = parts[kind.DENOISER]
+        # One ControlNet that reads several kinds of map may read both maps.
+        controls = {place: load_controlnet(kind, place, denoiser, network) for place in {*found.controls.values()}}
+    first, second = (controls.get(found.controls.get(part)) for part in ("controlnet", "second_control"))
+    kinds = _kinds(kind, [control and control.config for control in (first, second)], control_kind, second_kind)
+    if isinstance(parts["vae"], AutoencoderKL):
         # One image at a time: at Stable Diffusion's size a batch would take more memory than all networks.
-        vae.enable_slicing()
-    is_local = folder == MINI_FOLDER or Path(model).is_dir()
-    name = ("mini" if folder == MINI_FOLDER else folder.resolve().name) if is_local else str(model)
-    loaded = DiffusionModel(name, vae, unet, control, text_encoder, tokenizer, scheduler, _read_defaults(folder))
+        parts["vae"].enable_slicing()
+    defaults, added = _read_defaults(folder, defaults_of(kind, denoiser.config)), ""
+    if lora is not None:
+        file = locate_lora(lora, local_files_only)
+        add_lora(kind, denoiser, file, lora_scale)
+        defaults, added = few_step_defaults(kind, defaults), f"{file.name} x {lora_scale:g}"
+    loaded = kind(
+        name=found.name,
+        controlnet=first,
+        defaults=defaults,
+        control_kind=kinds[0],
+        second=None if second is None else Control(second, second_weight, kinds[1]),
+        lora=added,
+        **parts,
+    )
     return compiled(loaded) if compile else loaded
 
 
-def compiled(model: DiffusionModel) -> DiffusionModel:
+def examine(
+    model: str | Path = "mini",
+    *,
+    controlnet: str | Path | None = None,
+    variant: str | None = None,
+    local_files_only: bool = True,
+    control_kind: int | None = None,
+    second_control: str | Path | None = None,
+    second_weight: float = 1.0,
+    second_kind: int | None = None,
+    lora: str | Path | None = None,
+    lora_scale: float = 1.0,
+) -> Examination:
+    """What `load` with the same arguments would load and a transfer would do, without loading the weights.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load`, for all that settings and headers tell.
+    """
+    found = _find(model, controlnet, second_control, second_weight, variant, local_files_only)
+    folder, kind = found.folder, found.kind
+    with explained(folder / kind.DENOISER):
+        denoiser = read_config(folder / kind.DENOISER / "config.json")
+    defaults = _read_defaults(folder, defaults_of(kind, denoiser))
+    places = [found.controls.get(part) for part in ("controlnet", "second_control")]
+    configs = [read_config(place / "config.json") if place and place.is_dir() else {} for place in places]
+    for place, config in zip(places, configs, strict=True):
+        check_made_for(place, config, denoiser)
+    kinds = _kinds(kind, configs, control_kind, second_kind)
+    controls = {part: place for part, place in found.controls.items() if part == "controlnet" or place != places[0]}
+    parts = parts_of(kind, folder, controls, variant)
+    few_steps = "none"
+    if lora is not None:
+        few_steps = f"{locate_lora(lora, local_files_only).name} x {lora_scale:g}"
+        defaults = few_step_defaults(kind, defaults)
+    maps = ["the layout" if kinds[0] is None else f"the layout as kind {kinds[0]}"] if places[0] else []
+    if places[1]:
+        maps.append(f"a second map x {second_weight:g}" + ("" if kinds[1] is None else f" as kind {kinds[1]}"))
+    will_do = {
+        "method": "stochastic_inversion (--method for others)" if maps else "instruct_pix2pix, without layout",
+        "controls": " and ".join(maps) or "none",
+        **schedule_text(kind, folder, lora is not None),
+        "working size": f"short side {defaults.short_side} pixels, sides multiples of {defaults.multiple}",
+        "steps": f"{defaults.num_inference_steps} for the whole way, guidance weight {defaults.guidance_scale:g}",
+        "strength": f"{math.ceil(1000 / defaults.num_inference_steps) / 1000:g} (one step) .. 1 (all steps)",
+        "weights for few steps": few_steps,
+    }
+    return Examination(found.name, kind.family, defaults, will_do, parts)
+
+
+class _Found(NamedTuple):
+    """Where a checkpoint and its ControlNets (by part) are, its family, and its name."""
+
+    folder: Path
+    kind: type[Generator]
+    name: str
+    controls: dict[str, Path]
+
+
+def _find(
+    model: str | Path,
+    controlnet: str | Path | None,
+    second_control: str | Path | None,
+    second_weight: float,
+    variant: str | None,
+    local_files_only: bool,
+) -> _Found:
+    if second_weight < 0:
+        raise ValueError(f"second_weight={second_weight}: expected at least 0")
+    folder = locate(model, STABLE_DIFFUSION, STABLE_DIFFUSION_SIZE, local_files_only, variant)
+    kind = family_of(folder)
+    check_parts(kind, folder)
+    wanted = {"controlnet": controlnet}
+    if controlnet is None and (folder / "controlnet").is_dir():
+        wanted["controlnet"] = folder / "controlnet"
+    elif controlnet is None and _sees_an_image(folder):
+        wanted = {}
+    if second_control is not None:
+        if not wanted:
+            raise ValueError(f"model {str(model)!r} takes no ControlNet, so no second one either")
+        wanted["second_control"] = second_control
+    is_local = folder == MINI_FOLDER or Path(model).is_dir()
+    name = ("mini" if folder == MINI_FOLDER else folder.resolve().name) if is_local else str(model)
+    return _Found(
+        folder, kind, name, {part: find_controlnet(kind, place, local_files_only) for part, place in wanted.items()}
+    )
+
+
+def _kinds(
+    kind: type[Generator], configs: list[Mapping[str, Any] | None], first: int | None, second: int | None
+) -> list[int | None]:
+    """`Control.kind` of both ControlNets."""
+    given = ((first, kind.SEGMENTATION_KIND), (second, None))
+    return [kind_of_map(kind, config or {}, *numbers) for config, numbers in zip(configs, given, strict=True)]
+
+
+def compiled(model: Generator) -> Generator:
     """The model with all that runs for images put through torch.compile when it is first called."""
-    for module in filter(None, (model.unet, model.controlnet, model.vae.encoder, model.vae.decoder)):
+    second = model.second and model.second.network
+    for module in filter(None, (model.denoiser, model.controlnet, second, model.vae.encoder, model.vae.decoder)):
         module.compile(dynamic=False)
     return replace(model, compiled=True)
 
 
-def save(model: DiffusionModel, folder: str | Path, dtype: torch.dtype | None = None) -> None:
+def save(model: Generator, folder: str | Path, dtype: torch.dtype | None = None) -> None:
     """Write a checkpoint folder that `load` and diffusers' own pipelines read; all of it or nothing.
 
     Args:
-        model: what to write.
+        model: what to write; a second ControlNet is a checkpoint of its own and not part of it.
         folder: a folder that is there already is replaced.
         dtype: type of the stored weights, for example torch.float16 to halve the size; None = as they are.
     """
     # The pipeline classes take seconds to import and only saving needs them.
-    from diffusers import StableDiffusionControlNetPipeline, StableDiffusionInstructPix2PixPipeline
+    import diffusers
 
-    parts = _modules(model) | {"tokenizer": model.tokenizer, "scheduler": model.scheduler}
-    pipeline_class = (
-        StableDiffusionInstructPix2PixPipeline if model.controlnet is None else StableDiffusionControlNetPipeline
-    )
-    pipeline = pipeline_class(
-        **parts,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
+    names = (*model.PARTS, *model.TOKENIZERS, "scheduler")
+    parts, pipeline = {name: getattr(model, name) for name in names}, model.PIPELINE
+    if model.controlnet is None:
+        del parts["controlnet"]
+        pipeline = "StableDiffusionInstructPix2PixPipeline"
+    elif isinstance(model.controlnet, ControlNetUnionModel):
+        pipeline = "StableDiffusionXLControlNetUnionPipeline"
+    if isinstance(model, DiffusionModel):
+        parts |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    pipeline = getattr(diffusers, pipeline)(**parts)
     with atomic_path(folder) as temporary:
         with quietly():
             pipeline.save_pretrained(temporary, safe_serialization=True)
@@ -226,35 +306,6 @@ def save(model: DiffusionModel, folder: str | Path, dtype: torch.dtype | None = 
         write_json(temporary / DEFAULTS_FILE, model.defaults)
 
 
-def _modules(model: DiffusionModel) -> dict[str, torch.nn.Module]:
-    """The networks that a model has."""
-    return {part: getattr(model, part) for part in MODULES if getattr(model, part) is not None}
-
-
-def _controlnet_of_file(file: Path, unet: UNet2DConditionModel, dtype: torch.dtype) -> ControlNetModel:
-    """The ControlNet of a single file; its settings are those of the UNet that it was made for."""
-    if not file.is_file():
-        raise FileNotFoundError(f"{file}: no such file; expected the weights of a ControlNet as .safetensors")
-    controlnet = ControlNetModel.from_unet(unet, load_weights_from_unet=False)
-    with explained(file):
-        weights = load_file(file)
-        try:
-            controlnet.load_state_dict(weights)
-        except RuntimeError as error:
-            raise ValueError(
-                f"{file}: does not fit the UNet; expected names and shapes of {CONTROLNET_SEG}. Cause: "
-                f"{one_line(error)}"
-            ) from error
-    return controlnet.to(dtype)
-
-
-def _vae_class(folder: Path) -> type[AutoencoderKL] | type[AutoencoderTiny]:
-    name = read_config(folder / "vae" / "config.json").get("_class_name")
-    if name not in _VAE_CLASSES:
-        raise ValueError(f"{folder / 'vae'}: found a {name}, expected one of {list(_VAE_CLASSES)}")
-    return _VAE_CLASSES[name]
-
-
 def _sees_an_image(folder: Path) -> bool:
     """Whether the UNet takes an image beside the noise, as InstructPix2Pix's does; such a model has no ControlNet."""
     found = [read_config(folder / part / "config.json") for part in ("unet", "vae") if (folder / part).is_dir()]
@@ -262,10 +313,10 @@ def _sees_an_image(folder: Path) -> bool:
     return all(isinstance(number, int) for number in channels) and channels[:1] == [2 * n for n in channels[1:]]
 
 
-def _read_defaults(folder: Path) -> TransferDefaults:
+def _read_defaults(folder: Path, otherwise: TransferDefaults) -> TransferDefaults:
     file = folder / DEFAULTS_FILE
     if not file.exists():
-        return TransferDefaults()
+        return otherwise
     found, known = check_config(TransferDefaults, file), asdict(TransferDefaults())
     strengths = found.get("strengths", {})
     is_right = isinstance(strengths, dict) and all(fits(s, 0.0) and 0 <= s <= 1 for s in strengths.values())
@@ -278,8 +329,7 @@ def _read_defaults(folder: Path) -> TransferDefaults:
 # ---------------------------------------------------------------- images <-> latents, prompts -> embeddings
 
 
-@torch.inference_mode()
-def encode(model: DiffusionModel, images: Tensor) -> Tensor:
+def encode(model: Generator, images: Tensor) -> Tensor:
     """Scaled latents of images; the VAE's mean, without sampling, so that the result is deterministic.
 
     Args:
@@ -292,64 +342,32 @@ def encode(model: DiffusionModel, images: Tensor) -> Tensor:
     Raises:
         ValueError: for another shape, or if the VAE gives what is not a number.
     """
-    if images.ndim != 4 or images.shape[-1] != 3:
-        raise ValueError(f"images: found shape {tuple(images.shape)}, expected (B, H, W, 3)")
-    scale = 127.5 if images.dtype == torch.uint8 else 0.5
-    x = images.to(model.device).permute(0, 3, 1, 2).float().div(scale).sub(1)
-    x = x.to(model.dtype).contiguous(memory_format=image_format(x.device))
-    encoded = model.vae.encode(x)
-    latents = encoded.latents if isinstance(model.vae, AutoencoderTiny) else encoded.latent_dist.mode()
-    return _finite(latents.float() * model.vae.config.scaling_factor, model, "VAE's encoder")
+    return model.encode(images)
 
 
-@torch.inference_mode()
-def decode(model: DiffusionModel, latents: Tensor) -> Tensor:
+def decode(model: Generator, latents: Tensor) -> Tensor:
     """Images of scaled latents: (B, C, h, w) -> uint8 (B, H, W, 3) on the CPU.
 
     Raises:
         ValueError: if the latents, or the images that the VAE gives, are not numbers.
     """
-    x = (_finite(latents, model, "UNet, ControlNet or text encoder") / model.vae.config.scaling_factor).to(
-        model.device, model.dtype
-    )
-    x = x.contiguous(memory_format=image_format(x.device))
-    images = _finite(model.vae.decode(x).sample, model, "VAE's decoder")
-    return images.float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().contiguous()
+    return model.decode(latents)
 
 
-def _finite(values: Tensor, model: DiffusionModel, network: str) -> Tensor:
-    """The values; a picture of what is not a number would be black, without a word."""
-    wrong = int((~torch.isfinite(values)).sum())
-    if wrong:
-        raise ValueError(
-            f"model {model.name!r}: found {wrong} of {values.numel()} values from the {network} that are infinite or "
-            f"not a number, expected none in {model.dtype}; use float32 (--dtype) or, where it is that, another "
-            "checkpoint: this one is damaged"
-        )
-    return values
-
-
-@torch.inference_mode()
-def embed(model: DiffusionModel, prompts: list[str]) -> Tensor:
+def embed(model: Generator, prompts: list[str]) -> Tensor:
     """Text embeddings of B prompts, (B, L, D), padded to the tokenizer's length; longer ones are cut with a warning."""
-    length = model.tokenizer.model_max_length
-    for prompt in prompts:
-        found = len(model.tokenizer.tokenize(prompt)) + 2  # start and end
-        if found > length:
-            warnings.warn(f"prompt {prompt!r} has {found} tokens; only the first {length} are used", stacklevel=2)
-    tokens = model.tokenizer(prompts, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
-    return model.text_encoder(tokens.input_ids.to(model.device)).last_hidden_state
+    return model.embed(prompts).tokens
 
 
 # ---------------------------------------------------------------- what a model is
 
 
-def describe(model: DiffusionModel) -> "pd.DataFrame":
+def describe(model: Generator) -> "pd.DataFrame":
     """One row a part: class, number of parameters, megabytes in memory."""
     import pandas as pd
 
     rows = []
-    for part, module in _modules(model).items():
+    for part, module in model.networks().items():
         parameters = list(module.parameters())
         rows.append(
             {
@@ -362,20 +380,29 @@ def describe(model: DiffusionModel) -> "pd.DataFrame":
     return pd.DataFrame(rows)
 
 
-def fingerprint(model: DiffusionModel) -> str:
+def fingerprint(model: Generator) -> str:
     """12 hex digits that tell two checkpoints apart, whatever their names: every weight, setting and token.
 
     Weights as loaded count by their file, whatever type they have in memory; others by their values.
     """
-    configs = {part: network.config for part, network in _modules(model).items()} | {"schedule": model.scheduler.config}
-    # Padding and truncation are those of its last call.
-    tokens = json.loads(model.tokenizer.backend_tokenizer.to_str()) | {"padding": None, "truncation": None}
-    tokens["length"] = model.tokenizer.model_max_length
-    digest = hashlib.sha256(json.dumps(tokens, sort_keys=True).encode())
+    networks = model.networks()
+    configs = {part: network.config for part, network in networks.items()} | {"schedule": model.scheduler.config}
+    digest = hashlib.sha256()
+    for name in model.TOKENIZERS:
+        if (tokenizer := getattr(model, name)) is not None:
+            # Padding and truncation are those of its last call.
+            tokens = json.loads(tokenizer.backend_tokenizer.to_str()) | {"padding": None, "truncation": None}
+            tokens["length"] = tokenizer.model_max_length
+            digest.update(json.dumps(tokens, sort_keys=True).encode())
     for part, config in configs.items():
-        settings = config.to_dict() if part == "text_encoder" else config
+        settings = config.to_dict() if isinstance(config, PreTrainedConfig) else config
         settings = {name: value for name, value in settings.items() if name[0] != "_" and name not in _NOT_DECISIVE}
         digest.update(f"{part}{json.dumps(settings, sort_keys=True)}".encode())
-    for network in _modules(model).values():
+    for network in networks.values():
         digest.update(weights_digest(network).encode())
+    # What is set beside the files, nothing where all is as it comes. Weights for few steps bring another schedule.
+    used = {"kind": model.control_kind, "few_steps": bool(model.lora)}
+    used |= {"second_weight": model.second.weight, "second_kind": model.second.kind} if model.second else {}
+    if any(used.values()):
+        digest.update(json.dumps(used, sort_keys=True).encode())
     return digest.hexdigest()[:12]

@@ -15,8 +15,10 @@ from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from torch import Tensor
 
-from zodi.diffusion import DiffusionModel, TransferDefaults, decode, embed, encode
+from zodi.diffusion import DiffusionModel, Generator, TransferDefaults, decode, encode
 from zodi.domains import DOMAINS, NEGATIVE_PROMPT, PROMPT_SUFFIX, get_domain
+from zodi.generators.interface import Predict, expand
+from zodi.generators.schedules import Schedule, Time
 from zodi.labels import CITYSCAPES
 from zodi.rows import ABLATIONS
 from zodi.sampling import (
@@ -75,7 +77,7 @@ def stochastic_inversion(
     """
     t = encoding_timestep(strength) if timestep is None else timestep
     z0 = latents.to(torch.promote_types(latents.dtype, torch.float32))
-    embeds, layout = _expand(prompt_embeds, z0, unet.dtype), _expand(layout, z0, unet.dtype)
+    embeds, layout = expand(prompt_embeds, z0, unet.dtype), expand(layout, z0, unet.dtype)
     predict_cond = predictor(unet, controlnet, embeds, layout)
     return invert(predict_cond, z0, noise.to(z0), t, paper_scheduler(scheduler)).to(latents.dtype)
 
@@ -127,29 +129,75 @@ def transfer_latents(
     Raises:
         ValueError: for arguments out of range or noise of the wrong length or shape.
     """
+    if guidance_scale != 1 and negative_prompt_embeds is None:
+        raise ValueError(f"guidance_scale={guidance_scale} needs negative_prompt_embeds")
+    embeds, layout = expand(prompt_embeds, latents, unet.dtype), expand(layout, latents, unet.dtype)
+    negative = None if guidance_scale == 1 else expand(negative_prompt_embeds, latents, unet.dtype)
+    return draw_latents(
+        predictor(unet, controlnet, embeds, layout, negative, guidance_scale),
+        predictor(unet, controlnet, embeds, layout),
+        latents,
+        paper_scheduler(scheduler),
+        strength=strength,
+        num_inference_steps=num_inference_steps,
+        eta=eta,
+        noise=noise,
+        generator=generator,
+        align=align,
+        callback=callback,
+        method=method,
+    )
+
+
+@torch.inference_mode()
+def draw_latents(
+    predict: Predict,
+    predict_cond: Predict,
+    latents: Tensor,
+    schedule: Schedule,
+    *,
+    strength: float,
+    num_inference_steps: int = 20,
+    eta: float = 1.0,
+    noise: Sequence[Tensor] | None = None,
+    generator: torch.Generator | list[torch.Generator] | None = None,
+    align: bool = False,
+    callback: Callable[[int, Time, Tensor], None] | None = None,
+    method: str = "stochastic_inversion",
+) -> Tensor:
+    """`transfer_latents` for the networks and the schedule of any generator.
+
+    Args:
+        predict: the networks with guidance.
+        predict_cond: the conditional branch alone, which inverts.
+        latents: z_0, scaled latents of the source images, (B, C, h, w).
+        schedule: the generator's; its grid is made anew.
+        strength, num_inference_steps, eta, noise, generator, align, callback, method: see `transfer_latents`.
+
+    Returns:
+        Final latents, shape and type of `latents`.
+
+    Raises:
+        ValueError: for arguments out of range or noise of the wrong length or shape.
+    """
     if not 0 <= strength <= 1:
         raise ValueError(f"strength={strength}: expected 0 .. 1")
     if num_inference_steps < 1:
         raise ValueError(f"num_inference_steps={num_inference_steps}: expected at least 1")
     if method not in SAMPLERS:
         raise ValueError(f"method {method!r}: expected one of {list(SAMPLERS)}")
-    if guidance_scale != 1 and negative_prompt_embeds is None:
-        raise ValueError(f"guidance_scale={guidance_scale} needs negative_prompt_embeds")
-    scheduler = paper_scheduler(scheduler)
     share = 1.0 if method in FROM_PURE_NOISE else strength
-    timesteps = visited_timesteps(share, num_inference_steps, scheduler)
+    timesteps = visited_timesteps(share, num_inference_steps, schedule)
     if not timesteps:
         return latents.clone()
 
     z0 = latents.to(torch.promote_types(latents.dtype, torch.float32))
-    embeds, layout = _expand(prompt_embeds, z0, unet.dtype), _expand(layout, z0, unet.dtype)
-    negative = None if guidance_scale == 1 else _expand(negative_prompt_embeds, z0, unet.dtype)
     sampler = Sampler(
-        predict=predictor(unet, controlnet, embeds, layout, negative, guidance_scale),
-        predict_cond=predictor(unet, controlnet, embeds, layout),
-        scheduler=scheduler,
+        predict=predict,
+        predict_cond=predict_cond,
+        scheduler=schedule,
         timesteps=timesteps,
-        t_enc=timesteps[0] if align else encoding_timestep(strength),
+        t_enc=timesteps[0] if align else schedule.encoding_time(strength, timesteps),
         noise=() if method in DETERMINISTIC else _noise(len(timesteps) + 1, z0, noise, generator),
         eta=eta,
         callback=callback,
@@ -198,15 +246,10 @@ def instruct_pix2pix(
     scheduler = paper_scheduler(scheduler)
     timesteps = visited_timesteps(1.0, num_inference_steps, scheduler)
     image = image_latents.to(torch.promote_types(image_latents.dtype, torch.float32))
-    text, empty = (_expand(e, image, unet.dtype) for e in (prompt_embeds, negative_prompt_embeds))
+    text, empty = (expand(e, image, unet.dtype) for e in (prompt_embeds, negative_prompt_embeds))
     predict = instruction_predictor(unet, image, text, empty, guidance_scale, image_guidance_scale)
     z, *step_noise = _noise(len(timesteps) + 1, image, noise, generator)
     return denoise(predict, z, timesteps, step_noise, scheduler, eta).to(image_latents.dtype)
-
-
-def _expand(tensor: Tensor, like: Tensor, dtype: torch.dtype) -> Tensor:
-    """One row for all, or one row each, on the device of `like`."""
-    return tensor.expand(len(like), *tensor.shape[1:]).to(like.device, dtype)
 
 
 def _noise(
@@ -360,11 +403,12 @@ def _goes_back(config: TransferConfig) -> bool:
 
 
 def transfer_images(
-    model: DiffusionModel | None,
+    model: Generator | None,
     images: list[np.ndarray],
     layouts: list[np.ndarray] | None,
     keys: list[str],
     config: TransferConfig,
+    second_maps: list[np.ndarray] | None = None,
 ) -> list[np.ndarray]:
     """Transfer images to the domain of `config`; images of one size go through the networks as one batch.
 
@@ -375,6 +419,7 @@ def transfer_images(
             `WITHOUT_LAYOUT`.
         keys: one name an image (its relative path without suffix), from which its noise is seeded.
         config: the settings.
+        second_maps: uint8 (H, W, 3) each, for a model with a second ControlNet: depth, edges, what it was made for.
 
     Returns:
         uint8 (H, W, 3) each, the sizes of the inputs.
@@ -407,7 +452,12 @@ def transfer_images(
         batch = torch.from_numpy(np.stack([_resize(images[i], size, Image.Resampling.LANCZOS) for i in indices]))
         z = encode(model, batch)
         if config.method == "instruct_pix2pix":
-            empty, prompt = embed(model, ["", f"turn it into {config.prompt}"])[:, None]
+            if not isinstance(model, DiffusionModel):
+                raise ValueError(
+                    f"method 'instruct_pix2pix': model {model.name!r} is of the family {model.family}; expected an "
+                    "InstructPix2Pix checkpoint, for example timbrooks/instruct-pix2pix"
+                )
+            empty, prompt = model.embed(["", f"turn it into {config.prompt}"]).tokens[:, None]
             z = instruct_pix2pix(
                 model.unet,
                 z / model.vae.config.scaling_factor,
@@ -423,21 +473,21 @@ def transfer_images(
         elif config.method not in WITHOUT_DIFFUSION:
             if model.controlnet is None:
                 raise ValueError(f"method {config.method!r} needs a ControlNet; model {model.name!r} has none")
-            layout = torch.stack([prepare_layout(layouts[i], size, config.palette) for i in indices])
-            negative, prompt = embed(model, [config.negative_prompt, config.prompt + config.prompt_suffix])[:, None]
-            z = transfer_latents(
-                model.unet,
-                model.controlnet,
+            maps = [torch.stack([prepare_layout(layouts[i], size, config.palette) for i in indices])]
+            if second_maps is not None:
+                maps.append(torch.stack([prepare_layout(second_maps[i], size, "cityscapes") for i in indices]))
+            maps = [controls.contiguous(memory_format=image_format(z.device)) for controls in maps]
+            prompts = model.embed([config.negative_prompt, config.prompt + config.prompt_suffix])
+            negative, prompt = prompts.row(0), prompts.row(1)
+            z = draw_latents(
+                model.predictor(z, prompt, maps, negative, config.guidance_scale),
+                model.predictor(z, prompt, maps),
                 z,
-                prompt,
-                negative,
-                layout.contiguous(memory_format=image_format(z.device)),
+                model.schedule(z),
                 strength=config.strength,
                 num_inference_steps=config.num_inference_steps,
-                guidance_scale=config.guidance_scale,
                 eta=config.eta,
                 generator=_generators([keys[i] for i in indices], config),
-                scheduler=model.scheduler,
                 align=config.align,
                 method=config.method,
             )
@@ -452,11 +502,10 @@ def working_size(height: int, width: int, short_side: int, multiple: int) -> tup
     return tuple(max(multiple, round(side * scale / multiple) * multiple) for side in (height, width))
 
 
-def _check_multiple(model: DiffusionModel, config: TransferConfig) -> None:
-    """The working size must survive every downsampling of VAE and UNet."""
-    downsamplings = len(model.vae.config.block_out_channels) + len(model.unet.config.block_out_channels) - 2
-    if config.multiple % 2**downsamplings:
-        raise ValueError(f"multiple={config.multiple}: model {model.name!r} needs a multiple of {2**downsamplings}")
+def _check_multiple(model: Generator, config: TransferConfig) -> None:
+    """The working size must survive every downsampling of VAE and denoiser."""
+    if config.multiple % model.multiple:
+        raise ValueError(f"multiple={config.multiple}: model {model.name!r} needs a multiple of {model.multiple}")
 
 
 def _generators(keys: list[str], config: TransferConfig) -> list[torch.Generator]:

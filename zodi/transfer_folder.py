@@ -36,7 +36,7 @@ import torch
 from tqdm.auto import tqdm
 
 from zodi.datasets import find_files, read_image, read_pair
-from zodi.diffusion import DiffusionModel, fingerprint
+from zodi.diffusion import Generator, fingerprint
 from zodi.labels import LabelSet
 from zodi.support.files import check_apart, check_disk, held, is_disk_full, one_line, printable, write_json
 from zodi.support.pictures import MAX_PIXELS, stored_size
@@ -55,8 +55,10 @@ REPORT_FILE = "report.json"
 PREVIEW_FILE = "preview.png"
 PREVIEW_ROWS = 4
 PREVIEW_HEIGHT = 160
-# Source files -> image and layout image, see `_read_pair`.
-_ReadPair = Callable[[list[Path]], tuple[np.ndarray, np.ndarray | None]]
+# An image with its layout image and its second map, each None where there is none.
+_Pictures = tuple[np.ndarray, np.ndarray | None, np.ndarray | None]
+# Source files -> pictures, see `_read_pictures`.
+_ReadPictures = Callable[[list[Path]], _Pictures]
 # Threads that decode, encode and write files while the networks compute.
 IO_THREADS = 4
 # The short side is brought to one length, so that a strip would become larger than any memory.
@@ -92,7 +94,7 @@ class TransferReport:
 
 
 def transfer_folder(
-    model: DiffusionModel | None,
+    model: Generator | None,
     images_dir: str | Path,
     labels_dir: str | Path | None,
     out: str | Path,
@@ -103,6 +105,7 @@ def transfer_folder(
     limit: int | None = None,
     progress: bool = True,
     max_pixels: int = MAX_PIXELS,
+    second_maps: str | Path | None = None,
 ) -> TransferReport:
     """Transfer the images of a folder; goes on where an earlier run with the same settings stopped.
 
@@ -118,6 +121,7 @@ def transfer_folder(
         limit: do the first so many images only; None = all.
         progress: show a bar.
         max_pixels: width times height of the largest image that is read.
+        second_maps: folder of maps with the names of their images, for a model with a second ControlNet.
 
     Returns:
         The report. An image that cannot be done is an entry in `errors`; the rest is done.
@@ -136,17 +140,23 @@ def transfer_folder(
     if shard is not None and not 0 <= shard[0] < shard[1]:
         raise ValueError(f"shard={shard}: expected (i, n) with 0 <= i < n")
     check_steps(config)
-    check_apart(out, *filter(None, (images_dir, labels_dir)))
+    maps_dir = None if second_maps is None else Path(second_maps).expanduser()
+    check_apart(out, *filter(None, (images_dir, labels_dir, maps_dir)))
     images = find_files(images_dir)
     if not images:
         raise FileNotFoundError(f"{images_dir}: no images found")
-    labels = None
+    # Files that belong to an image, by key: what they are, their folder, and which are there.
+    beside = []
     if labels_dir is not None:
-        labels = find_files(labels_dir, (".png",))
+        beside.append(("label map", labels_dir, find_files(labels_dir, (".png",))))
     elif config.method not in WITHOUT_LAYOUT:
         raise ValueError(f"method {config.method!r} draws a layout for every image: give the folder of label maps")
+    if maps_dir is not None:
+        if labels_dir is None:
+            raise ValueError(f"{maps_dir}: second maps without label maps; give the folder of label maps too")
+        beside.append(("second map", maps_dir, find_files(maps_dir)))
 
-    sources = {key: [path, *([] if labels is None else [labels.get(key)])] for key, path in images.items()}
+    sources = {key: [path, *(found.get(key) for *_, found in beside)] for key, path in images.items()}
     # Links below the folders may lead anywhere.
     check_apart(out, *{path.resolve() for paths in sources.values() for path in paths if path is not None})
 
@@ -154,14 +164,15 @@ def transfer_folder(
     keys, own = list(images)[:limit][first::step], list(images)[first::step]
     name = "manifest.jsonl" if shard is None else f"manifest-{first}-of-{step}.jsonl"
     settings, device = run_settings(model, config, label_set), model and device_text(model.device, model.dtype)
-    read = partial(_read_pair, label_set=label_set, max_pixels=max_pixels)
+    read = partial(_read_pictures, label_set=label_set, max_pixels=max_pixels)
     with held(out):
         run = _Run(out, out / name, claim(out, settings, device), {}, {})
         for key in keys:
             if printable(key) != key:
                 run.errors[printable(key)] = printable(f"{images[key]}: the name is not UTF-8; rename the file")
             elif None in sources[key]:
-                run.errors[key] = f"{images[key]}: no label map, expected {labels_dir / key}.png"
+                what, where, _ = beside[sources[key].index(None) - 1]
+                run.errors[key] = f"{images[key]}: no {what}, expected {where / key}.png"
             else:
                 run.sources[key] = sources[key]
         finished = finished_of(out, run.settings_hash, {key: sources[key] for key in own if None not in sources[key]})
@@ -238,10 +249,10 @@ def _transfer(
     run: _Run,
     pool: ThreadPoolExecutor,
     bar: tqdm,
-    model: DiffusionModel | None,
+    model: Generator | None,
     todo: list[str],
     config: TransferConfig,
-    read: _ReadPair,
+    read: _ReadPictures,
     batch_size: int,
 ) -> None:
     """Batch after batch: the next one is read and the one before is written while the networks compute."""
@@ -261,7 +272,7 @@ def _transfer(
                 if isinstance(result, Exception):
                     run.fail(key, result)
                 else:
-                    writing[key] = pool.submit(write_image, run.out, key, result, batch[key][2], run.settings_hash)
+                    writing[key] = pool.submit(write_image, run.out, key, result, batch[key][1], run.settings_hash)
             bar.update(len(keys))
     finally:
         run.record(writing)
@@ -270,7 +281,7 @@ def _transfer(
 # ---------------------------------------------------------------- settings
 
 
-def run_settings(model: DiffusionModel | None, config: TransferConfig, label_set: LabelSet) -> dict[str, Any]:
+def run_settings(model: Generator | None, config: TransferConfig, label_set: LabelSet) -> dict[str, Any]:
     """Everything that decides the result besides the input files."""
     colors = zip(label_set.names, label_set.values, label_set.colors, strict=True)
     classes = {name: {"values": values, "color": color} for name, values, color in colors}
@@ -279,13 +290,16 @@ def run_settings(model: DiffusionModel | None, config: TransferConfig, label_set
     if model is not None:
         weights = {"model": model.name, "model_fingerprint": fingerprint(model), "dtype": str(model.dtype)}
         settings |= weights
+        # No entry without them, so that folders of earlier versions go on.
+        settings |= {"lora": model.lora} if model.lora else {}
+        settings |= {"second_weight": model.second.weight} if model.second else {}
     return settings
 
 
 # ---------------------------------------------------------------- reading, networks, disk, preview
 
-# Image, layout image or None, checksum of the files.
-_Read = tuple[np.ndarray, np.ndarray | None, str]
+# Pictures, and the checksum of their files.
+_Read = tuple[_Pictures, str]
 
 
 def _read_ahead(
@@ -294,7 +308,7 @@ def _read_ahead(
     batch_size: int,
     sources: dict[str, list[Path]],
     config: TransferConfig,
-    read: _ReadPair,
+    read: _ReadPictures,
 ) -> Iterator[tuple[list[str], list[Future]]]:
     """Batches of keys with the reading of their files under way, the next batch's already started."""
     batches = [keys[first : first + batch_size] for first in range(0, len(keys), batch_size)]
@@ -308,39 +322,49 @@ def _read_ahead(
         yield batch, reading
 
 
-def _read_sources(sources: list[Path], config: TransferConfig, read: _ReadPair) -> _Read:
+def _read_sources(sources: list[Path], config: TransferConfig, read: _ReadPictures) -> _Read:
     # The checksum comes first: should a file change now, its image will be done again.
     checksum = sha256_of(*sources)
-    image, layout = read(sources)
-    height, width = image.shape[:2]
+    pictures = read(sources)
+    height, width = pictures[0].shape[:2]
     if config.method not in WITHOUT_MODEL and max(height, width) > LONGEST_SHAPE * min(height, width):
         rows, columns = working_size(height, width, config.short_side, config.multiple)
         raise ValueError(
             f"{sources[0]}: found {width}x{height} pixels, which the networks would work on at {columns}x{rows}; "
             f"expected a shape of at most {LONGEST_SHAPE}:1. Cut the image"
         )
-    return image, layout, checksum
+    return pictures, checksum
 
 
-def _read_pair(sources: list[Path], label_set: LabelSet, max_pixels: int) -> tuple[np.ndarray, np.ndarray | None]:
-    """Image uint8 (H, W, 3) and its layout image of the same size, None without a label map."""
+def _read_pictures(sources: list[Path], label_set: LabelSet, max_pixels: int) -> _Pictures:
+    """Image uint8 (H, W, 3), its layout image and its second map of the same size."""
     if len(sources) == 1:
-        return read_image(sources[0], None, max_pixels), None
-    image, label = read_pair(*sources, label_set, None, max_pixels)
-    return image, label_set.colorize(label)
+        return read_image(sources[0], None, max_pixels), None, None
+    image, label = read_pair(*sources[:2], label_set, None, max_pixels)
+    second = read_image(sources[2], None, max_pixels) if len(sources) > 2 else None
+    if second is not None and second.shape != image.shape:
+        height, width = image.shape[:2]
+        raise ValueError(
+            f"{sources[2]}: found size {second.shape[1]}x{second.shape[0]}, expected that of its image "
+            f"{sources[0].name}, {width}x{height}"
+        )
+    return image, label_set.colorize(label), second
 
 
 def _transfer_batch(
-    model: DiffusionModel | None, batch: dict[str, _Read], config: TransferConfig, batch_size: int
+    model: Generator | None, batch: dict[str, _Read], config: TransferConfig, batch_size: int
 ) -> dict[str, np.ndarray | Exception]:
     """Results by key; of a batch that does not fit into memory each image by itself, or the error of one that fails."""
     rows = list(batch.items())
     if model is not None and model.compiled:
         # It would be compiled anew for a last batch that is smaller.
         rows += rows[-1:] * (batch_size - len(rows))
-    layouts = None if any(layout is None for _, (_, layout, _) in rows) else [layout for _, (_, layout, _) in rows]
+    images, *maps = zip(*(pictures for _, (pictures, _) in rows), strict=True) if rows else ((), (), ())
+    layouts, seconds = (None if any(each is None for each in group) else [*group] for group in maps)
+    # Models of one ControlNet, the rule, are asked as ever.
+    more = () if seconds is None or not rows else (seconds,)
     try:
-        results = transfer_images(model, [image for _, (image, *_) in rows], layouts, [key for key, _ in rows], config)
+        results = transfer_images(model, [*images], layouts, [key for key, _ in rows], config, *more)
         return dict(zip(batch, results, strict=False))
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "allocate memory" not in str(error):
@@ -362,7 +386,7 @@ def _check_space(out: Path, images: list[Path]) -> None:
     check_disk(out, needed, f"{len(images)} images need it: free some space, choose another folder, or use a limit.")
 
 
-def _try_preview(run: _Run, read: _ReadPair) -> None:
+def _try_preview(run: _Run, read: _ReadPictures) -> None:
     """Write the preview; one that fails is an entry in the report."""
     try:
         shown = [key for key in run.sources if key not in run.errors][:PREVIEW_ROWS]
@@ -371,11 +395,10 @@ def _try_preview(run: _Run, read: _ReadPair) -> None:
         run.errors[PREVIEW_FILE] = f"{run.out / PREVIEW_FILE}: cannot be made ({one_line(error)}); the images are there"
 
 
-def _preview(out: Path, sources: dict[str, list[Path]], read: _ReadPair) -> None:
-    """A grid, one row an image: source | layout | result."""
+def _preview(out: Path, sources: dict[str, list[Path]], read: _ReadPictures) -> None:
+    """A grid, one row an image: source | layout | second map | result."""
     rows = []
     for key, paths in sources.items():
-        image, layout = read(paths)
         result = read_image(out / "images" / f"{key}.png")
-        rows.append([cell for cell in (image, layout, result) if cell is not None])
+        rows.append([cell for cell in (*read(paths), result) if cell is not None])
     write_preview(out / PREVIEW_FILE, rows, PREVIEW_HEIGHT)

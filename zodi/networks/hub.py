@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
+from huggingface_hub import hf_hub_download, snapshot_download
+
+from zodi.support.files import one_line
 
 STABLE_DIFFUSION = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 STABLE_DIFFUSION_SIZE = "about 4.3 GB"
@@ -19,7 +21,13 @@ _HUB_FILES = [
     "diffusion_pytorch_model.safetensors",
     "*/diffusion_pytorch_model.safetensors",
     "text_encoder/model.safetensors",
+    # Of the other families: more text encoders, and weights in several files.
+    "tokenizer_[23]/*",
+    "text_encoder_[23]/model.safetensors",
+    "text_encoder_[23]/model-0*.safetensors",
+    "transformer/diffusion_pytorch_model-0*.safetensors",
 ]
+LORA_FILE = "pytorch_lora_weights.safetensors"
 
 
 def locate(
@@ -66,8 +74,45 @@ def snapshot(repository: str, local_files_only: bool = True, variant: str | None
     Raises:
         OSError: if it is not on this machine and may not, or cannot, be downloaded.
     """
-    files = [*_HUB_FILES, *([f"unet/*.{variant}.safetensors"] if variant else [])]
+    of_variant = [f"{part}/*.{variant}*.safetensors" for part in ("unet", "transformer")] if variant else []
+    files = [*_HUB_FILES, *of_variant]
     revision = _REVISIONS.get(repository)
     return Path(
         snapshot_download(repository, revision=revision, local_files_only=local_files_only, allow_patterns=files)
     )
+
+
+def locate_lora(lora: str | Path, local_files_only: bool) -> Path:
+    """The .safetensors file of low-rank weights on this machine, downloaded from the hub if that is allowed.
+
+    Args:
+        lora: a file, a folder with one (or with `LORA_FILE`), a hub id, or a hub id and the file's name behind it.
+        local_files_only: True = never download.
+
+    Raises:
+        FileNotFoundError: if it is not there, or a folder has several; says what to give.
+    """
+    path = Path(lora).expanduser()
+    if path.is_file():
+        return path
+    if path.is_dir():
+        files = sorted(path.glob("*.safetensors"))
+        chosen = [file for file in files if file.name == LORA_FILE] or files
+        if len(chosen) != 1:
+            names = [file.name for file in files]
+            raise FileNotFoundError(f"{path}: found {names}, expected {LORA_FILE} or one .safetensors file; name one")
+        return chosen[0]
+    owner, _, rest = str(lora).partition("/")
+    repository, _, file = rest.partition("/")
+    if isinstance(lora, Path) or not (owner and repository) or owner.startswith((".", "~")):
+        raise FileNotFoundError(
+            f"{lora}: no such file or folder. Expected low-rank weights as .safetensors, their folder, or a hub id, as "
+            "latent-consistency/lcm-lora-sdv1-5 or ByteDance/Hyper-SD/Hyper-SD15-8steps-lora.safetensors"
+        )
+    try:
+        return Path(hf_hub_download(f"{owner}/{repository}", file or LORA_FILE, local_files_only=local_files_only))
+    except OSError as error:
+        raise FileNotFoundError(
+            f"{lora!r} is not on this machine. Download it once with --download (in Python: local_files_only=False) "
+            f"or copy the file to any place and give its path instead. Cause: {one_line(error)}"
+        ) from error

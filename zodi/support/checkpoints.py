@@ -7,6 +7,7 @@ damaged in many ways and many lines. What they load here is told apart by its co
 import hashlib
 import inspect
 import math
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -85,8 +86,8 @@ def explained(part: Path) -> Iterator[None]:
         variants = sorted({file.suffixes[-2][1:] for file in part.glob("*.*.safetensors")})
         advice = f"give variant={variants[0]!r}, which is there (--variant)" if variants else "copy it again"
         raise FileNotFoundError(
-            f"{part}: the diffusion model is incomplete. Expected the subfolders unet/, vae/, text_encoder/ (each with "
-            f"config.json and safetensors weights), tokenizer/ and scheduler/; {advice}. Cause: {one_line(error)}"
+            f"{part}: the diffusion model is incomplete. Expected config.json and safetensors weights in the subfolder "
+            f"of every network, and the files of tokenizers and scheduler; {advice}. Cause: {one_line(error)}"
         ) from error
     except Exception as error:
         if str(error).startswith(str(part)):
@@ -99,14 +100,16 @@ def explained(part: Path) -> Iterator[None]:
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Without the bars and the reports of many lines that the libraries print when they load and save."""
+    """Without the bars, the reports of many lines and the notes on their own code that the libraries print."""
     bars = transformers_logging.is_progress_bar_enabled()
     levels = [(logging, logging.get_verbosity()) for logging in (diffusers_logging, transformers_logging)]
     transformers_logging.disable_progress_bar()
     for logging, _ in levels:
         logging.set_verbosity(logging.CRITICAL)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
     finally:
         if bars:
             transformers_logging.enable_progress_bar()
@@ -178,7 +181,9 @@ def weights_digest(network: torch.nn.Module) -> str:
     file, stamp, versions = getattr(network, "loaded_from", (Path(), [], []))
     if file.is_file() and file_stamp(file) == stamp and _versions(network) == versions:
         return cached_digest(file, _digest_of_file)
-    return _digest(sorted(network.state_dict().items()))
+    # The libraries do not write a tensor of two names twice.
+    tied = set(getattr(network, "_tied_weights_keys", None) or ())
+    return _digest(sorted((name, value) for name, value in network.state_dict().items() if name not in tied))
 
 
 def _digest_of_file(file: Path) -> str:

@@ -1,0 +1,94 @@
+"""Stable Diffusion XL (Podell et al., ICLR 2024): two text encoders, and a UNet that is told the size of the image."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from diffusers import AutoencoderKL, ControlNetModel, ControlNetUnionModel, DDIMScheduler, UNet2DConditionModel
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+from zodi.generators.interface import Control, Generator, Predict, Prompts, TransferDefaults, embed_by_clip
+from zodi.generators.schedules import PaperSchedule, few_step_scheduler, paper_scheduler
+from zodi.generators.stable_diffusion import unet_predictor
+
+
+@dataclass(frozen=True)
+class StableDiffusionXL(Generator):
+    """The parts of Stable Diffusion XL with a layout ControlNet, ready for inference.
+
+    Attributes:
+        name, vae, controlnet, scheduler, defaults, compiled, control_kind, second, lora: see `Generator`.
+        unet: denoiser; what it predicts is ruled by `scheduler.config.prediction_type`.
+        text_encoder, tokenizer: prompt -> (L, D1) embeddings.
+        text_encoder_2, tokenizer_2: prompt -> (L, D2) embeddings, and one vector for the whole prompt.
+    """
+
+    family: ClassVar[str] = "Stable Diffusion XL"
+    PARTS: ClassVar[dict[str, tuple[type, ...]]] = {
+        "vae": (AutoencoderKL,),
+        "unet": (UNet2DConditionModel,),
+        "controlnet": (ControlNetModel, ControlNetUnionModel),
+        "text_encoder": (CLIPTextModel,),
+        "text_encoder_2": (CLIPTextModelWithProjection,),
+    }
+    TOKENIZERS: ClassVar[dict[str, type]] = {"tokenizer": CLIPTokenizer, "tokenizer_2": CLIPTokenizer}
+    DENOISER: ClassVar[str] = "unet"
+    SCHEDULER: ClassVar[type] = DDIMScheduler
+    PIPELINE: ClassVar[str] = "StableDiffusionXLControlNetPipeline"
+    CONTROLNETS: ClassVar[tuple[str, ...]] = (
+        "abovzv/sdxl_segmentation_controlnet_ade20k",
+        "xinsir/controlnet-union-sdxl-1.0",
+    )
+    # Guidance as in diffusers' pipeline; about a million pixels at 1:2, the size that it was trained at.
+    DEFAULTS: ClassVar[TransferDefaults] = TransferDefaults(
+        guidance_scale=5.0, num_inference_steps=20, short_side=704, multiple=64, palette="ade20k"
+    )
+    # Segmentation among the kinds of map of xinsir/controlnet-union-sdxl-1.0.
+    SEGMENTATION_KIND: ClassVar[int | None] = 5
+
+    name: str
+    vae: AutoencoderKL
+    unet: UNet2DConditionModel
+    controlnet: ControlNetModel | ControlNetUnionModel | None
+    text_encoder: CLIPTextModel
+    tokenizer: CLIPTokenizer
+    text_encoder_2: CLIPTextModelWithProjection
+    tokenizer_2: CLIPTokenizer
+    scheduler: DDIMScheduler
+    defaults: TransferDefaults = DEFAULTS
+    compiled: bool = False
+    control_kind: int | None = None
+    second: Control | None = None
+    lora: str = ""
+
+    @property
+    def multiple(self) -> int:
+        """VAE times UNet downsampling."""
+        return self.pixels_a_latent * 2 ** (len(self.unet.config.block_out_channels) - 1)
+
+    @torch.inference_mode()
+    def embed(self, prompts: list[str]) -> Prompts:
+        """Both encoders' last layer but one, side by side, and the second's vector for the whole prompt."""
+        one, _ = embed_by_clip(self.text_encoder, self.tokenizer, prompts)
+        two, pooled = embed_by_clip(self.text_encoder_2, self.tokenizer_2, prompts)
+        return Prompts(torch.cat([one, two], dim=-1), pooled)
+
+    def schedule(self, z: Tensor) -> PaperSchedule:
+        """The paper's, or with the weights for few steps their own."""
+        return few_step_scheduler(self.scheduler) if self.lora else paper_scheduler(self.scheduler)
+
+    def predictor(
+        self,
+        z: Tensor,
+        prompt: Prompts,
+        maps: Sequence[Tensor],
+        negative: Prompts | None = None,
+        guidance_scale: float = 1.0,
+    ) -> Predict:
+        """See `unet_predictor`; the UNet is told that images are neither resized nor cut (its Section 2.2)."""
+        size = [side * self.pixels_a_latent for side in z.shape[-2:]]
+        time_ids = torch.tensor([*size, 0, 0, *size], device=z.device, dtype=self.dtype).expand(len(z), -1)
+        added = {"time_ids": time_ids}
+        return unet_predictor(self.unet, self.controls(maps), z, prompt, negative, guidance_scale, added)
