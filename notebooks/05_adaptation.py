@@ -431,6 +431,7 @@ frame = tables.read_record(record)
 table = tables.main_table(frame)
 parts = pd.DataFrame(
     {"synthesized image": {v.label: v.method or "-" for v in ROWS.values()},
+     "augmentation": {v.label: v.augmentation or "-" for v in ROWS.values()},
      "similarity": {v.label: "yes" if v.similarity_weight else "no" for v in ROWS.values()}}
 )  # fmt: skip
 parts.loc[ROWS["oracle"].label, "synthesized image"] = "true target image"

@@ -133,7 +133,7 @@ def _adapt_options(sub: argparse.ArgumentParser) -> None:
 
     sub.add_argument("--data", type=folder, required=True, help="data set folder (dataset.json, train/, test/)")
     sub.add_argument("--variant", default="zodi", help="row of the tables (default: zodi)")
-    sub.add_argument("--domain", choices=DOMAINS, default="", help="target domain; not for source-only")
+    sub.add_argument("--domain", choices=DOMAINS, default="", help="target domain; not for rows that serve all")
     sub.add_argument("--synth", type=folder, help="folder that `transfer` wrote for the data set's train/images")
     sub.add_argument("--reference", type=folder, help="folder of a network that finds the layout; for zodi_faithful")
     sub.add_argument("--tests", nargs="+", help="test domains (default: all of the data set)")
@@ -141,9 +141,9 @@ def _adapt_options(sub: argparse.ArgumentParser) -> None:
     device_option(sub)
     sub.add_argument("--workers", type=int, default=0, help="processes that read images (default: none but this one)")
     sub.add_argument("--out", type=folder, required=True, help="folder of the run")
-    # Defaults are the recipe's; the weight of the similarity term is what a variant says.
+    # Defaults are the recipe's; the weight of the similarity term and the augmentation are what a variant says.
     settings = sub.add_argument_group("settings of the training")
-    add_fields(settings, AdaptationConfig, leave_out=("similarity_weight",), show_defaults=False)
+    add_fields(settings, AdaptationConfig, leave_out=("similarity_weight", "augmentation"), show_defaults=False)
 
 
 def _adapt(options: argparse.Namespace) -> int:

@@ -55,6 +55,7 @@ class AdaptationConfig:
         body_factor: learning rate of the pretrained encoder and decoder, as a multiple of the head's.
         weight_decay: of the optimizer.
         similarity_weight: w of the loss, >= 0.
+        augmentation: how the second image of a pair is changed, anew at every step; "" = not, see `zodi.rows.Row`.
         jitter: half-width of the random factors on brightness, contrast and saturation, 0 .. 1.
         hue: half-width of the random hue shift, 0 .. 0.5, turns.
         void_output: see `zodi.segmentation.build_network`.
@@ -76,6 +77,7 @@ class AdaptationConfig:
     body_factor: float = 0.03
     weight_decay: float = 1e-4
     similarity_weight: float = SIMILARITY_WEIGHT
+    augmentation: str = ""
     jitter: float = 0.4
     hue: float = 0.1
     void_output: bool = False
@@ -135,7 +137,7 @@ def recipe(
 
     Args:
         name: "mini" or "paper".
-        variant: a key of `zodi.rows.ROWS`; it rules the weight of the similarity term and the length.
+        variant: a key of `zodi.rows.ROWS`; it rules the weight of the similarity term, augmentation and length.
         network: "Architecture/encoder", or a network of your own, which brings its weights; None = the recipe's.
         changes: other values for fields of `AdaptationConfig`, of a row of ordinary length.
 
@@ -155,7 +157,8 @@ def recipe(
         changes |= {"network": own_name(network), "weights": None}
     elif network is not None:
         changes["network"] = network
-    config = replace(RECIPES[name], **{"similarity_weight": row.similarity_weight} | changes)
+    of_row = {"similarity_weight": row.similarity_weight, "augmentation": row.augmentation}
+    config = replace(RECIPES[name], **of_row | changes)
     return replace(config, steps=config.steps * row.length).resolved()
 
 
@@ -328,7 +331,14 @@ def cut_batches(
     else:
         partners = [synth[i] for i in _chosen(step, list(range(len(synth))), config)]
         cuts = _cuts(config.batch_size, rng)
-    return source_batch, _batch(partners, cuts, config, rng)
+    second = _batch(partners, cuts, config, rng)
+    if config.augmentation:
+        # Loads the library of its operations, which few rows need.
+        from zodi.support.augmentations import augmented
+
+        generator = generator_for(f"augmentation of step {step}", config.seed)
+        second = second._replace(images=augmented(second.images, config.augmentation, generator))
+    return source_batch, second
 
 
 def _cuts(count: int, rng: np.random.Generator) -> list[_Augmentation]:
@@ -458,9 +468,11 @@ def find_pairs(source: AnyDataset, synth: AnyDataset | None, config: AdaptationC
     """Position in `synth` of every source key that has a twin; None where there is no twin at all.
 
     Raises:
-        ValueError: if pairs are needed for the similarity term and there is none.
+        ValueError: if pairs are needed for the similarity term, or second images to augment, and there is none.
     """
     if synth is None:
+        if config.augmentation:
+            raise ValueError(f"augmentation={config.augmentation!r}: it changes second images; give the source again")
         return None
     positions = {key: index for index, key in enumerate(synth.keys)}
     pairs = {key: positions[key] for key in source.keys if key in positions}
