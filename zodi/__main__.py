@@ -25,6 +25,7 @@ from zodi.support.options import (
 
 SHORT = {"num_inference_steps": "steps", "guidance_scale": "guidance"}
 LABEL_SET_TEXT = f"what label values mean: {', '.join(LABEL_SETS)}, or a mapping file.yaml (default: cityscapes)"
+NETWORK_TEXT = "folder `network/` that `adapt` wrote, or a checkpoint of transformers: its folder or hf:HUB_ID"
 MODEL_TEXT = "mini (default), a folder in diffusers' format, or a hub id"
 
 
@@ -137,7 +138,7 @@ def _adapt_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--synth", type=folder, help="folder that `transfer` wrote for the data set's train/images")
     sub.add_argument("--reference", type=folder, help="folder of a network that finds the layout; for zodi_faithful")
     sub.add_argument("--tests", nargs="+", help="test domains (default: all of the data set)")
-    sub.add_argument("--recipe", default="mini", help="settings of the training: mini (default) or paper")
+    sub.add_argument("--recipe", default="mini", help="settings of the training: mini (default), paper or transformer")
     device_option(sub)
     sub.add_argument("--workers", type=int, default=0, help="processes that read images (default: none but this one)")
     sub.add_argument("--out", type=folder, required=True, help="folder of the run")
@@ -175,7 +176,7 @@ def _adapt(options: argparse.Namespace) -> int:
 
 
 def _evaluate_options(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--network", type=folder, required=True, help="folder `network/` that `adapt` wrote")
+    sub.add_argument("--network", type=folder, required=True, help=NETWORK_TEXT)
     sub.add_argument("--data", type=folder, required=True, help="data set folder")
     sub.add_argument("--domains", nargs="+", help="test domains (default: all of the data set)")
     device_option(sub)
@@ -214,7 +215,7 @@ def _print_scores(scores: dict[str, dict]) -> None:
 def _estimate_options(sub: argparse.ArgumentParser) -> None:
     from zodi.transfer import TransferConfig
 
-    sub.add_argument("--network", type=folder, required=True, help="folder `network/` that `adapt` wrote")
+    sub.add_argument("--network", type=folder, required=True, help=NETWORK_TEXT)
     sub.add_argument("--images", type=folder, required=True, help="source images that it was not trained on")
     sub.add_argument("--labels", type=folder, required=True, help="folder of their label maps")
     sub.add_argument("--label-set", default="cityscapes", help=LABEL_SET_TEXT)

@@ -5,8 +5,8 @@ import shutil
 
 import numpy as np
 import pytest
+import tiny_networks
 import torch
-from networks import tiny_checkpoints
 from transformers import Mask2FormerImageProcessor, SegformerImageProcessor
 
 from zodi.__main__ import main
@@ -19,14 +19,14 @@ from zodi.networks import huggingface
 from zodi.segmentation import build_network, load_network, normalise, save_network
 from zodi.support.files import read_json
 
-KINDS = {"segformer": tiny_checkpoints.segformer, "mask2former": tiny_checkpoints.mask2former}
+KINDS = {"segformer": tiny_networks.segformer, "mask2former": tiny_networks.mask2former}
 PROCESSORS = {"segformer": SegformerImageProcessor, "mask2former": Mask2FormerImageProcessor}
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     root = tmp_path_factory.mktemp("checkpoints")
-    return {name: tiny_checkpoints.save(make(), root / name) for name, make in KINDS.items()}
+    return {name: tiny_networks.save(make(), root / name) for name, make in KINDS.items()}
 
 
 @pytest.fixture(scope="module")
@@ -153,14 +153,14 @@ def test_a_cityscapes_checkpoint_is_estimated_without_training(folders, data, tm
 
 
 def test_the_classes_of_checkpoint_and_data_must_be_the_same(data, tmp_path, capsys):
-    folder = tiny_checkpoints.save(tiny_checkpoints.segformer(CAMVID.names), tmp_path / "camvid")
+    folder = tiny_networks.save(tiny_networks.segformer(CAMVID.names), tmp_path / "camvid")
     assert load_network(folder).label_set == CAMVID
     assert main(["evaluate", "--data", str(data), "--network", str(folder)]) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
     assert "11 classes" in line and "19 classes" in line
 
     swapped = ("sidewalk", "road", *CITYSCAPES.names[2:])
-    folder = tiny_checkpoints.save(tiny_checkpoints.segformer(swapped), tmp_path / "swapped")
+    folder = tiny_networks.save(tiny_networks.segformer(swapped), tmp_path / "swapped")
     assert load_network(folder).label_set.names == swapped
     assert main(["evaluate", "--data", str(data), "--network", str(folder)]) == 2
     assert "sidewalk, road" in capsys.readouterr().err
@@ -223,7 +223,7 @@ def test_images_are_normalised_as_the_checkpoint_says(changed):
     images = torch.rand(1, 3, 32, 64, generator=torch.Generator().manual_seed(0))
     ours = normalise(images)
     theirs = (images - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
-    original = tiny_checkpoints.segformer()
+    original = tiny_networks.segformer()
     with torch.inference_mode():
         logits = load_network(changed)(ours)[0]
         expected = huggingface._resized(original(theirs).logits, images)
