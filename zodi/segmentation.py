@@ -84,10 +84,10 @@ def build_network(
             id of transformers' SegFormer or Mask2Former, see `zodi.networks.huggingface`.
         num_classes: C, outputs a pixel.
         weights: None = random; "mini" = encoder and decoder pretrained on the miniature's clear scenes (only
-            `DEFAULT_NETWORK`); "imagenet" = the encoder's, downloaded by smp or, for the paper's networks, by
-            torchvision; or a file: torchvision's .pth of a ResNet, or a safetensors file with the state of the
-            encoder, and of the decoder if it shall have one. The head is new. "checkpoint" = those of "hf:...", all of
-            them, but for what depends on the classes where their number differs.
+            `DEFAULT_NETWORK`); "imagenet" = the encoder's, downloaded by smp (for "tu-..." those that timm has
+            under this name) or, for the paper's networks, by torchvision; or a file: torchvision's .pth of a ResNet, or
+            a safetensors file with the state of the encoder, and of the decoder if it shall have one. The head is new.
+            "checkpoint" = those of "hf:...", but for what depends on the classes where their number differs.
         void_output: give the head one more output, for void, as the authors' networks have it. No label ever asks for
             it, so that training only pushes it down; it is left out in evaluation.
         arguments: passed to the architecture of smp; `lora_rank` > 0 freezes the encoder beside adapters of this rank,

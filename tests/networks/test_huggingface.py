@@ -16,6 +16,7 @@ from zodi.evaluation import evaluate
 from zodi.labels import CAMVID, CITYSCAPES
 from zodi.miniature.dataset import write_miniature
 from zodi.networks import huggingface
+from zodi.networks.build import auto_weights, weights_file
 from zodi.segmentation import build_network, load_network, normalise, save_network
 from zodi.support.files import read_json
 
@@ -175,6 +176,31 @@ def test_classes_without_names_are_refused(changed):
     (changed / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match=r"config.json: found no id2label"):
         load_network(changed)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_adapters_on_a_frozen_checkpoint(kind, folders, tmp_path):
+    name = f"hf:{folders[kind]}"
+    plain, adapted = (build_network(name, 19, "checkpoint", **more).eval() for more in ({}, {"lora_rank": 2}))
+    x = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        assert torch.equal(plain(x)[0], adapted(x)[0])
+    learning = {key for key, p in adapted.encoder.named_parameters() if p.requires_grad}
+    assert learning and all("lora_" in key for key in learning)
+    for key, parameter in adapted.named_parameters():
+        torch.nn.init.normal_(parameter, std=0.1) if "lora_B" in key else None
+    save_network(adapted, tmp_path / "network")
+    with torch.inference_mode():
+        assert torch.equal(adapted(x)[0], load_network(tmp_path / "network")(x)[0])
+        assert not torch.equal(adapted(x)[0], plain(x)[0])
+
+
+def test_another_checkpoint_in_the_same_folder_is_another_start(changed):
+    name, file = f"hf:{changed}", changed / "model.safetensors"
+    assert weights_file(name, auto_weights(name, "auto")) == file
+    assert weights_file(name, None) is None
+    assert auto_weights(name, "imagenet") == "checkpoint" and auto_weights(name, None) is None
+    assert auto_weights(name, "some.pth") == "some.pth", "what the user names is refused, not replaced"
 
 
 def test_another_class_is_named(changed):

@@ -92,6 +92,16 @@ def test_an_encoder_for_images_of_one_size_says_so_and_is_built_for_another():
     assert network(images())[0].shape == (2, 5, 64, 96)
 
 
+@pytest.mark.parametrize("name", ["Segformer/mit_b0", "UPerNet/tu-convnext_atto.d2_in1k"])
+def test_pretrained_weights_that_are_not_here_are_one_line(name, monkeypatch):
+    def nothing(*_, **__):
+        raise FileNotFoundError("no connection")
+
+    monkeypatch.setattr("segmentation_models_pytorch.create_model", nothing)
+    with pytest.raises(FileNotFoundError, match=rf"network '{name}': the weights of its encoder .*weights=None"):
+        build_network(name, 5, "imagenet")
+
+
 # ---------------------------------------------------------------- recipe
 
 

@@ -10,6 +10,7 @@ from zodi.networks import huggingface, library
 from zodi.networks.adapters import add_lora
 from zodi.networks.paper import PAPER_NETWORKS
 from zodi.networks.weights import paper_weights, read_weights, set_weights
+from zodi.support.files import one_line
 
 DEFAULT_NETWORK = "DeepLabV3Plus/tu-resnet10t"
 MINI_SEGMENTER_FILE = Path(__file__).parents[1] / "weights" / "segmenter_mini.safetensors"
@@ -20,8 +21,8 @@ _DEFAULT_ARGUMENTS = {"encoder_depth": 4, "decoder_channels": 64}
 def auto_weights(name: str, weights: str | None) -> str | None:
     """What "auto" stands for: the weights that a network of this name comes with, None = random ones."""
     if name.startswith(huggingface.PREFIX):
-        # Whichever a recipe names are for other networks.
-        return weights and huggingface.CHECKPOINT
+        # What recipes name is for other networks.
+        return huggingface.CHECKPOINT if weights in ("auto", "imagenet") else weights
     return ("mini" if name == DEFAULT_NETWORK else None) if weights == "auto" else weights
 
 
@@ -66,6 +67,11 @@ def _build_by_library(name: str, outputs: int, weights: str | Path | None, argum
             model = PAPER_NETWORKS[architecture](encoder, outputs, **arguments)
         else:
             model = library.create(architecture, encoder, outputs, weights == "imagenet", **arguments)
+    except OSError as error:
+        raise FileNotFoundError(
+            f"network {name!r}: the weights of its encoder are not on this machine and cannot be downloaded "
+            f"({one_line(error)}). Get them once with a connection (kept in HF_HOME), or choose a file or weights=None"
+        ) from error
     except (AssertionError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"network {name!r}: segmentation_models_pytorch cannot build it ({error})") from error
     if weights == "imagenet":

@@ -128,14 +128,20 @@ def class_names(name: str) -> tuple[str, ...]:
     return tuple(names)
 
 
-def build(name: str, outputs: int, weights: str | None, **arguments: Any) -> tuple[HuggingFaceModel, dict[str, Any]]:
+def build(
+    name: str,
+    outputs: int,
+    weights: str | None,
+    config: dict[str, Any] | None = None,
+    normalisation: tuple[list[float], list[float]] = _IMAGENET,
+) -> tuple[HuggingFaceModel, dict[str, Any]]:
     """A model by name.
 
     Args:
         name: "hf:" and a folder or a hub id.
         outputs: classes; where the checkpoint has another number, what depends on them is new.
         weights: None = random, "checkpoint" = the checkpoint's.
-        arguments: what this function returned for a model that is now built again, without its folder.
+        config, normalisation: what this function returned for a model that is now built again, without its folder.
 
     Returns:
         The model, and the arguments with which it can be built again without its folder.
@@ -148,20 +154,21 @@ def build(name: str, outputs: int, weights: str | None, **arguments: Any) -> tup
 
     if weights not in (None, CHECKPOINT):
         raise ValueError(f"network {name!r}, weights {str(weights)!r}: expected {CHECKPOINT!r} or None")
-    folder = None if arguments else locate(name)
-    found = arguments or {"config": _read_config(folder / "config.json"), "normalisation": _normalisation(folder)}
-    (architecture, *_) = found["config"].get("architectures") or ["no class"]
+    folder = locate(name) if config is None else None
+    if folder is not None:
+        config, normalisation = _read_config(folder / "config.json"), _normalisation(folder)
+    (architecture, *_) = config.get("architectures") or ["no class"]
     if architecture not in _HEADS:
         raise ValueError(f"network {name!r}: found a {architecture}, expected one of {list(_HEADS)}")
     kind = getattr(transformers, architecture)
-    config = kind.config_class.from_dict(found["config"])
-    other_classes = config.num_labels != outputs
+    settings = kind.config_class.from_dict(config)
+    other_classes = settings.num_labels != outputs
     if other_classes:
-        config.num_labels = outputs
-    model = _read_model(kind, config, folder, other_classes) if weights else kind(config)
-    kept = json.loads(config.to_json_string(use_diff=False)) | {"architectures": [architecture]}
+        settings.num_labels = outputs
+    model = _read_model(kind, settings, folder, other_classes) if weights else kind(settings)
+    kept = json.loads(settings.to_json_string(use_diff=False)) | {"architectures": [architecture]}
     kept.pop("_name_or_path", None)
-    return HuggingFaceModel(model, found["normalisation"]), found | {"config": kept}
+    return HuggingFaceModel(model, normalisation), {"config": kept, "normalisation": normalisation}
 
 
 def _read_model(kind: type, config: Any, folder: Path, other_classes: bool) -> nn.Module:
