@@ -56,6 +56,7 @@ from zodi.miniature import dataset
 from zodi.rows import get_row
 from zodi.studies.selection import EpochSelection
 from zodi.support import runs
+from zodi.support.files import folder_name
 
 start = time.perf_counter()
 
@@ -93,7 +94,7 @@ domain: str = "night"  # target domain
 variant: str = "zodi"  # row of the table, one of zodi.rows.ROWS
 network: str = "DeepLabV3Plus/tu-resnet10t"  # architecture/encoder of segmentation_models_pytorch
 seed: int = 0  # rules initial weights, batches and augmentation
-recipe: str = "mini"  # settings of the training: "mini" or "paper"
+recipe: str = "mini"  # settings of the training: "mini", "paper" or "transformer"
 changes: dict = {"steps": 200}  # settings of the recipe that shall have other values
 held_out: str = ""  # folder with transferred test/clear images; with it epochs are scored
 score_every: int = 1  # epochs from one score to the next
@@ -292,7 +293,7 @@ plots.show(
 # is none, one trained now.
 
 # %% tags=["reader"]
-partner_folder = Path(data).parent / "runs/source_only" / network.replace("/", "-") / f"seed{seed}" / "network"
+partner_folder = Path(data).parent / "runs/source_only" / folder_name(network) / f"seed{seed}" / "network"
 if partner_folder.exists():
     partner = segmentation.load_network(partner_folder)
 else:
@@ -431,6 +432,7 @@ frame = tables.read_record(record)
 table = tables.main_table(frame)
 parts = pd.DataFrame(
     {"synthesized image": {v.label: v.method or "-" for v in ROWS.values()},
+     "augmentation": {v.label: v.augmentation or "-" for v in ROWS.values()},
      "similarity": {v.label: "yes" if v.similarity_weight else "no" for v in ROWS.values()}}
 )  # fmt: skip
 parts.loc[ROWS["oracle"].label, "synthesized image"] = "true target image"

@@ -72,6 +72,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from zodi import adaptation, datasets, diffusion, segmentation, transfer
 from zodi.labels import CITYSCAPES
 from zodi.miniature import dataset
+from zodi.rows import ROWS
 from zodi.studies import bench
 from zodi.support import files, plots, runs
 from zodi.transfer_folder import transfer_folder
@@ -129,9 +130,12 @@ print(reproduce.plan(jobs, grid["expected"]))
 
 # %%
 domains, networks, seeds = grid["domains"], grid["networks"], grid["seeds"]
-rows = [name for name in grid["variants"] if not name.startswith("source_only")]
+rows = [name for name in grid["variants"] if ROWS[name].adapted]
+for_all = [
+    ROWS[name] for name in grid["variants"] if name not in rows
+]  # source-only and augmented: one for all domains
 by_hand = {
-    "source_only": (len(grid["variants"]) - len(rows)) * len(networks) * len(seeds),
+    "source_only": len(for_all) * len(networks) * len(seeds),
     "transfer": 2 * len(domains),
     "transfer_shard": 2 * len(domains) * grid["transfer"]["shards"],
     "adapt": len(rows) * len(domains) * len(networks) * len(seeds),
@@ -336,9 +340,10 @@ training[["source_only", "zodi", "scores"]].round(2).rename(
 
 # %%
 per_network = len(seeds) * len(domains) * len(rows)
+per_network_for_all = len(seeds) * sum(row.images_per_sample for row in for_all)  # in trainings of source-only
 stages = pd.Series({
     "transfer": sum(cost.loc[name, "TFLOP an image"] * images[name] for name in domains) / 1e6,
-    "source-only": by_hand["source_only"] / len(networks) * training["source_only"].sum(),
+    "source-only": per_network_for_all * training["source_only"].sum(),
     "adapt: steps": per_network * training["zodi"].sum(),
     "adapt: scores": per_network * training["scores"].sum(),
 })  # fmt: skip
@@ -500,7 +505,7 @@ scores = training["scores"].rename(lambda name: name.removeprefix("Paper")) * 1e
 zodi_hours = card["hours_of_the_papers_training"] + scores
 h200 = pd.Series({
     "transfer": sum(images[name] * share[name] for name in domains) * seconds_of_night / 3600,
-    "source-only": by_hand["source_only"] / len(networks) * (card["hours_of_the_papers_training"] / 2).sum(),
+    "source-only": per_network_for_all * (card["hours_of_the_papers_training"] / 2).sum(),
     "adapt": per_network * zodi_hours.sum(),
 }, name="hours on the H200, reckoned from its measured speed")  # fmt: skip
 h200["together"] = h200.sum()

@@ -137,11 +137,14 @@ display(Markdown("\n".join(f"- {tables.statement(gain, 'source_only')}" for _, g
 #
 # - *source only, longer*: as many images as ZoDi sees. Is it just more training?
 # - *clear prompt*: redrawn by the diffusion model, but not in another domain. Is it just augmentation?
+# - *RandAugment*, *AugMix*, *random weather*: the image itself, changed anew at every step by operations that know no
+#   domain. Is strong plain augmentation as good?
 # - *photometric*: darkened or veiled by hand. Is a diffusion model needed at all?
 # - *without similarity*: the second term of the paper taken away.
 
 # %%
-questions = ["source_only_long", "clear_prompt", "photometric", "zodi_no_similarity"]
+plain = ["randaugment", "augmix", "weather", "photometric"]
+questions = ["source_only_long", "clear_prompt", *plain, "zodi_no_similarity"]
 against = {name: tables.gains(tables.paired(frame, name)) for name in questions if name in set(frame["variant"])}
 lines = [
     f"- {tables.statement(gain, name)}"

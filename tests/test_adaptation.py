@@ -253,6 +253,40 @@ def test_resumed_training_equals_one_that_ran_through(source, target, tmp_path):
     assert np.isfinite(history.to_numpy()).all()
 
 
+@pytest.mark.parametrize("name", ["randaugment", "augmix", "weather"])
+def test_an_augmented_copy_is_drawn_anew_at_every_step_and_the_same_when_resumed_or_with_workers(
+    name, source, tmp_path
+):
+    settings = config(augmentation=name)
+    whole, history = train(settings, source, source, None)
+
+    def stop(step, network):
+        if step == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(settings, source, source, tmp_path, callback=stop, save_every=2)
+    _, resumed = train(settings, source, source, tmp_path)
+    helped, with_workers = train(settings, source, source, None, workers=1)
+    pd.testing.assert_frame_equal(history, resumed)
+    pd.testing.assert_frame_equal(history, with_workers)
+    assert all(torch.equal(value, helped.state_dict()[key]) for key, value in whole.state_dict().items())
+
+    pairs, whole_image = {key: i for i, key in enumerate(source.keys)}, config(augmentation=name, crop=(64, 96))
+    plain, copies = zip(*(cut_batches(step, source, source, pairs, whole_image) for step in range(8)), strict=True)
+    changed = [(a.images != b.images).float().mean() for a, b in zip(plain, copies, strict=True)]
+    assert all(torch.equal(a.labels, b.labels) for a, b in zip(plain, copies, strict=True))
+    assert max(changed) > 0.2 and len({value.item() for value in changed}) > 4
+    without = cut_batches(0, source, source, pairs, config(crop=(64, 96)))
+    assert torch.equal(without[0].images, plain[0].images), "the source images are those of the other rows"
+    assert torch.equal(without[1].jitter, copies[0].jitter)
+
+
+def test_an_augmentation_without_second_images_is_an_error(source):
+    with pytest.raises(ValueError, match=r"augmentation='weather'.*give the source again"):
+        train(config(augmentation="weather"), source, None, None)
+
+
 def own_network(channels, head=None):
     torch.manual_seed(0)
     encoder = nn.Sequential(nn.Conv2d(3, channels, 3, 2, 1), nn.BatchNorm2d(channels), nn.ReLU())

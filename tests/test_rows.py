@@ -18,6 +18,7 @@ from zodi.rows import ABLATIONS, ROWS, get_row
 from zodi.segmentation import DEFAULT_NETWORK, build_network, save_network
 from zodi.studies import evidence
 from zodi.support import plots
+from zodi.support.augmentations import AUGMENTATIONS
 from zodi.support.files import read_json
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
@@ -107,18 +108,22 @@ def test_a_row_is_the_same_everywhere(name, results, trained, tmp_path, monkeypa
     keys = ("variant", "domain", "network", "seed", "images_seen", "loss")
     assert all({key: record[key] for key in keys} == {key: records[0][key] for key in keys} for record in records)
     assert all(call == trained[0] for call in trained) and len(trained) == len(records)
-    assert records[0]["images_seen"] == STEPS * row.length * 4 * (row.source + row.adapted)
+    images = row.source + (row.adapted or bool(row.augmentation))
+    assert records[0]["images_seen"] == STEPS * row.length * 4 * images
     assert records[0]["domain"] == (DOMAIN if row.adapted else "")
 
     first, second = trained[0]["first"], trained[0]["second"]
     here = ("train", "data") if row.source else (row.method, DOMAIN)
     assert first[:2] == here
-    if not row.adapted or not row.source:
+    if row.augmentation:
+        assert second == first
+    elif not row.adapted or not row.source:
         assert second is None
     else:
         assert second[:2] == ((f"train_{DOMAIN}", "data") if row.true_target else (row.method, DOMAIN))
         assert len(second[2]) == (3 if row.faithful_only else 4)
-    assert trained[0]["config"].similarity_weight == row.similarity_weight
+    config = trained[0]["config"]
+    assert (config.similarity_weight, config.augmentation) == (row.similarity_weight, row.augmentation)
 
 
 @pytest.mark.parametrize(
@@ -152,6 +157,7 @@ def test_rows_are_named_once_and_every_ablation_has_one():
     assert all(name == row.name for name, row in ROWS.items())
     assert len({row.label for row in ROWS.values()}) == len(ROWS)
     assert {row.method for row in ROWS.values()} >= set(ABLATIONS)
+    assert {row.augmentation for row in ROWS.values()} == {"", *AUGMENTATIONS}
     assert get_row("zodi").similarity_weight == 0.1 and get_row("zodi_no_similarity").similarity_weight == 0
     with pytest.raises(ValueError, match=r"variant 'zodie'.*expected one of"):
         get_row("zodie")

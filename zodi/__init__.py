@@ -9,7 +9,7 @@ The method is the modules of this folder. In reading order, from what goes in to
 - `evaluation`, `estimation`: mIoU where there are labels, and an estimate of it where there are no images (Section 4).
 - `experiment`: all of it for one row of the tables, from a data set folder to a record.
 
-Around it: `zodi.support` is what any project has, `zodi.networks` the paper's networks, `zodi.generators` the families
+Around it: `zodi.support` is what any project has, `zodi.networks` the networks, `zodi.generators` the families
 of diffusion models behind one interface, `zodi.tools` what people do with the method, `zodi.miniature` the world that
 it is shown in, `zodi.studies` what we measure. Imports go one way: studies -> miniature -> tools -> method ->
 generators -> networks -> support.

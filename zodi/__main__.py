@@ -27,6 +27,7 @@ from zodi.support.options import (
 
 SHORT = {"num_inference_steps": "steps", "guidance_scale": "guidance"}
 LABEL_SET_TEXT = f"what label values mean: {', '.join(LABEL_SETS)}, or a mapping file.yaml (default: cityscapes)"
+NETWORK_TEXT = "folder `network/` that `adapt` wrote, or a checkpoint of transformers: its folder or hf:HUB_ID"
 MODEL_TEXT = "mini (default), a folder in diffusers' format, or a hub id"
 # Parameters up to which `info` loads a model to tell it apart from others: Stable Diffusion 1.5 with its ControlNet.
 LARGEST_LOADED = 1_500_000_000
@@ -214,17 +215,17 @@ def _adapt_options(sub: argparse.ArgumentParser) -> None:
 
     sub.add_argument("--data", type=folder, required=True, help="data set folder (dataset.json, train/, test/)")
     sub.add_argument("--variant", default="zodi", help="row of the tables (default: zodi)")
-    sub.add_argument("--domain", choices=DOMAINS, default="", help="target domain; not for source-only")
+    sub.add_argument("--domain", choices=DOMAINS, default="", help="target domain; not for rows that serve all")
     sub.add_argument("--synth", type=folder, help="folder that `transfer` or `import` wrote for train/images")
     sub.add_argument("--reference", type=folder, help="folder of a network that finds the layout; for zodi_faithful")
     sub.add_argument("--tests", nargs="+", help="test domains (default: all of the data set)")
-    sub.add_argument("--recipe", default="mini", help="settings of the training: mini (default) or paper")
+    sub.add_argument("--recipe", default="mini", help="settings of the training: mini (default), paper or transformer")
     device_option(sub)
     sub.add_argument("--workers", type=int, default=0, help="processes that read images (default: none but this one)")
     sub.add_argument("--out", type=folder, required=True, help="folder of the run")
-    # Defaults are the recipe's; the weight of the similarity term is what a variant says.
+    # Defaults are the recipe's; the weight of the similarity term and the augmentation are what a variant says.
     settings = sub.add_argument_group("settings of the training")
-    add_fields(settings, AdaptationConfig, leave_out=("similarity_weight",), show_defaults=False)
+    add_fields(settings, AdaptationConfig, leave_out=("similarity_weight", "augmentation"), show_defaults=False)
 
 
 def _adapt(options: argparse.Namespace) -> int:
@@ -256,7 +257,7 @@ def _adapt(options: argparse.Namespace) -> int:
 
 
 def _evaluate_options(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--network", type=folder, required=True, help="folder `network/` that `adapt` wrote")
+    sub.add_argument("--network", type=folder, required=True, help=NETWORK_TEXT)
     sub.add_argument("--data", type=folder, required=True, help="data set folder")
     sub.add_argument("--domains", nargs="+", help="test domains (default: all of the data set)")
     device_option(sub)
@@ -295,7 +296,7 @@ def _print_scores(scores: dict[str, dict]) -> None:
 def _estimate_options(sub: argparse.ArgumentParser) -> None:
     from zodi.transfer import TransferConfig
 
-    sub.add_argument("--network", type=folder, required=True, help="folder `network/` that `adapt` wrote")
+    sub.add_argument("--network", type=folder, required=True, help=NETWORK_TEXT)
     sub.add_argument("--against", type=folder, help="folder of a second network, for example the one in use: compare")
     sub.add_argument("--images", type=folder, help="source images that it was not trained on")
     sub.add_argument("--labels", type=folder, required=True, help="folder of their label maps")
@@ -372,7 +373,7 @@ def _redraw_options(sub: argparse.ArgumentParser) -> None:
     from zodi.tools.redrawing import LAYOUTS
     from zodi.transfer import TransferConfig
 
-    sub.add_argument("--network", type=folder, required=True, help="folder of a network that was trained on the source")
+    sub.add_argument("--network", type=folder, required=True, help=NETWORK_TEXT)
     sub.add_argument("--images", type=folder, required=True, help="target photographs; no labels are needed")
     sub.add_argument("--labels", type=folder, help="their label maps, to score the network before and after")
     sub.add_argument("--label-set", default="cityscapes", help=LABEL_SET_TEXT)

@@ -24,8 +24,10 @@ from tqdm.auto import tqdm
 
 from zodi.datasets import AnyDataset, Sample
 from zodi.labels import IGNORE_INDEX
+from zodi.networks.build import auto_weights, weights_file
+from zodi.networks.optimizers import build_optimizer, learning_rate_at
 from zodi.rows import SIMILARITY_WEIGHT, get_row
-from zodi.segmentation import DEFAULT_NETWORK, MINI_SEGMENTER_FILE, build_network, normalise
+from zodi.segmentation import DEFAULT_NETWORK, build_network, normalise
 from zodi.support.checks import check_classes, check_loss, check_weights
 from zodi.support.files import atomic_path, file_stamp, write_json
 from zodi.support.runs import generator_for, print_settings, settings_hash
@@ -40,8 +42,8 @@ class AdaptationConfig:
     """Settings of one training.
 
     Attributes:
-        network: "Architecture/encoder", see `zodi.segmentation.build_network`.
-        weights: as there; "auto" = "mini" for the default network and random weights for others.
+        network: "Architecture/encoder" or "hf:FOLDER", see `zodi.segmentation.build_network`.
+        weights: as there; "auto" = "mini" for the default network, the checkpoint's for "hf:", random for others.
         steps: optimisation steps.
         batch_size: images a step and domain.
         crop: (height, width) in pixels, multiples of 32, at most the images' size.
@@ -53,8 +55,13 @@ class AdaptationConfig:
         learning_rate_floor: what the learning rate never falls below.
         schedule: when the learning rate falls, at every "step" or, as in the paper, at every "epoch".
         body_factor: learning rate of the pretrained encoder and decoder, as a multiple of the head's.
+        layer_decay: learning rate of an encoder's block as a multiple of the next block's, 0 .. 1. With it decoder and
+            head learn at the full rate; biases, norms and embeddings have no weight decay. None = all blocks alike.
+        warmup: share of the steps in which the learning rate rises from 0, 0 .. 1.
         weight_decay: of the optimizer.
+        lora_rank: rank of the adapters beside a frozen encoder, see `zodi.networks.adapters`; 0 = train all of it.
         similarity_weight: w of the loss, >= 0.
+        augmentation: how the second image of a pair is changed, anew at every step; "" = not, see `zodi.rows.Row`.
         jitter: half-width of the random factors on brightness, contrast and saturation, 0 .. 1.
         hue: half-width of the random hue shift, 0 .. 0.5, turns.
         void_output: see `zodi.segmentation.build_network`.
@@ -74,8 +81,12 @@ class AdaptationConfig:
     learning_rate_floor: float = 0.0
     schedule: str = "step"
     body_factor: float = 0.03
+    layer_decay: float | None = None
+    warmup: float = 0.0
     weight_decay: float = 1e-4
+    lora_rank: int = 0
     similarity_weight: float = SIMILARITY_WEIGHT
+    augmentation: str = ""
     jitter: float = 0.4
     hue: float = 0.1
     void_output: bool = False
@@ -95,14 +106,14 @@ class AdaptationConfig:
             raise ValueError(f"schedule {self.schedule!r}: expected one of {SCHEDULES}")
         if self.learning_rate <= 0 or min(self.body_factor, self.weight_decay, self.similarity_weight) < 0:
             raise ValueError("learning_rate: expected > 0; body_factor, weight_decay, similarity_weight: expected >= 0")
+        if not 0 <= self.warmup <= 1 or not 0 < (self.layer_decay or 1) <= 1 or self.lora_rank < 0:
+            raise ValueError("warmup: expected 0 .. 1; layer_decay: expected None or 0 .. 1; lora_rank: expected >= 0")
         if not 0 <= self.jitter <= 1 or not 0 <= self.hue <= 0.5:
             raise ValueError(f"jitter={self.jitter}, hue={self.hue}: expected 0 .. 1 and 0 .. 0.5")
 
     def resolved(self) -> "AdaptationConfig":
         """The settings with "auto" weights and an open `freeze_norm` replaced by what they mean for the network."""
-        weights = self.weights
-        if weights == "auto":
-            weights = "mini" if self.network == DEFAULT_NETWORK else None
+        weights = auto_weights(self.network, self.weights)
         freeze_norm = weights == "mini" if self.freeze_norm is None else self.freeze_norm
         return replace(self, weights=weights, freeze_norm=freeze_norm)
 
@@ -125,7 +136,22 @@ PAPER_CONFIG = AdaptationConfig(
     hue=0.3,
     void_output=True,
 )
-RECIPES = {"mini": AdaptationConfig(), "paper": PAPER_CONFIG}
+# As SegFormer was trained on Cityscapes (Xie et al., NeurIPS 2021), the head at ten times the encoder's rate; the decay
+# over the encoder's blocks is BEiT's (Bao et al., ICLR 2022). As many images as in the paper.
+TRANSFORMER_CONFIG = replace(
+    PAPER_CONFIG,
+    network="Segformer/mit_b5",
+    optimizer="adamw",
+    learning_rate=6e-4,
+    learning_rate_floor=0.0,
+    schedule="step",
+    body_factor=0.1,
+    layer_decay=0.9,
+    warmup=0.02,
+    weight_decay=0.01,
+    void_output=False,
+)
+RECIPES = {"mini": AdaptationConfig(), "paper": PAPER_CONFIG, "transformer": TRANSFORMER_CONFIG}
 
 
 def recipe(
@@ -134,8 +160,8 @@ def recipe(
     """The settings with which a recipe trains a row of the tables; nothing in them is left open.
 
     Args:
-        name: "mini" or "paper".
-        variant: a key of `zodi.rows.ROWS`; it rules the weight of the similarity term and the length.
+        name: a key of `RECIPES`.
+        variant: a key of `zodi.rows.ROWS`; it rules the weight of the similarity term, augmentation and length.
         network: "Architecture/encoder", or a network of your own, which brings its weights; None = the recipe's.
         changes: other values for fields of `AdaptationConfig`, of a row of ordinary length.
 
@@ -155,7 +181,8 @@ def recipe(
         changes |= {"network": own_name(network), "weights": None}
     elif network is not None:
         changes["network"] = network
-    config = replace(RECIPES[name], **{"similarity_weight": row.similarity_weight} | changes)
+    of_row = {"similarity_weight": row.similarity_weight, "augmentation": row.augmentation}
+    config = replace(RECIPES[name], **of_row | changes)
     return replace(config, steps=config.steps * row.length).resolved()
 
 
@@ -328,7 +355,14 @@ def cut_batches(
     else:
         partners = [synth[i] for i in _chosen(step, list(range(len(synth))), config)]
         cuts = _cuts(config.batch_size, rng)
-    return source_batch, _batch(partners, cuts, config, rng)
+    second = _batch(partners, cuts, config, rng)
+    if config.augmentation:
+        # Loads the library of its operations, which few rows need.
+        from zodi.support.augmentations import augmented
+
+        generator = generator_for(f"augmentation of step {step}", config.seed)
+        second = second._replace(images=augmented(second.images, config.augmentation, generator))
+    return source_batch, second
 
 
 def _cuts(count: int, rng: np.random.Generator) -> list[_Augmentation]:
@@ -400,7 +434,9 @@ def train(
     # Not the bare seed, with which the pretrained weights began: their own head would come back as the "new" one.
     torch.manual_seed(generator_for("initial weights", config.seed).initial_seed())
     if network is None:
-        network = build_network(config.network, source.label_set.num_classes, config.weights, config.void_output)
+        lora = {"lora_rank": config.lora_rank} if config.lora_rank else {}
+        classes = source.label_set.num_classes
+        network = build_network(config.network, classes, config.weights, config.void_output, **lora)
     network.label_set = source.label_set
     is_cuda = torch.device(device).type == "cuda"
     # On a CPU networks this small are slower with channels last, for "mps" see `zodi.support.runs.image_format`.
@@ -410,9 +446,9 @@ def train(
     state_file = Path(out) / "training.pt" if out is not None else None
     start, history = 0, []
     if state_file is not None:
-        weights = MINI_SEGMENTER_FILE if config.weights == "mini" else Path(config.weights or "")
+        initial = weights_file(config.network, config.weights)
         trained_on = {"source": source.fingerprint(), "synth": synth.fingerprint() if synth else None}
-        trained_on |= {"initial": file_stamp(weights)[:2] if weights.is_file() else None}
+        trained_on |= {"initial": initial and file_stamp(initial)[:2]}
         fingerprint = settings_hash(asdict(config) | trained_on | shapes)
         start, history = resume(state_file, fingerprint, network, optimizer, device)
         write_json(Path(out) / "settings.json", config)
@@ -431,7 +467,8 @@ def train(
             for module in network.modules():
                 if isinstance(module, nn.BatchNorm2d):
                     module.eval()
-        learning_rate = _learning_rate(step, epoch_length(len(pairs or source), config), config)
+        steps_per_epoch = 1 if config.schedule == "step" else epoch_length(len(pairs or source), config)
+        learning_rate = learning_rate_at(step, steps_per_epoch, config)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * group["factor"]
         on_device = [batch and augment(batch.to(device), config) for batch in (source_batch, synth_batch)]
@@ -458,9 +495,11 @@ def find_pairs(source: AnyDataset, synth: AnyDataset | None, config: AdaptationC
     """Position in `synth` of every source key that has a twin; None where there is no twin at all.
 
     Raises:
-        ValueError: if pairs are needed for the similarity term and there is none.
+        ValueError: if pairs are needed for the similarity term, or second images to augment, and there is none.
     """
     if synth is None:
+        if config.augmentation:
+            raise ValueError(f"augmentation={config.augmentation!r}: it changes second images; give the source again")
         return None
     positions = {key: index for index, key in enumerate(synth.keys)}
     pairs = {key: positions[key] for key in source.keys if key in positions}
@@ -471,22 +510,3 @@ def find_pairs(source: AnyDataset, synth: AnyDataset | None, config: AdaptationC
             "for unpaired images."
         )
     return pairs or None
-
-
-def _learning_rate(step: int, steps_per_epoch: int, config: AdaptationConfig) -> float:
-    """The head's learning rate: polynomial decay of power 0.9."""
-    done = step if config.schedule == "step" else step // steps_per_epoch * steps_per_epoch
-    return max(config.learning_rate * (1 - done / config.steps) ** 0.9, config.learning_rate_floor)
-
-
-def build_optimizer(network: nn.Module, config: AdaptationConfig) -> torch.optim.Optimizer:
-    """SGD or AdamW with a learning rate for the head and a smaller one for all else."""
-    own_head = getattr(network, "head", None)
-    # A network that names no head learns at the full rate everywhere.
-    head = list((network if own_head is None else own_head).parameters())
-    body = [parameter for parameter in network.parameters() if all(parameter is not own for own in head)]
-    groups = [{"params": head, "factor": 1.0}, {"params": body, "factor": config.body_factor}]
-    settings = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(groups, momentum=0.9, **settings)
-    return torch.optim.AdamW(groups, fused=True, **settings)

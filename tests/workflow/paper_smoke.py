@@ -2,8 +2,9 @@
 
     python tests/workflow/paper_smoke.py --out results/paper-smoke/data
 
-Scenes of the miniature's renderer are written as Cityscapes, ACDC and GTA5 lay out their files, a random checkpoint of
-Stable Diffusion's classes is saved beside them, and the paper's data script makes the data set from them.
+Scenes of the miniature's renderer are written as Cityscapes, ACDC and GTA5 lay out their files, random checkpoints of
+Stable Diffusion's, SegFormer's and Mask2Former's classes are saved beside them, and the paper's data script makes the
+data set from them.
 """
 
 import argparse
@@ -12,7 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import tiny
 from PIL import Image
 
 from zodi import diffusion
@@ -21,8 +21,11 @@ from zodi.labels import CITYSCAPES_IDS
 from zodi.miniature import scenes
 from zodi.support.files import atomic_path
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[2] / "data_scripts"))
 import paper
+import tiny
+import tiny_networks
 
 CITY = "aachen"
 
@@ -75,6 +78,9 @@ def main() -> int:
         write_sources(temporary)
     defaults = TransferDefaults(num_inference_steps=2, short_side=64)
     diffusion.save(replace(tiny.stable_diffusion(), defaults=defaults), out.parent / "model")
+    for name in ("segformer", "mask2former"):
+        with atomic_path(out.parent / "networks" / name) as temporary:
+            tiny_networks.save(getattr(tiny_networks, name)(), temporary)
     sys.argv = ["paper.py", "prepare", "--root", str(out.parent / "source"), "--domains", "night", "game"]
     sys.argv += ["--out", str(out), "--height", "64", "--width", "128"]
     return paper.main()

@@ -107,10 +107,10 @@ def plan(profile: str, results: Path) -> dict[str, int]:
     ("profile", "jobs"),
     [
         ("smoke", {"data": 1, "start": 1, "miniature": 1, "published": 1, "transfer": 2, "source_only": 1, "adapt": 3}),
-        ("mini", {"data": 1, "transfer": 4, "source_only": 3, "adapt": 18, "tables": 1}),
+        ("mini", {"data": 1, "transfer": 4, "source_only": 6, "adapt": 18, "tables": 1}),
         (
             "full",
-            {"data": 1, "start": 1, "miniature": 1, "published": 1, "transfer": 30, "source_only": 6, "adapt": 155}
+            {"data": 1, "start": 1, "miniature": 1, "published": 1, "transfer": 30, "source_only": 15, "adapt": 155}
             | {"tables": 1, "images": 1, "quality": 1},
         ),
         ("camvid", {"data": 1, "transfer": 3, "source_only": 3, "adapt": 9, "candidate": 3, "photographs": 1}),
@@ -123,17 +123,37 @@ def plan(profile: str, results: Path) -> dict[str, int]:
         ),
         (
             "paper",
-            {"data": 1, "published": 1, "transfer_shard": 40, "transfer": 10, "source_only": 9, "adapt": 90},
+            {"data": 1, "published": 1, "transfer_shard": 40, "transfer": 10, "source_only": 36, "adapt": 90},
         ),
         (
             "paper-smoke",
-            {"data": 1, "published": 1, "transfer_shard": 8, "transfer": 4, "source_only": 2, "adapt": 12},
+            {"data": 1, "published": 1, "transfer_shard": 8, "transfer": 4, "source_only": 9, "adapt": 12},
         ),
     ],
 )
 def test_profile_plans_one_job_a_point_of_its_grid(profile, jobs, tmp_path):
     tables = {} if {"estimation", "images"} & jobs.keys() else {"tables": 1}
     assert plan(profile, tmp_path) == jobs | tables | {"all": 1}
+
+
+def test_a_row_takes_more_networks_and_each_has_settings_of_its_own(tmp_path):
+    command = [sys.executable, "-m", "snakemake", "--snakefile", "workflow/Snakefile", "--dry-run", "--nolock", "-p"]
+    command += ["--configfile", "workflow/profiles/paper-smoke.yaml", "--config", f"results={tmp_path}", "--cores", "1"]
+    targets = ["Segformer-mit_b0", "DPT-tu-vit_tiny_patch16_224", "hf-results-paper-smoke-networks-segformer"]
+    files = [f"{tmp_path}/runs/weather/{name}/seed1/metrics.json" for name in (*targets, "PaperRefineNet-resnet18")]
+    result = subprocess.run([*command, *files], cwd=ROOT, check=True, capture_output=True, text=True)
+    words = [shlex.split(line.strip()) for line in result.stdout.splitlines() if "--parameters" in line]
+    given = [json.loads(line[line.index("--parameters") + 1]) for line in words]
+    found = {settings["network"]: settings for settings in given}
+    folder = "hf:../results/paper-smoke/networks/segformer"
+    assert {*found} == {"Segformer/mit_b0", "DPT/tu-vit_tiny_patch16_224", folder, "PaperRefineNet/resnet18"}
+    assert all(settings["variant"] == "weather" for settings in given)
+    recipes = {name: settings["recipe"] for name, settings in found.items()}
+    assert recipes.pop("PaperRefineNet/resnet18") == "paper" and {*recipes.values()} == {"transformer"}
+    common = yaml.safe_load((PROFILES / "paper-smoke.yaml").read_text())["parameters"]["source_only"]["changes"]
+    assert found["Segformer/mit_b0"]["changes"] == common
+    assert found["DPT/tu-vit_tiny_patch16_224"]["changes"] == common | {"lora_rank": 2}
+    assert found[folder]["changes"] == common | {"weights": "auto"}
 
 
 def test_a_profile_takes_its_upgrade_where_this_machine_can(monkeypatch):

@@ -1,1 +1,1 @@
-"""Networks that `zodi.segmentation` builds and no library has."""
+"""Networks that `zodi.segmentation` builds: the paper's, and today's by the libraries that have them."""

@@ -26,7 +26,7 @@ from zodi.rows import get_row
 from zodi.segmentation import DEFAULT_NETWORK, load_network, save_network
 from zodi.studies import agreement, unlabelled
 from zodi.studies.agreement import VARIATIONS
-from zodi.support.files import atomic_path, read_json
+from zodi.support.files import atomic_path, folder_name, read_json
 from zodi.support.runs import METRICS_FILE, device_text, save_metrics
 
 SCORES_FILE = "scores.npz"
@@ -73,8 +73,8 @@ class Candidate:
 
     def folder(self, results: Path) -> Path:
         """Where its scores are."""
-        network = self.network.replace("/", "-", 1)
-        return results / "candidates" / self.variant / (self.domain or "all") / network / f"seed{self.seed}"
+        where = results / "candidates" / self.variant / (self.domain or "all")
+        return where / folder_name(self.network) / f"seed{self.seed}"
 
 
 # ---------------------------------------------------------------- one candidate

@@ -234,11 +234,14 @@ def gap_closed(runs: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         Rows are variants, columns domains; empty when source-only or the oracle was not run. A domain in which the
-        oracle is not better than source-only has no gap to close and is nan.
+        oracle is not better than source-only has no gap to close and is nan. Networks count that have run both.
     """
-    means = summary(on_target(runs)).pivot_table("mean", "variant", "domain", sort=False)
-    if not {"source_only", "oracle"} <= set(means.index):
+    ends = {"source_only", "oracle"}
+    whole = [name for name, part in runs.groupby("network") if ends <= {*part["variant"]}]
+    if not whole:
         return pd.DataFrame()
+    tested = on_target(runs[runs["network"].isin(whole)])
+    means = summary(tested).pivot_table("mean", "variant", "domain", sort=False)
     gap = means.loc["oracle"] - means.loc["source_only"]
     closed = 100 * (means - means.loc["source_only"]) / gap.where(gap > 0)
     return closed.drop(index=["source_only", "oracle"]).rename(index=label).rename_axis(index="row", columns=None)

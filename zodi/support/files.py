@@ -7,6 +7,7 @@ import errno
 import json
 import math
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -180,6 +181,11 @@ def to_plain(value: Any) -> Any:
 
 
 # ---------------------------------------------------------------- messages
+
+
+def folder_name(name: str) -> str:
+    """A network's name as one part of a path: `DeepLabV3Plus-tu-resnet10t` for `DeepLabV3Plus/tu-resnet10t`."""
+    return re.sub(r"[/:\\]+", "-", name)
 
 
 def one_line(error: BaseException) -> str:
