@@ -177,6 +177,7 @@ if script.exists():
 # | [07 The paper's tables, and what they hide] | What does the choice of the epoch do to a published number? | Section 4 |
 # | [08 Real photographs] | Does it work on photographs, from day to dusk? | not in the paper |
 # | [09 Bring your own domain] | Your images, your sentence, your network: where to start? | not in the paper |
+# | [10 Generators and networks of today] | What may take the place of Stable Diffusion 1.5 and of the ResNets? | not in the paper |
 # | [A1 How the miniature was made] | Where do the scenes and the small model come from? | not in the paper |
 # | [A2 Running at paper scale] | What does it take on a GPU or a cluster, and what to check first? | not in the paper |
 # | [A3 Tables] | Does it help, by how much, and can we be sure? | Section 4 |
@@ -190,11 +191,12 @@ if script.exists():
 # [07 The paper's tables, and what they hide]: 07_published_tables.ipynb
 # [08 Real photographs]: 08_real_photographs.ipynb
 # [09 Bring your own domain]: 09_bring_your_own_domain.ipynb
+# [10 Generators and networks of today]: 10_generators_and_networks.ipynb
 # [A1 How the miniature was made]: A1_how_the_miniature_was_made.ipynb
 # [A2 Running at paper scale]: A2_paper_scale.ipynb
 # [A3 Tables]: A3_tables.ipynb
 #
-# Read 01 to 09 in this order; the appendix whenever you wonder about the miniature, the GPU or the numbers. `make reproduce`
+# Read 01 to 10 in this order; the appendix whenever you wonder about the miniature, the GPU or the numbers. `make reproduce`
 # runs the experiments and ends with the table; with Stable Diffusion and real photographs the same notebooks need other
 # parameters, not other code.
 

@@ -745,8 +745,9 @@ used = {"prompt": prompt, "settings": settings, "stand_in": stand_in, "steps": s
 _ = runs.save_metrics(out, "own_domain", used, metrics, time.perf_counter() - start)
 
 # %% [markdown]
-# **Next:** [A1 How the miniature was made](A1_how_the_miniature_was_made.ipynb) for what is behind the stand-in, or [A2
-# Running at paper scale](A2_paper_scale.ipynb) for Stable Diffusion, GPUs and hours.
+# **Next:** [10 Generators and networks of today](10_generators_and_networks.ipynb) for other models and images that
+# other programs made, [A1 How the miniature was made](A1_how_the_miniature_was_made.ipynb) for what is behind the
+# stand-in, or [A2 Running at paper scale](A2_paper_scale.ipynb) for Stable Diffusion, GPUs and hours.
 #
 # **References.** The paper, Section 3 (transfer and adaptation) and Section 4 (estimating the performance) · Y. Wu, K.
 # He, *Group Normalization*, ECCV 2018 · P. Iakubovskii, *Segmentation Models PyTorch*, 2019.

@@ -24,6 +24,7 @@ COURSE = [
     "07_published_tables",
     "08_real_photographs",
     "09_bring_your_own_domain",
+    "10_generators_and_networks",
     "A1_how_the_miniature_was_made",
     "A2_paper_scale",
     "A3_tables",

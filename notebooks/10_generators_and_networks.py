@@ -1,0 +1,460 @@
+# ---
+# jupyter:
+#   jupytext:
+#     cell_metadata_filter: tags,-all
+#     notebook_metadata_filter: kernelspec,jupytext,-jupytext.text_representation.jupytext_version
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 10 · Generators and networks of today: what may take their place?
+#
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/zodi-companion/zodi/blob/v0.1.0/notebooks/10_generators_and_networks.ipynb)
+#
+# **In one sentence.** The paper used Stable Diffusion 1.5 and two ResNets; the method asks five things of a generator
+# and two of a network, and whatever answers them can take their place.
+#
+# **What you will learn:** the interface between method and generator · stochastic inversion on the straight path of
+# *flow matching*, derived and tested where the exact answer is known · what runs on which graphics card · networks by
+# name · images that another program made · the transfer turned round.
+#
+# **What you need:** [03 Layout-to-image](03_layout_to_image.ipynb) and [05 Adaptation](05_adaptation.ipynb).
+#
+# **How long it takes:** half an hour to read, two minutes to run on two CPU cores. Level: advanced.
+
+# %% [markdown]
+# On Google Colab this cell gets the course and installs what is missing; anywhere else it does nothing.
+
+# %%
+import sys
+from pathlib import Path
+
+if "google.colab" in sys.modules and not Path("../pyproject.toml").exists():
+    # !git clone -q --depth 1 --branch v0.1.0 https://github.com/zodi-companion/zodi
+    # %cd -q zodi/notebooks
+    # %pip install -q "..[course]"
+    print("Installed. If Colab asks for it, restart the runtime before you go on.")
+
+# %% [markdown]
+# The generators are in `zodi.generators`, the networks in `zodi.networks`.
+
+# %%
+import shutil
+import time
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from IPython.display import Markdown
+
+from zodi import adaptation, datasets, diffusion, evaluation, sampling, segmentation, transfer
+from zodi.generators.schedules import StraightPath, few_step_scheduler
+from zodi.miniature import dataset
+from zodi.studies import sizes
+from zodi.support import plots, runs
+from zodi.tools import importing, redrawing
+from zodi.transfer_folder import transfer_folder
+
+plots.use_theme()
+start = time.perf_counter()
+
+# %% [markdown]
+# The parameters.
+
+# %% tags=["parameters"]
+data: str = "../results/course/data"  # folder of the data set; rendered there when it is missing
+domain: str = "night"  # target domain of the last two sections
+steps: int = 120  # length of the training of the reference network
+limit: int = 24  # images that are imported, and redrawn
+points: int = 4000  # points of the toy problem
+out: str = "../results/course/generators"  # folder of this notebook's results
+
+# %% [markdown]
+# ## Five questions to a generator
+#
+# The method encodes images, embeds prompts, predicts, follows a schedule, and decodes. What is behind it, it need not
+# know. A *schedule* says how much image and noise is in a latent, and what a prediction means:
+#
+# $$ z_t = \alpha_t z_0 + \sigma_t \epsilon, \qquad
+# \text{prediction} \;\Rightarrow\; (\hat\epsilon, \hat z_0) . $$
+#
+# `examine` answers for a checkpoint without loading its weights; `python -m zodi info --model FOLDER` prints the same.
+
+# %%
+found = diffusion.examine("mini")
+pd.Series({"family": found.family} | found.will_do, name=found.name).to_frame()
+
+# %% [markdown]
+# ## Straight paths
+#
+# Stable Diffusion 3 and FLUX are trained by *flow matching*: between image and noise lies a straight line, and the
+# network predicts the velocity along it,
+#
+# $$ z_t = (1 - t)\, z_0 + t\, \epsilon, \qquad v = \frac{d z_t}{dt} = \epsilon - z_0 . $$
+#
+# Put the first equation into the second and either unknown drops out:
+#
+# $$ \hat\epsilon = z_t + (1 - t)\, \hat v, \qquad \hat z_0 = z_t - t\, \hat v . $$
+#
+# These two are all that *stochastic inversion* asks for. The step from $t$ down to $s$, with fresh noise $\epsilon'$, is
+# that of the paper with other letters:
+#
+# $$ z_s = (1 - s)\, \hat z_0 + \sqrt{s^2 - \varsigma^2}\, \hat\epsilon + \varsigma\, \epsilon', \qquad
+# \varsigma = \eta\, s \sqrt{1 - \Big(\frac{(1 - t)\, s}{(1 - s)\, t}\Big)^2} . $$
+#
+# Noise of variance $s^2 - \varsigma^2$ and of variance $\varsigma^2$ make noise of variance $s^2$, whatever $\eta$ is.
+# So the distribution at every time stays what the path prescribes. Is it so in the code? On a toy problem the best
+# possible network is a formula. Let the images of a domain be points in the plane, from two Gaussian blobs of standard
+# deviation $\rho$ around $\mu_1$ and $\mu_2$. Then $z_t$ comes from blob $k$ with a probability $r_k(z_t)$, and
+#
+# $$ \hat z_0 = \sum_k r_k \Big( \mu_k + \frac{(1 - t) \rho^2}{(1 - t)^2 \rho^2 + t^2}\, (z_t - (1 - t) \mu_k) \Big),
+# \qquad \hat v = (z_t - \hat z_0) / t . $$
+
+# %%
+RHO, CENTRES = 0.25, {"clear": [[-2.0, 1.0], [2.0, 1.0]], "night": [[-2.0, -1.0], [2.0, -1.0]]}
+
+
+def exact_velocity(name: str) -> sampling.Predict:
+    """The velocity of the best network for the blobs of a domain; z float64 (B, 2, 1, 1)."""
+    mu = torch.tensor(CENTRES[name], dtype=torch.float64)
+
+    def predict(z: torch.Tensor, t: float) -> torch.Tensor:
+        z_t = z[:, None, :, 0, 0]
+        variance = (1 - t) ** 2 * RHO**2 + t**2
+        missed = z_t - (1 - t) * mu
+        r = (-missed.square().sum(2) / (2 * variance)).softmax(1)
+        z_0 = (r[..., None] * (mu + (1 - t) * RHO**2 / variance * missed)).sum(1)
+        return (z - z_0[..., None, None]) / t
+
+    return predict
+
+
+def blobs(name: str, generator: torch.Generator) -> torch.Tensor:
+    """Points of a domain, float64 (points, 2, 1, 1)."""
+    mu = torch.tensor(CENTRES[name], dtype=torch.float64)
+    which = torch.randint(2, (points,), generator=generator)
+    return (mu[which] + RHO * torch.randn(points, 2, generator=generator, dtype=torch.float64))[..., None, None]
+
+
+# %% [markdown]
+# First from pure noise. At every time the samples should have the variance that the path prescribes, with and without
+# fresh noise.
+
+# %%
+generator = torch.Generator().manual_seed(0)
+schedule = StraightPath(FlowMatchEulerDiscreteScheduler())
+times = sampling.visited_timesteps(1.0, 40, schedule)
+truth = blobs("night", generator)
+rows = []
+for eta in (0.0, 0.5, 1.0):
+    noise = [torch.randn(truth.shape, generator=generator, dtype=torch.float64) for _ in range(41)]
+
+    def note(step: int, t: float, z: torch.Tensor, eta: float = eta) -> None:
+        s = schedule.after(t)
+        expected = ((1 - s) ** 2 * truth.var(0) + s**2).sum()
+        rows.append({"eta": eta, "t": s, "ratio": (z.var(0).sum() / expected).item()})
+
+    sampling.denoise(exact_velocity("night"), noise[0], times, noise[1:], schedule, eta, note)
+ratios = pd.DataFrame(rows).pivot(index="t", columns="eta", values="ratio")
+
+# %%
+figure, ax = plt.subplots(figsize=(6.5, 2.6), layout="constrained")
+for eta, color in zip(ratios, ("0.6", "C0", "C1"), strict=True):
+    ax.plot(ratios.index, ratios[eta], color=color, label=f"η = {eta:g}")
+ax.axhline(1, color="0.3", linewidth=0.8)
+ax.set(xlabel="time t", ylabel="variance, measured / prescribed", ylim=(0.9, 1.1))
+ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+worst = (ratios - 1).abs().max()
+plots.show(
+    figure,
+    f"Variance of {points} samples on their way from noise to points, over what the path prescribes. It is off by at "
+    f"most {100 * worst.max():.0f} %.",
+)
+
+# %% [markdown]
+# Now the transfer. Points of *clear* go back to time $t$, the noise is rebuilt from what the model of *night* sees in
+# them, and then they are denoised. Two ends are known in advance: at strength 0 nothing happens, and at strength 1
+# nothing of the source is left.
+
+# %%
+source = blobs("clear", generator)
+strengths, moved = (0.0, 0.4, 0.6, 0.8, 1.0), {}
+for strength in strengths:
+    noise = [torch.randn(source.shape, generator=generator, dtype=torch.float64) for _ in range(41)]
+    visited = sampling.visited_timesteps(strength, 40, schedule)
+    predict = exact_velocity("night")
+    sampler = sampling.Sampler(predict, predict, schedule, visited, visited[0] if visited else 0.0, noise)
+    moved[strength] = sampling.stochastic_inversion(sampler, source) if visited else source
+assert torch.equal(moved[0.0], source)
+
+# %%
+figure, axes = plt.subplots(1, len(strengths), figsize=(11, 2.3), sharex=True, sharey=True, layout="constrained")
+on_left = source[:, 0, 0, 0] < 0
+for ax, (strength, z) in zip(axes, moved.items(), strict=True):
+    for side, color in ((on_left, "C0"), (~on_left, "C1")):
+        ax.scatter(*z[side, :, 0, 0].T[:, ::8], s=2, color=color)
+    ax.set_title(f"strength {strength:g}")
+kept = {s: 100 * ((z[:, 0, 0, 0] < 0) == on_left).double().mean().item() for s, z in moved.items()}
+there = {s: 100 * (source - z)[:, 1].mean().item() / (source - truth)[:, 1].mean().item() for s, z in moved.items()}
+plots.show(
+    figure,
+    "Points of clear (above) on their way to night (below); the colour is the side on which they began. Share of "
+    "the way to night: " + ", ".join(f"{s:g}: {share:.0f} %" for s, share in there.items())
+    + ". Still on their side: " + ", ".join(f"{s:g}: {share:.0f} %" for s, share in kept.items()) + ".",
+)  # fmt: skip
+
+# %% [markdown]
+# The trade of the whole method in one picture: what is noised little keeps its side and stays clear, what is noised a
+# lot becomes night and forgets where it came from. In between, both hold.
+
+# %%
+between = max((s for s in strengths if 0 < s < 1), key=lambda s: min(kept[s], there[s]))
+Markdown(
+    f"Best of both is strength {between:g}: {there[between]:.0f} % of the way, {kept[between]:.0f} % on their side. "
+    f"At strength 1 {kept[1.0]:.0f} % are on their side; chance is 50 %."
+)
+
+# %% [markdown]
+# ## What runs where
+#
+# The same code loads Stable Diffusion 1.x and 2.x, SDXL with a ControlNet or a *union* ControlNet, Stable Diffusion 3.x
+# and FLUX.1, by folder or hub id. How large are they? Their networks are built at the published sizes without weights,
+# and counted.
+
+# %%
+table = sizes.memory().rename(
+    columns={"together": "all, 16 bits", "together_float32": "all, 32 bits", "card": "smallest card"}
+)
+text = table.map("{:.1f}".format).assign(
+    **{"smallest card": ["-" if np.isnan(card) else f"{card:.0f}" for card in table["smallest card"]]}
+)
+text.rename_axis(index="gigabytes of weights")
+
+# %% [markdown]
+# Weights only; what lies between the layers comes on top and grows with the image. **Not run by us**: none of the large
+# weights can be reached from where this was executed. Every family is tested on tiny random checkpoints of the same
+# classes: loading, batches, resuming, types, missing parts.
+#
+# *Few steps.* Weights like LCM-LoRA or Hyper-SD (`--lora`) let Stable Diffusion draw in 4 to 8 steps. They were trained
+# at the end of a step and not at its beginning, so the grid of times is another one:
+
+# %%
+paper, few = sampling.paper_scheduler(), few_step_scheduler(diffusion.load().scheduler)
+for scheduler in (paper, few):
+    scheduler.set_timesteps(4)
+pd.DataFrame({"the paper's grid, 4 steps": paper.timesteps, "few steps": few.timesteps}).T.rename_axis(columns="step")
+
+# %% [markdown]
+# ## Two questions to a network
+#
+# Adaptation asks for logits and for the deepest features. Networks of `segmentation_models_pytorch` come by name, with
+# convolutional encoders, hierarchical transformers, or plain ones such as DINOv2 and DINOv3; those of `transformers`
+# (SegFormer, Mask2Former) by folder or hub id, `hf:nvidia/segformer-b0-finetuned-cityscapes-1024-1024`. Random weights
+# here; `weights="imagenet"` gets trained ones.
+
+# %%
+NETWORKS = ("DeepLabV3Plus/tu-resnet10t", "DeepLabV3Plus/resnet50", "Segformer/mit_b0", "UPerNet/tu-convnext_atto",
+            "DPT/tu-vit_tiny_patch16_224")  # fmt: skip
+x, lines = torch.randn(1, 3, 96, 192, generator=torch.Generator().manual_seed(0)), {}
+for name in NETWORKS:
+    network = segmentation.build_network(name, 19).eval()
+    with torch.inference_mode():
+        logits, features = network(x)
+        begin = time.perf_counter()
+        for _ in range(3):
+            network(x)
+    lines[name] = {
+        "million parameters": sum(p.numel() for p in network.parameters()) / 1e6,
+        "logits": " x ".join(map(str, logits.shape[1:])),
+        "deepest features": " x ".join(map(str, features.shape[1:])),
+        "ms per image here": 1000 * (time.perf_counter() - begin) / 3,
+    }
+pd.DataFrame.from_dict(lines, orient="index").round(1)
+
+# %% [markdown]
+# Transformers want another recipe than the paper's: AdamW, a rate that is lower the deeper a layer lies, a warm-up. It is
+# called `transformer`; what it changes:
+
+# %%
+plain, other = (vars(adaptation.recipe(name, network="Segformer/mit_b0")) for name in ("paper", "transformer"))
+pd.DataFrame({"paper": plain, "transformer": other}).loc[[key for key in plain if plain[key] != other[key]]].astype(str)
+
+# %% [markdown]
+# ## Images that another program made
+#
+# Whoever made the images, FLUX Kontext, Qwen-Image-Edit, Cosmos-Transfer or a colleague, the labels are those of the
+# source. `import` matches them by name, checks their sizes, and lets a network that was trained on the source look for
+# the labels again. Photometric images stand for the other program here; four of them are shifted by 40 pixels, as if
+# the layout had been lost.
+
+# %%
+root = dataset.prepare(data)
+train = datasets.open_split(root, "train")
+config = adaptation.recipe("mini", "source_only", steps=steps)
+reference, _ = adaptation.train(config, train, None, None)
+shutil.rmtree(out, ignore_errors=True)
+images, labels, theirs = root / "train" / "images", root / "train" / "labels", Path(out) / "theirs"
+settings = transfer.domain_config("fog", "photometric")
+made = Path(out) / "made"
+transfer_folder(None, images, labels, made, settings, train.label_set, limit=limit, progress=False)
+theirs.mkdir(parents=True)
+shifted = train.keys[: min(4, limit)]
+for key in train.keys[:limit]:
+    image = datasets.read_image(made / "images" / f"{key}.png")
+    plt.imsave(theirs / f"{key}_fog.png", np.roll(image, 40, axis=1) if key in shifted else image)
+
+# %%
+named = importing.ImportConfig("{key}_fog", origin="photometric fog")
+few_sources = Path(out) / "source"
+few_sources.mkdir()
+for key in train.keys[:limit]:
+    shutil.copyfile(images / f"{key}.png", few_sources / f"{key}.png")
+taken = Path(out) / "imported"
+report = importing.import_folder(theirs, few_sources, labels, taken, train.label_set, named, progress=False)
+print(f"{report.done} of {report.total} taken over")
+audit = importing.audit(taken, few_sources, labels, train.label_set, reference, mask=True, progress=False)
+print(audit)
+
+# %% [markdown]
+# Image by image: where the layout is gone, much more is lost.
+
+# %%
+lost = audit.images["lost"]
+figure, ax = plt.subplots(figsize=(6.5, 2.4), layout="constrained")
+ax.bar(range(len(lost)), lost, color=["C3" if key in shifted else "0.6" for key in lost.index])
+ax.set(xlabel="imported image", ylabel="pixels that lost\ntheir label (%)")
+apart = lost[shifted].min() > lost.drop(shifted).max() if len(lost) > len(shifted) else False
+plots.show(
+    figure,
+    f"The shifted images (red) against the others: {lost[shifted].mean():.0f} % and "
+    f"{lost.drop(shifted).mean():.0f} % on average; the two groups "
+    + ("do not overlap." if apart else "overlap."),
+)  # fmt: skip
+
+# %% [markdown]
+# With `mask` the lost pixels are void in the label maps of the imported images, and `adapt --synth` reads those.
+
+# %%
+masked = datasets.synthesized(taken, labels, train.label_set)
+rows = []
+for key in (shifted[0], lost.drop(shifted).index[0]) if len(lost) > len(shifted) else shifted[:1]:
+    before, after = train[train.keys.index(key)], masked[masked.keys.index(key)]
+    colours = [train.label_set.colorize(sample.label) for sample in (before, after)]
+    rows.append([before.image, after.image, *colours])
+plots.show(
+    plots.image_grid(rows, ["source", "imported", "labels", "labels with mask"]),
+    "Above a shifted image, below one that kept its layout; black is void.",
+)
+
+# %% [markdown]
+# ## The other way round
+#
+# Why not leave the network as it is, and redraw what it sees? A photograph of the target goes through the transfer with
+# the prompt of the *source*, and the unchanged network segments the result. The layout comes from the network's own
+# prediction, or there is none. No label is read; they only score it here.
+
+# %%
+mini = diffusion.load()
+photographs, their_labels = Path(out) / "photographs", root / "test" / domain / "labels"
+test = datasets.open_split(root, f"test/{domain}")
+photographs.mkdir()
+for key in test.keys[:limit]:
+    shutil.copyfile(root / "test" / domain / "images" / f"{key}.png", photographs / f"{key}.png")
+scores, shown = {}, {"photograph": photographs}
+for layout in redrawing.LAYOUTS:
+    place = Path(out) / f"redrawn_{layout}"
+    redrawing.redraw_target(reference, photographs, place, mini, train.label_set, layout, progress=False)
+    shown[f"redrawn, layout {layout}"] = place / redrawing.REDRAWN_FOLDER / "images"
+for name, folder in shown.items():
+    part = datasets.FolderDataset(folder, their_labels, train.label_set)
+    scores[name] = evaluation.evaluate(reference, part, train.label_set, batch_size=10)["miou"]
+
+# %%
+rows = [[datasets.read_image(folder / f"{key}.png") for folder in shown.values()] for key in test.keys[:2]]
+plots.show(
+    plots.image_grid(rows, list(shown)),
+    f"Photographs of {domain}, and what the transfer makes of them. mIoU of the unchanged network: "
+    + ", ".join(f"{name} {score:.1f} %" for name, score in scores.items()) + ".",
+)  # fmt: skip
+
+# %% [markdown]
+# Did it help?
+
+# %%
+before, *after = scores.values()
+best = max(after)
+Markdown(
+    f"The best of the two {'gains' if best > before else 'loses'} **{abs(best - before):.1f} points** on {limit} images. "
+    "It costs a transfer per photograph at test time, where adaptation costs one training."
+)
+
+# %% [markdown]
+# ## Try it
+#
+# **1. Predict:** at which strength does a straight path of 40 steps take no step at all? And why is that not a fault?
+#
+# <details><summary>Solution</summary>
+#
+# Below 1/40: the last int(strength * steps) steps are taken, and there is none.
+# ```python
+# print(sampling.visited_timesteps(0.02, 40, schedule), sampling.visited_timesteps(0.03, 40, schedule))
+# ```
+# </details>
+#
+# **2. Modify:** move the blobs of night nearer to those of clear. What happens to the best strength?
+#
+# <details><summary>Solution</summary>
+#
+# It gets smaller: less has to change, so less noise is enough.
+# ```python
+# CENTRES["night"] = [[-2.0, 0.2], [2.0, 0.2]]
+# noise = [torch.randn(source.shape, generator=generator, dtype=torch.float64) for _ in range(41)]
+# visited = sampling.visited_timesteps(0.3, 40, schedule)
+# sampler = sampling.Sampler(exact_velocity("night"), exact_velocity("night"), schedule, visited, visited[0], noise)
+# print(sampling.stochastic_inversion(sampler, source)[:, 1].mean())
+# ```
+# </details>
+#
+# **3. Break:** ask for a network that has features of one size only where a pyramid is needed.
+#
+# <details><summary>Solution</summary>
+#
+# The error says which architecture fits.
+# ```python
+# try:
+#     segmentation.build_network("UPerNet/tu-vit_tiny_patch16_224", 19)
+# except ValueError as error:
+#     print(error)
+# ```
+# </details>
+
+# %% [markdown]
+# ## Recap
+#
+# Encode, embed, predict, schedule, decode: what answers these can draw, whether it was trained by diffusion or by flow
+# matching. Logits and deepest features: what gives these can be adapted. Images of other programs are as good as ours
+# if their labels still hold, and that can be asked. Everything that is large was tested small; run it on your card, and
+# believe your own numbers.
+
+# %%
+metrics = {"scores": scores, "audit": audit.images.mean().to_dict(), "kept": kept, "there": there}
+settings = {"data": data, "domain": domain, "steps": steps, "limit": limit}
+_ = runs.save_metrics(out, "generators", settings, metrics, time.perf_counter() - start)
+
+# %% [markdown]
+# **Next:** the appendix: [A1 How the miniature was made](A1_how_the_miniature_was_made.ipynb), [A2 Running at paper
+# scale](A2_paper_scale.ipynb), [A3 Tables](A3_tables.ipynb).
+#
+# **References.** Y. Lipman et al., *Flow Matching for Generative Modeling*, ICLR 2023 · X. Liu et al., *Flow Straight
+# and Fast*, ICLR 2023 · P. Esser et al., *Scaling Rectified Flow Transformers*, ICML 2024 · J. Song et al., *Denoising
+# Diffusion Implicit Models*, ICLR 2021 · E. Xie et al., *SegFormer*, NeurIPS 2021 · B. Cheng et al., *Masked-attention
+# Mask Transformer*, CVPR 2022 · J. Gao et al., *Back to the Source*, CVPR 2023.
