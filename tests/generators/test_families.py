@@ -196,6 +196,26 @@ def test_a_scheduler_of_another_kind_is_refused(tmp_path):
         diffusion.load(tmp_path / "m")
 
 
+def test_a_union_controlnet_that_names_its_authors_class(tmp_path):
+    diffusion.save(tiny.sdxl_union(), tmp_path / "m")
+    file = tmp_path / "m" / "controlnet" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"_class_name": "ControlNetModel_Union"}))
+    loaded = diffusion.load(tmp_path / "m")
+    assert type(loaded.controlnet).__name__ == "ControlNetUnionModel" and loaded.control_kind == 5
+    assert diffusion.fingerprint(loaded) == diffusion.fingerprint(tiny.sdxl_union())
+
+
+def test_sdxl_with_the_scheduler_that_it_is_published_with(tmp_path):
+    model = tiny.sdxl()
+    diffusion.save(model, tmp_path / "m")
+    betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    euler = diffusers.EulerDiscreteScheduler(**betas, timestep_spacing="leading", steps_offset=1)
+    euler.save_pretrained(tmp_path / "m" / "scheduler")
+    loaded = diffusion.load(tmp_path / "m")
+    assert torch.equal(loaded.scheduler.alphas_cumprod, model.scheduler.alphas_cumprod)
+    assert np.array_equal(transfer(loaded, 1)[0], transfer(model, 1)[0])
+
+
 def test_kinds_of_map(tmp_path):
     diffusion.save(tiny.sdxl_union(), tmp_path / "union")
     assert diffusion.load(tmp_path / "union").control_kind == 5, "segmentation"
