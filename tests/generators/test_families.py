@@ -196,6 +196,26 @@ def test_a_scheduler_of_another_kind_is_refused(tmp_path):
         diffusion.load(tmp_path / "m")
 
 
+def test_a_union_controlnet_that_names_its_authors_class(tmp_path):
+    diffusion.save(tiny.sdxl_union(), tmp_path / "m")
+    file = tmp_path / "m" / "controlnet" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"_class_name": "ControlNetModel_Union"}))
+    loaded = diffusion.load(tmp_path / "m")
+    assert type(loaded.controlnet).__name__ == "ControlNetUnionModel" and loaded.control_kind == 5
+    assert diffusion.fingerprint(loaded) == diffusion.fingerprint(tiny.sdxl_union())
+
+
+def test_sdxl_with_the_scheduler_that_it_is_published_with(tmp_path):
+    model = tiny.sdxl()
+    diffusion.save(model, tmp_path / "m")
+    betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    euler = diffusers.EulerDiscreteScheduler(**betas, timestep_spacing="leading", steps_offset=1)
+    euler.save_pretrained(tmp_path / "m" / "scheduler")
+    loaded = diffusion.load(tmp_path / "m")
+    assert torch.equal(loaded.scheduler.alphas_cumprod, model.scheduler.alphas_cumprod)
+    assert np.array_equal(transfer(loaded, 1)[0], transfer(model, 1)[0])
+
+
 def test_kinds_of_map(tmp_path):
     diffusion.save(tiny.sdxl_union(), tmp_path / "union")
     assert diffusion.load(tmp_path / "union").control_kind == 5, "segmentation"
@@ -372,6 +392,39 @@ def test_flux_takes_the_guidance_weight_as_an_input_or_in_a_second_branch(tmp_pa
     (tmp_path / "schnell" / diffusion.DEFAULTS_FILE).unlink()
     defaults = diffusion.load(tmp_path / "schnell").defaults
     assert (defaults.guidance_scale, defaults.num_inference_steps) == (1.0, 4)
+
+
+def other_controlnet(model: Generator, tmp_path: Path, **changes) -> Generator:
+    """The model, loaded with a ControlNet of other settings."""
+    config = {name: value for name, value in model.controlnet.config.items() if name[0] != "_"}
+    with quietly():
+        controlnet = tiny.noisy(type(model.controlnet)(**config | changes))
+    diffusion.save(model, tmp_path / "m")
+    controlnet.save_pretrained(tmp_path / "control")
+    return diffusion.load(tmp_path / "m", controlnet=tmp_path / "control")
+
+
+def layouts_count(model: Generator) -> bool:
+    """Whether another layout gives another prediction."""
+    side, maps = model.pixels_a_latent, torch.rand(2, 1, 3, *SIZE, generator=torch.Generator().manual_seed(0))
+    z = torch.zeros(1, model.vae.config.latent_channels, SIZE[0] // side, SIZE[1] // side)
+    prompt = model.embed(["at night"])
+    one, other = (model.predictor(z, prompt, [layout])(z, 0.5) for layout in maps)
+    return not torch.equal(one, other)
+
+
+def test_a_flux_controlnet_that_reads_pixels(tmp_path):
+    loaded = other_controlnet(tiny.flux(), tmp_path, conditioning_embedding_channels=4, patch_size=2)
+    assert loaded.controlnet.input_hint_block is not None and layouts_count(loaded)
+    assert [image.shape for image in transfer(loaded)] == [(*SIZE, 3)] * 2
+
+
+def test_a_controlnet_of_stable_diffusion_3_5_reads_no_text_and_shares_positions(tmp_path):
+    changes = {"joint_attention_dim": None, "use_pos_embed": False, "force_zeros_for_pooled_projection": False}
+    loaded = other_controlnet(tiny.stable_diffusion_3(), tmp_path, **changes)
+    assert loaded.controlnet.context_embedder is None and layouts_count(loaded)
+    assert torch.equal(loaded.controlnet.pos_embed.proj.weight, loaded.transformer.pos_embed.proj.weight)
+    assert [image.shape for image in transfer(loaded)] == [(*SIZE, 3)] * 2
 
 
 def test_long_prompts_are_cut_with_a_warning(model):

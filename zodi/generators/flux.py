@@ -113,7 +113,8 @@ class Flux(Generator):
             controls = [(control, torch.cat([read, read])) for control, read in controls]
         height, width = z.shape[-2] // _PATCH, z.shape[-1] // _PATCH
         rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-        positions = torch.stack([torch.zeros_like(rows), rows, columns], dim=-1).reshape(-1, 3).to(z.device, self.dtype)
+        # In float32: bfloat16 has no odd numbers above 256.
+        positions = torch.stack([torch.zeros_like(rows), rows, columns], dim=-1).reshape(-1, 3).to(z.device).float()
         shared = {
             "encoder_hidden_states": prompt.tokens,
             "pooled_projections": prompt.pooled,
