@@ -73,7 +73,7 @@ plots.use_theme()
 # %% tags=["parameters"]
 data: str = "../results/course/data"  # folder of the data set; rendered there when it is missing
 variant: str = "source_only"  # row of the table that is for no domain: "source_only_long", "weather", ...
-network: str = "DeepLabV3Plus/tu-resnet10t"  # architecture/encoder of segmentation_models_pytorch
+network: str = "DeepLabV3Plus/tu-resnet10t"  # architecture/encoder, or hf:FOLDER; see segmentation.build_network
 seed: int = 0  # rules initial weights, batches and augmentation
 recipe: str = "mini"  # settings of the training: "mini", "paper" or "transformer"
 changes: dict = {"steps": 200}  # settings of the recipe that shall have other values
