@@ -56,7 +56,6 @@ from zodi.miniature import dataset
 from zodi.rows import get_row
 from zodi.studies.selection import EpochSelection
 from zodi.support import runs
-from zodi.support.files import folder_name
 
 start = time.perf_counter()
 
@@ -81,6 +80,7 @@ from zodi.labels import IGNORE_INDEX
 from zodi.rows import ROWS
 from zodi.studies import tables
 from zodi.support import plots
+from zodi.support.files import folder_name
 
 plots.use_theme()
 

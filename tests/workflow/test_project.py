@@ -75,11 +75,11 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 def test_record_without_results_leaves_what_is_there(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(record, "ROOT", tmp_path)
     paths = ("MINI", "MINI_RECORD", "FULL", "FULL_RECORD", "QUALITY", "QUALITY_RECORD", "README")
-    paths += ("ESTIMATION", "ESTIMATION_RECORD", "CLEANING", "CAMVID")
+    paths += ("ESTIMATION", "ESTIMATION_RECORD", "CAMVID")
     for name in paths:
         monkeypatch.setattr(record, name, tmp_path / name.lower())
     assert record.main() == 0
-    assert capsys.readouterr().out.count("its record stays") == 6 and not list(tmp_path.iterdir())
+    assert capsys.readouterr().out.count("its record stays") == 5 and not list(tmp_path.iterdir())
 
 
 def test_record_of_a_measurement_is_a_copy_of_its_tables(tmp_path, monkeypatch):

@@ -65,9 +65,9 @@ def test_profiles_then_benchmarks_then_records_then_notebooks(checkout, calls):
 
 def test_it_stops_at_a_failure_and_goes_on_from_there(checkout, calls, capsys):
     made, failing = calls
-    failing.append("reproduce.py quality")
+    failing.append("reproduce.py full")
     assert records.run(arguments()) == 1
-    assert made[-1].startswith("workflow/reproduce.py quality") and "PROFILE=quality failed" in capsys.readouterr().err
+    assert made[-1].startswith("workflow/reproduce.py full") and "PROFILE=full failed" in capsys.readouterr().err
     failing[:] = ["A1_made"]
     assert records.run(arguments()) == 1
     assert list(json.loads(records.EXECUTED.read_text())) == ["00_start"]
