@@ -19,23 +19,23 @@
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/zodi-companion/zodi/blob/v0.1.0/notebooks/00_start_here.ipynb)
 #
 # **In one sentence.** ZoDi takes labelled photographs of sunny streets, lets a diffusion model redraw each of them at
-# night or in snow *without moving a single object*, and trains a segmentation network on both, so that the network
-# copes with a domain of which nobody has given it one real image.
+# night or in snow *so that its labels stay valid*, and trains a segmentation network on both. The network should then
+# cope with a domain from which it has not seen a single real image.
 #
 # This course rebuilds the paper *Zero-Shot Domain Adaptation with Diffusion-Based Image Transfer* (Azuma, Matsui and
-# Maki, [arXiv 2403.13652](https://arxiv.org/abs/2403.13652)) step by step. It runs on a laptop, because it brings a
-# **miniature**: a renderer of street scenes whose night and snow are known exactly, and a small latent diffusion model
-# in the same file format as Stable Diffusion. Every function you meet works on both.
+# Maki, [arXiv 2403.13652](https://arxiv.org/abs/2403.13652)) step by step. It runs on a laptop, because it comes with
+# a **miniature**: a renderer of street scenes whose night and snow are known exactly, and a small latent diffusion
+# model in the same file format as Stable Diffusion. The functions of the package work on both.
 #
 # **What you will do here:** look at the result in one picture, check your machine, the weights and the data, and
-# choose your way through the course.
+# choose your route through the course.
 #
 # **What you need:** Python and some PyTorch. No GPU, no download, no knowledge of diffusion models.
 #
 # **How long it takes:** a few minutes to read, well under a minute to run on two CPU cores.
 
 # %% [markdown]
-# On Google Colab this cell gets the course and installs what is missing; anywhere else it does nothing.
+# On Google Colab this cell fetches the course and installs what is missing; elsewhere it does nothing.
 
 # %%
 import sys
@@ -48,7 +48,7 @@ if "google.colab" in sys.modules and not Path("../pyproject.toml").exists():
     print("Installed. If Colab asks for it, restart the runtime before you go on.")
 
 # %% [markdown]
-# Everything we use comes from the package `zodi`, one module for each step of the paper.
+# Everything we use comes from the package `zodi`, which has one module for each step of the paper.
 
 # %%
 import subprocess
@@ -67,8 +67,8 @@ plots.use_theme()
 start = time.perf_counter()
 
 # %% [markdown]
-# Each notebook has one cell of parameters. `make reproduce` fills in other values; the ones you see make the notebook
-# run on its own.
+# Each notebook has one cell of parameters. `make reproduce` fills in other values; with the values you see here, the
+# notebook runs on its own.
 
 # %% tags=["parameters"]
 data: str = "../results/course/data"  # folder of the data set; rendered there when it is missing
@@ -82,7 +82,7 @@ out: str = "../results/course/start"  # folder of this notebook's results
 # ## The result in one picture
 #
 # We draw a scene that the diffusion model has never seen, in clear weather. The renderer also knows its *label map*,
-# which says for every pixel what is there; painted in the colours of Cityscapes it is the **layout**.
+# which says what is at every pixel; painted in the colours of Cityscapes, the label map is called the **layout**.
 
 # %%
 source = scenes.render(scene_seed, "clear")
@@ -91,7 +91,7 @@ truth = {name: scenes.render(scene_seed, name).image for name in TARGETS}
 
 # %% [markdown]
 # Now the transfer. The model gets the clear image, the layout and a sentence, and nothing else: the true night image
-# stays hidden from it. Each domain brings its prompt and its *strength*, which says how much of the image may change.
+# stays hidden from it. Each domain has its own prompt and *strength*, which says how much of the image may change.
 
 # %%
 mini = diffusion.load(model)
@@ -101,7 +101,7 @@ for name in TARGETS:
     (transferred[name],) = transfer.transfer_images(mini, [source.image], [layout], [str(scene_seed)], config)
 
 # %% [markdown]
-# The question to ask of the picture: is everything where it was, and does it look like the domain?
+# Ask two questions of the picture. Is everything still where it was? Does it look like the domain?
 
 # %%
 figure = plots.image_grid(
@@ -116,7 +116,7 @@ plots.show(
 )
 
 # %% [markdown]
-# The same scene in the five target domains of the paper, above what the model made and below what the renderer knows.
+# The same scene in the paper's five target domains: the model's images above, the renderer's true images below.
 
 # %%
 rows = [[transferred[name] for name in TARGETS], [truth[name] for name in TARGETS]]
@@ -128,8 +128,8 @@ plots.show(
 # %% [markdown]
 # ## Is everything here?
 #
-# **The machine.** Two cores are enough for the whole course. The versions are written into every result, so that a
-# number can be traced to what made it.
+# **The machine.** Two cores are enough for the whole course. The versions are written into every result, so that
+# every number can be traced back to what produced it.
 
 # %% tags=["machine"]
 environment = runs.environment()
@@ -137,15 +137,15 @@ packages = environment.pop("packages")
 pd.Series(environment | packages, name="this machine").to_frame()
 
 # %% [markdown]
-# **The weights.** A latent diffusion model is a set of networks that we can load and save one by one. Stable Diffusion
-# has the same parts under the same names, about a hundred times larger.
+# **The weights.** A latent diffusion model is a set of networks that can be loaded and saved one by one. Stable
+# Diffusion has the same parts under the same names, but is about a hundred times larger.
 
 # %%
 diffusion.describe(mini)
 
 # %% [markdown]
 # **The data.** A data set is a folder with labelled training images in clear weather and a labelled test set for each
-# domain. If it is not there yet, it is rendered now.
+# domain. If the folder does not exist yet, it is rendered now.
 
 # %%
 root = dataset.prepare(data, domains=("night", "snow"))
@@ -154,8 +154,8 @@ counts = {f"test/{name}": len(datasets.open_split(root, f"test/{name}")) for nam
 pd.Series({"train": len(datasets.open_split(root, "train"))} | counts, name="images").to_frame()
 
 # %% [markdown]
-# **Data sets and weights of others.** The miniature needs none. Real photographs and Stable Diffusion are looked for in the
-# folder `data/` of the repository; `make data` prints the same table, with what to do next.
+# **Other people's data sets and weights.** The miniature needs none. The course looks for real photographs and Stable
+# Diffusion in the repository's folder `data/`; `make data` prints the same table and says what to do next.
 
 # %%
 script = Path("../data_scripts/status.py")
@@ -196,9 +196,10 @@ if script.exists():
 # [A2 Running at paper scale]: A2_paper_scale.ipynb
 # [A3 Tables]: A3_tables.ipynb
 #
-# Read 01 to 10 in this order; the appendix whenever you wonder about the miniature, the GPU or the numbers. `make reproduce`
-# runs the experiments and ends with the table; with Stable Diffusion and real photographs the same notebooks need other
-# parameters, not other code.
+# Read 01 to 10 in this order, and the appendix whenever you wonder about the miniature, the GPU or the numbers. `make
+# reproduce` runs the experiments and ends with the table. With Stable Diffusion and real photographs the experiments
+# need other parameters, not other code. (02 and 03 calculate by hand with the velocity that the miniature predicts;
+# Stable Diffusion 1.5 predicts the noise.)
 
 # %% [markdown]
 # ## Words
@@ -207,29 +208,29 @@ if script.exists():
 #
 # | word | what it means |
 # |---|---|
-# | source, target | what is labelled and trained on, here clear weather; what the network should work in and nobody has |
-# | domain | a look of the world, for the transfer a prompt and a *strength* |
-# | layout, label map | the classes of an image's pixels; drawn in colours it is what the ControlNet reads |
-# | train id, void | the number of a class in a label map; 255, the pixels of no class, which nothing counts |
-# | synthesized image (`synth`) | what the transfer makes of a source image; both are a *pair* and share a label map |
+# | source, target | the labelled domain that we train on, here clear weather; the domain in which the network should work and of which nobody has images |
+# | domain | how the world looks; for the transfer, a prompt and a *strength* |
+# | layout, label map | the class of every pixel of an image; drawn in colours, it is what the ControlNet reads |
+# | train id, void | the number of a class in a label map; 255, the pixels without a class, which are never counted |
+# | synthesized image (`synth`) | what the transfer makes of a source image; the two form a *pair* and share a label map |
 # | strength | how far back into noise a transfer goes, 0 to 1 |
-# | row, variant | one way to train a network, a line of the tables; its identifier is the variant |
-# | oracle | the row that trains on true target images: an upper bound that no zero-shot method may reach for |
-# | seed | the number that all randomness of a run comes from; the rows of a seed start from the same weights |
-# | held-out images | labelled source images that nothing was trained on; estimates are made from their transfers |
-# | candidate | one training whose estimates are compared with the truth, or one of several networks to choose from |
-# | mIoU, points | the mean over classes of intersection over union, in percent; a difference of two is in points |
-# | gap | what an oracle reaches more than source-only |
-# | regret | what is lost by choosing with a score in place of the truth, points |
+# | row, variant | one way to train a network, a line in the tables; its identifier is the variant |
+# | oracle | the row that trains on true target images, which a zero-shot method may not use: an upper bound |
+# | seed | the number from which all of a run's randomness comes; the rows with the same seed start from the same weights |
+# | held-out images | labelled source images that nothing was trained on; estimates are made from their transferred versions |
+# | candidate | a training run whose estimates are compared with the truth, or one of several networks to choose from |
+# | mIoU, points | intersection over union, averaged over the classes, in percent; the difference of two is given in points |
+# | gap | the oracle's mIoU minus that of source only |
+# | regret | what is lost by choosing with a score instead of the truth, in points |
 # | checkpoint | a folder with a diffusion model's parts |
 
 # %% [markdown]
 # ## Pitfalls
 #
-# - The miniature is not Stable Diffusion. It has seen six kinds of weather and nothing else; do not judge the method's
-#   image quality by it. What carries over is every step of the method and every way to get it wrong.
-# - A transferred image that looks good to you may still have lost a pedestrian. Whether the images are good is decided
-#   by a network that has to learn from them, in 05, not by our eyes.
+# - The miniature is not Stable Diffusion. It has seen six kinds of weather and nothing else, so do not judge the
+#   method's image quality by it. Every step of the method carries over, and so does every way to get it wrong.
+# - A transferred image that looks good to you may still have lost a pedestrian. Whether the images are good is
+#   decided in 05, by a network that has to learn from them, not by our eyes.
 
 # %% [markdown]
 # ## Try it
@@ -239,10 +240,9 @@ if script.exists():
 #
 # <details><summary>Solution</summary>
 #
-# Walls, roads and cars stay in place. Thin poles, traffic signs and far pedestrians suffer most: the model works on
-# latents of a quarter of the image's width, where a pole is less than one cell wide. The layout still says that it is
-# there, and 03 shows how much the ControlNet listens.
-# </details>
+# Walls, roads and cars stay in place. Thin poles, traffic signs and distant pedestrians suffer most: the model works
+# on latents a quarter as wide as the image, where a pole is less than one cell wide. The layout still says that it is
+# there, and 03 shows how much the ControlNet listens. </details>
 #
 # **2.** Before you run it: what happens to the night image when you give the *snow* prompt with night's strength?
 #
@@ -253,15 +253,15 @@ if script.exists():
 # (image,) = transfer.transfer_images(mini, [source.image], [layout], ["0"], config)
 # plots.show(plots.image_grid([[image]], width=4), "Snow at strength 0.90.")
 # ```
-# You get snow, not night: the prompt rules the domain. The strength rules how much of the source's colours and shapes
-# may be replaced, so the street is the same but its houses get other colours.
+# You get snow, not night: the prompt decides the domain. The strength decides how much of the source's colours and shapes may be replaced, so the street stays the same but its houses change colour.
 # </details>
 
 # %% [markdown]
 # ## Recap and the way on
 #
-# You have seen the whole input and output of the method, and your machine has the weights and the data. A results file
-# with the distance of the transferred images to the truth closes the notebook, as it does in all others.
+# You have seen everything that goes into the method and everything that comes out, and your machine has the weights
+# and the data. Like all the others, this notebook ends by writing a results file; here it holds the distance between
+# the transferred images and the truth.
 
 # %%
 distance = {name: float(np.abs(transferred[name].astype(int) - truth[name]).mean()) for name in TARGETS}

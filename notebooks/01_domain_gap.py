@@ -18,18 +18,19 @@
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/zodi-companion/zodi/blob/v0.1.0/notebooks/01_domain_gap.ipynb)
 #
-# **In one sentence.** A segmentation network is trained on clear weather until it stops getting better, and then we
-# count what is left of it when the same streets are seen at night, in snow or in fog.
+# **In one sentence.** A segmentation network is trained on clear weather, and then we measure how much of its skill
+# is left when the same streets are seen at night or in snow.
 #
 # **What you will learn:** what semantic segmentation predicts · the mean intersection over union (mIoU), by hand ·
-# training a small network on a CPU and *seeing that it has converged* · measuring the gap, in total and class by class.
+# training a small network on a CPU and *checking whether it has converged* · measuring the gap, in total and class by
+# class.
 #
 # **What you need:** some PyTorch. [00 Start here](00_start_here.ipynb) checks your machine.
 #
 # **How long it takes:** half an hour to read, a few minutes to run on two CPU cores.
 
 # %% [markdown]
-# On Google Colab this cell gets the course and installs what is missing; anywhere else it does nothing.
+# On Google Colab this cell fetches the course and installs what is missing; elsewhere it does nothing.
 
 # %%
 import sys
@@ -43,7 +44,7 @@ if "google.colab" in sys.modules and not Path("../pyproject.toml").exists():
 
 # %% [markdown]
 # `zodi.datasets` reads images and labels, `zodi.segmentation` builds networks, `zodi.experiment` trains a row of the
-# tables and `zodi.evaluation` counts.
+# tables and `zodi.evaluation` computes the scores.
 
 # %%
 import time
@@ -68,7 +69,7 @@ from zodi.support import plots
 plots.use_theme()
 
 # %% [markdown]
-# The parameters. `make reproduce` fills in other values; these make the notebook run on its own.
+# The parameters. `make reproduce` fills in other values; with these, the notebook runs on its own.
 
 # %% tags=["parameters"]
 data: str = "../results/course/data"  # folder of the data set; rendered there when it is missing
@@ -101,7 +102,7 @@ pd.Series(
 ).to_frame()
 
 # %% [markdown]
-# One test scene of every domain. Colours stand for classes.
+# One test scene from each domain. Colours stand for classes.
 
 # %% tags=["reader"]
 rows = [[sample.image, label_set.colorize(sample.label)] for split in test.values() for sample in [split[0]]]
@@ -110,8 +111,8 @@ plots.label_legend(figure, [split[0].label for split in test.values()], label_se
 plots.show(figure, "The first test scene of every domain with its label map, in the colours of Cityscapes.")
 
 # %% [markdown]
-# Classes are far from equally common. A network that knows road, buildings and sky already gets most *pixels* right,
-# which is why we will not count pixels.
+# The classes are far from equally common. A network that knows road, buildings and sky already gets most *pixels*
+# right, so we do not count correct pixels.
 
 # %% tags=["reader"]
 counts = np.bincount(np.concatenate([train[i].label.ravel() for i in range(len(train))]), minlength=256)
@@ -122,8 +123,8 @@ plots.show(plots.class_bars(share, "share of the training pixels (%)"), "How com
 # %% [markdown]
 # ## mIoU by hand
 #
-# Two classes, sixteen pixels, one of them *void* (`ignore_index`, not counted). Rows of the **confusion matrix** are
-# the truth, columns the prediction:
+# Take two classes and sixteen pixels, one of them *void* (`ignore_index`, not counted). The rows of the **confusion
+# matrix** are the truth, its columns the prediction:
 #
 # $$ C_{ij} = \#\{\text{pixels of class } i \text{ that were called } j\} . $$
 
@@ -136,13 +137,13 @@ np.add.at(confusion, (truth[valid], prediction[valid]), 1)
 pd.DataFrame(confusion, ["truth 0", "truth 1"], ["called 0", "called 1"])
 
 # %% [markdown]
-# The **intersection over union** of a class divides the pixels that are right by all that belong to it in the truth or
-# in the prediction, and the mIoU averages over the classes that occur in the truth:
+# The **intersection over union** of a class is its number of correct pixels divided by the number of pixels that
+# belong to it in the truth or in the prediction. The mIoU averages over the classes that occur in the truth:
 #
 # $$ \text{IoU}_c = \frac{C_{cc}}{\sum_j C_{cj} + \sum_i C_{ic} - C_{cc}}, \qquad
 # \text{mIoU} = \frac{1}{|\mathcal C|} \sum_{c \in \mathcal C} \text{IoU}_c . $$
 #
-# Count with a pencil first: how many pixels of class 1 are right, how many are missed, how many are false?
+# Count with a pencil first. How many pixels of class 1 are correct, how many are missed, and how many are false?
 
 # %% tags=["nbval-check-output", "reader"]
 correct = np.diag(confusion)
@@ -154,14 +155,14 @@ f"IoU of the classes: {iou[0]:.3f} and {iou[1]:.3f}, mIoU: {iou.mean():.3f}, pix
 # %% [markdown]
 # ## Training on clear weather
 #
-# The network maps an image to one score a class and pixel, the *logits*. Training lowers the cross-entropy of the true
-# class, averaged over pixels that are not void:
+# The network maps an image to one score per class and pixel, the *logits*. Training lowers the cross-entropy of the
+# true class, averaged over the pixels that are not void:
 #
 # $$ \text{CE} = -\frac{1}{N} \sum_n \log \operatorname{softmax}(\text{logits}_n)_{y_n} . $$
 #
-# Encoder and decoder start from weights pretrained on other clear scenes, as the paper's encoder starts from ImageNet;
-# the last layer is new. One number must be watched: the mIoU on clear *test* scenes. When it no longer rises, the
-# network has converged, and what it cannot do at night is not for lack of training.
+# Encoder and decoder start from weights pretrained on other clear scenes, as the paper's encoder starts from
+# ImageNet; the last layer is new. One number has to be watched: the mIoU on clear *test* scenes. Once it no longer
+# rises, the network has converged, and failures at night cannot be blamed on a lack of training.
 
 # %%
 config = adaptation.recipe(recipe, variant, network=network, seed=seed, **changes)
@@ -169,7 +170,7 @@ device = runs.best_device()
 progress, callback = [], None
 
 # %% [markdown]
-# It is measured ten times on the way, and decides nothing:
+# It is measured ten times during training, and nothing is decided by it:
 
 
 # %% tags=["reader"]
@@ -184,7 +185,7 @@ callback = watch
 
 
 # %% [markdown]
-# The training:
+# Now the training:
 
 # %%
 sets = experiment.training_sets(get_row(variant), root)
@@ -200,8 +201,8 @@ plots.show(
 )
 
 # %% [markdown]
-# And the mIoU on clear test scenes? A curve that still climbs at its right end would make every later comparison a
-# comparison of unfinished networks.
+# And the mIoU on clear test scenes? If the curve still climbed steeply at its right end, every later comparison would
+# compare unfinished networks. The caption says how much the second half of the training still changed.
 
 # %% tags=["reader"]
 if not progress or progress[-1]["step"] < config.steps:
@@ -234,7 +235,7 @@ plots.show(
 )
 
 # %% [markdown]
-# What do wrong pixels look like? Compare each prediction with the truth beside it.
+# What do the wrong pixels look like? Compare each prediction with the truth beside it.
 
 # %% tags=["reader"]
 samples = [split[0] for split in test.values()]
@@ -245,7 +246,7 @@ figure = plots.prediction_grid(
 plots.show(figure, "The first test scene of every domain, its truth, and what the network trained on clear predicts.")
 
 # %% [markdown]
-# Class by class: which ones does the network still find, and which vanish first?
+# Class by class: which ones does the network still find, and which are lost first?
 
 # %% tags=["reader"]
 classes = pd.DataFrame({name: score["iou"] for name, score in scores.items()}, dtype=float).dropna(how="all")
@@ -257,22 +258,22 @@ plots.show(
 # %% [markdown]
 # ## Pitfalls
 #
-# - **Averaging over images.** The mIoU of the data set is computed from *one* confusion matrix; the mean of the images'
-#   mIoUs is another, larger or smaller number.
-# - **Classes that do not occur.** They have no IoU. Counting them as 0 or as 100 changes everything on small test sets.
-# - **Void.** Pixels without a label are left out of the truth, but a network may predict what it likes there.
-# - **Choosing the best epoch on the target.** It uses labels that a zero-shot method does not have. We report the last
-#   step, always; 07 shows what the difference is worth.
+# - **Averaging over images.** The mIoU of the data set is computed from *one* confusion matrix; the mean of the mIoUs
+#   of the images is a different number, which may be larger or smaller.
+# - **Classes that do not occur.** They have no IoU. Counting them as 0 or as 100 makes a large difference on small
+#   test sets.
+# - **Void.** Pixels without a label are not counted, so the network may predict anything there.
+# - **Choosing the best epoch on the target.** It uses labels that a zero-shot method does not have. We always report
+#   the last step; 07 shows how much the choice matters.
 
 # %% [markdown]
 # ## Try it
 #
-# **1. Predict:** in the 4x4 example, call the whole picture class 0. What are pixel accuracy and mIoU?
+# **1. Predict:** in the 4x4 example, predict class 0 for the whole picture. What are the pixel accuracy and the mIoU?
 #
 # <details><summary>Solution</summary>
 #
-# Ten of fifteen pixels are right: the accuracy is 10/15. The IoU is 10/15 for class 0 and 0 for class 1, so the mIoU is
-# half the accuracy. It notices that a class has been given up.
+# Ten of fifteen pixels are right: the accuracy is 10/15. The IoU is 10/15 for class 0 and 0 for class 1, so the mIoU is half the accuracy. The mIoU notices that a class has been given up.
 # ```python
 # evaluation.iou(np.array([[10, 0], [5, 0]]))
 # ```
@@ -299,14 +300,16 @@ plots.show(
 #     label = evaluation.predict(model, (sample.image * factor).astype(np.uint8))
 #     print(factor, (label == sample.label).mean())
 # ```
-# Darkness alone explains only part of the gap; lights, noise and missing colour do the rest.
+# Darkness alone explains only part of the gap; lights, noise and missing colour account for the rest.
 # </details>
 
 # %% [markdown]
 # ## Recap
 #
-# We can measure now: one confusion matrix, one IoU a class, one mean. The network has converged on clear and still
-# fails elsewhere, so more of the same training will not help; it needs other images.
+# We can now measure: one confusion matrix, one IoU per class, one mean. The network has learnt clear weather and
+# fails at night. It still gained on clear in the second half of its training, but the loss at night is several times
+# larger than that gain. More of the same training is therefore unlikely to close the gap; the network needs other
+# images.
 
 # %%
 metrics = trained.record | {"convergence": progress} | evaluation.by_domain(scores)

@@ -18,12 +18,12 @@
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/zodi-companion/zodi/blob/v0.1.0/notebooks/02_diffusion.ipynb)
 #
-# **In one sentence.** A network that has learnt to tell image from noise is given nothing but noise; step by step, what
-# it takes for noise is removed, and what remains is an image that nobody has ever seen.
+# **In one sentence.** A network that has learnt to tell image from noise is given nothing but noise. Step by step we
+# remove what it takes to be noise, and an image remains that nobody has seen before.
 #
-# **What you will learn:** why we work on *latents*, and what the VAE loses · adding noise, in one line · what the
+# **What you will learn:** why we work on *latents*, and what the VAE loses · adding noise in one line · what the
 # network is trained to predict, and at which times that is hard · one DDIM step by hand, then the whole loop · how a
-# prompt steers it: *guidance* · what the number of steps and fresh noise do.
+# prompt steers it: *guidance* · the effect of the number of steps and of fresh noise.
 #
 # **What you need:** some PyTorch, and the problem from [01 The domain gap](01_domain_gap.ipynb). No knowledge of
 # diffusion.
@@ -31,7 +31,7 @@
 # **How long it takes:** an hour to read, a minute or two to run on two CPU cores.
 
 # %% [markdown]
-# On Google Colab this cell gets the course and installs what is missing; anywhere else it does nothing.
+# On Google Colab this cell fetches the course and installs what is missing; elsewhere it does nothing.
 
 # %%
 import sys
@@ -44,8 +44,8 @@ if "google.colab" in sys.modules and not Path("../pyproject.toml").exists():
     print("Installed. If Colab asks for it, restart the runtime before you go on.")
 
 # %% [markdown]
-# `zodi.diffusion` loads a model and moves between images and latents. `zodi.sampling` draws; its loop is written out
-# here, line by line.
+# `zodi.diffusion` loads a model and converts images to latents and back. `zodi.sampling` draws; here its loop is
+# written out line by line.
 
 # %%
 import time
@@ -67,7 +67,7 @@ plots.use_theme()
 start = time.perf_counter()
 
 # %% [markdown]
-# The parameters. `make reproduce` fills in other values; these make the notebook run on its own.
+# The parameters. `make reproduce` fills in other values; with these, the notebook runs on its own.
 
 # %% tags=["parameters"]
 domain: str = "snow"  # what the scenes are drawn as, one of the renderer's domains
@@ -80,8 +80,8 @@ out: str = "../results/course/diffusion"  # folder of this notebook's results
 # %% [markdown]
 # ## The result first
 #
-# The model gets a sentence, a *layout* (which class is where) and noise. No photograph, no rendered image. The part
-# that reads the layout is called ControlNet; here it is a black box, and [03](03_layout_to_image.ipynb) opens it.
+# The model gets a sentence, a *layout* (which class is where) and noise, but no photograph and no rendered image. The
+# part that reads the layout is called a ControlNet. Here it is a black box; [03](03_layout_to_image.ipynb) opens it.
 
 # %%
 mini = diffusion.load(model)
@@ -94,7 +94,7 @@ embeds = {name: diffusion.embed(mini, [DOMAINS[name].prompt + PROMPT_SUFFIX]) fo
 negative_embeds = diffusion.embed(mini, [NEGATIVE_PROMPT])
 
 # %% [markdown]
-# The same scenes as images, for later: in clear weather, to take apart, and in the domain, to compare with.
+# The same scenes as images, for later: in clear weather, as input, and in the target domain, for comparison.
 
 # %%
 clear = np.stack([scenes.render(scene_seed, SOURCE).image for scene_seed in scene_seeds])
@@ -102,8 +102,8 @@ truth = np.stack([scenes.render(scene_seed, domain).image for scene_seed in scen
 z0 = diffusion.encode(mini, torch.from_numpy(clear))
 
 # %% [markdown]
-# One noise, one layout, two sentences. After every step we keep what is there. All that happens inside the call is
-# written out below.
+# One noise, one layout, two sentences. We keep the intermediate result after every step. Everything that happens
+# inside the call is written out below.
 
 # %%
 generator = torch.Generator().manual_seed(seed)
@@ -117,7 +117,7 @@ for name, film in films.items():
     )  # fmt: skip
 
 # %% [markdown]
-# What is kept are *latents*; the model's decoder turns them into pictures.
+# We have kept *latents*; the model's decoder turns them into pictures.
 
 # %%
 shown = np.linspace(0, num_inference_steps, 4).round().astype(int)
@@ -131,9 +131,10 @@ plots.show(
 # %% [markdown]
 # ## Latents: a smaller place to work in
 #
-# Diffusion on pixels is slow. A *VAE* has learnt to squeeze an image $x$ into a small array, the latent $z_0 = E(x)$,
-# and to unfold it again, $D(z_0) \approx x$. It was trained before the diffusion and stays as it is. Its values are
-# scaled to about unit variance over all images, because noise of unit variance is going to be mixed in.
+# Diffusion on pixels is slow. A *VAE* has learnt to compress an image $x$ into a small array, the latent $z_0 =
+# E(x)$, and to expand it again, $D(z_0) \approx x$. It was trained before the diffusion model and is not changed
+# afterwards. The latents are scaled to about unit variance over all images, because noise of unit variance will be
+# added to them.
 
 # %% tags=["nbval-check-output"]
 pd.Series(
@@ -145,7 +146,7 @@ pd.Series(
 ).to_frame()
 
 # %% [markdown]
-# What does the squeezing cost? There and back, without any diffusion:
+# What does the compression cost? We encode and decode without any diffusion:
 
 # %%
 round_trips = diffusion.decode(mini, z0).numpy()
@@ -157,8 +158,8 @@ plots.show(
 )
 
 # %% [markdown]
-# The difference has the outlines of the things in the scene. A pixel of the latent stands for a square of the image,
-# and what is thinner than the square is lost first. Class by class, with the classes known from the label maps:
+# The difference shows the outlines of the objects in the scene. One pixel of the latent stands for a square of the
+# image, and whatever is thinner than that square is lost first. The label maps let us measure this class by class:
 
 # %%
 lost = {name: errors[labels == i].mean() for i, name in enumerate(CITYSCAPES.names) if (labels == i).sum() > 100}
@@ -172,9 +173,9 @@ plots.show(
 # %% [markdown]
 # ## Forward: adding noise
 #
-# Time $t$ runs from 0 (image) to 999 (noise). Each tick keeps most of the latent and mixes in a little Gaussian noise:
+# Time $t$ runs from 0 (image) to 999 (noise). Each tick keeps most of the latent and adds a little Gaussian noise:
 # $z_t = \sqrt{1 - \beta_t}\, z_{t-1} + \sqrt{\beta_t}\, \epsilon_t$. Sums of Gaussians are Gaussian, so all ticks up
-# to $t$ make one jump, with $\bar\alpha_t = \prod_{s \le t} (1 - \beta_s)$:
+# to $t$ can be combined into one jump, with $\bar\alpha_t = \prod_{s \le t} (1 - \beta_s)$:
 #
 # $$ z_t = \sqrt{\bar\alpha_t}\, z_0 + \sqrt{1 - \bar\alpha_t}\, \epsilon, \qquad \epsilon \sim \mathcal N(0, 1) . $$
 #
@@ -193,9 +194,9 @@ def add_noise(z, eps, t):
 assert torch.allclose(add_noise(z0, noise[0], 600), mini.scheduler.add_noise(z0, noise[0], torch.tensor([600])))
 
 # %% [markdown]
-# The two weights are all there is to a *noise schedule*. Their squares add up to one, so the variance stays. The
-# *signal-to-noise ratio* $\bar\alpha_t / (1 - \bar\alpha_t)$ says the same on one scale, in decibels: 0 dB is as much
-# image as noise.
+# These two weights are all there is to a *noise schedule*. Their squares add up to one, so the variance stays the
+# same. The *signal-to-noise ratio* $\bar\alpha_t / (1 - \bar\alpha_t)$ expresses the same thing on one scale, in
+# decibels: at 0 dB there is as much image as noise.
 
 # %%
 t_axis = np.arange(1000)
@@ -216,7 +217,7 @@ plots.show(
 )
 
 # %% [markdown]
-# What does a time still know of the image? The decoder shows it.
+# How much of the image is left at each time? The decoder shows it.
 
 # %%
 times = [100, 300, 500, 700, 900]
@@ -229,13 +230,14 @@ plots.show(
 # %% [markdown]
 # ## What the network predicts
 #
-# The network, a *UNet*, looks at $z_t$, at $t$ and at the prompt, and shall say which part is image and which is noise.
-# It may answer with the noise $\epsilon$, as Stable Diffusion does, or with the *velocity*
+# The network, a *UNet*, looks at $z_t$, at $t$ and at the prompt, and should say which part is image and which is
+# noise. It may answer with the noise $\epsilon$, as Stable Diffusion does, or with the *velocity*
 #
 # $$ v = \sqrt{\bar\alpha_t}\, \epsilon - \sqrt{1 - \bar\alpha_t}\, z_0 , $$
 #
-# as ours does. With an angle, $\cos\varphi = \sqrt{\bar\alpha_t}$ and $\sin\varphi = \sqrt{1 - \bar\alpha_t}$, the pair
-# $(z_t, v)$ is the pair $(z_0, \epsilon)$ turned by $\varphi$. Turning it back gives both answers at once:
+# as ours does. In terms of an angle with $\cos\varphi = \sqrt{\bar\alpha_t}$ and $\sin\varphi = \sqrt{1 -
+# \bar\alpha_t}$, the pair $(z_t, v)$ is the pair $(z_0, \epsilon)$ rotated by $\varphi$. Rotating it back gives both
+# answers at once:
 #
 # $$ \hat z_0 = \sqrt{\bar\alpha_t}\, z_t - \sqrt{1 - \bar\alpha_t}\, v, \qquad
 # \hat\epsilon = \sqrt{1 - \bar\alpha_t}\, z_t + \sqrt{\bar\alpha_t}\, v . $$
@@ -252,9 +254,9 @@ image_part, noise_part = split(add_noise(z0, noise[0], 700), true_v, 700)
 assert torch.allclose(image_part, z0, atol=1e-5) and torch.allclose(noise_part, noise[0], atol=1e-5)
 
 # %% [markdown]
-# At $t = 0$ the velocity is the noise, at $t = 999$ it is the image with a minus sign: the network always has to name
-# the part that is hidden. ([A1](A1_how_the_miniature_was_made.ipynb) tells why that matters for the night.) Here is the
-# network's answer; the ControlNet hands what it has read from the layout to the UNet.
+# At $t = 0$ the velocity is the noise; at $t = 999$ it is the image with a minus sign. The network always has to
+# predict the part that is hidden. ([A1](A1_how_the_miniature_was_made.ipynb) explains why this matters at night.) The
+# next cell computes the network's answer; the ControlNet passes what it has read from the layout to the UNet.
 
 
 # %%
@@ -269,11 +271,11 @@ def velocity(z, t, prompt, layout=control):
 # %% [markdown]
 # ## What it was trained to do
 #
-# Training is regression. Take an image, draw a time and a noise, mix, ask, and compare:
+# Training is regression. Take an image, draw a time and some noise, mix them, ask the network, and compare:
 #
 # $$ L = \mathbb E_{z_0, \epsilon, t}\, \lVert v_\theta(z_t, t, \text{prompt}, \text{layout}) - v \rVert^2 . $$
 #
-# The next cell is a whole training step of a diffusion model; only `loss.backward()` and the optimizer are missing.
+# The next cell is a complete training step of a diffusion model, apart from `loss.backward()` and the optimizer.
 
 
 # %%
@@ -287,9 +289,9 @@ t = torch.randint(1000, (), generator=generator).item()
 f"loss at t = {t}: {training_loss(z0, noise[0], t, embeds[SOURCE], control):.3f}"
 
 # %% [markdown]
-# Training averages over all times. We do not, and learn something: at which times is the question hard, and what do
-# prompt and layout help there? In the training both were left out now and then (the prompt replaced by the negative
-# one, the layout by black), so the network can answer without them.
+# Training averages over all times. Here we look at each time separately. At which times is the question hard, and how
+# much do the prompt and the layout help there? During training each of them was sometimes left out (the prompt
+# replaced by the negative one, the layout by black), so the network can also answer without them.
 
 # %%
 z_domain = diffusion.encode(mini, torch.from_numpy(truth))
@@ -310,15 +312,15 @@ plots.show(
 )
 
 # %% [markdown]
-# As long as the image shows through, it tells its weather itself: the lines with and without prompt lie on each other.
-# Close to pure noise only the prompt knows, and without it the loss shoots up. The layout helps at all times, and most
-# of all where the image is gone. This is why the first steps of the drawing decide the light, and why the prompt can
-# change it.
+# As long as the image shows through the noise, it reveals its own weather: the lines with and without the prompt
+# coincide. Close to pure noise only the prompt says what the weather is, and without it the loss rises sharply. The
+# layout helps at all times, most of all where nothing of the image is left. This is why the first steps of the
+# drawing decide the light, and why the prompt can change it.
 #
-# Whoever predicts noise has the same network under another loss: an error $\delta$ in $v$ is an error
-# $\sqrt{\bar\alpha_t}\,\delta$ in $\hat\epsilon$ and $-\sqrt{1 - \bar\alpha_t}\,\delta$ in $\hat z_0$. So near pure
-# noise, where $\bar\alpha_t$ vanishes, the noise is easy to name and the image hard, and near the image it is the
-# other way round.
+# Predicting the noise instead amounts to training the same network with a different loss: an error $\delta$ in $v$ is
+# an error $\sqrt{\bar\alpha_t}\,\delta$ in $\hat\epsilon$ and $-\sqrt{1 - \bar\alpha_t}\,\delta$ in $\hat z_0$. So
+# near pure noise, where $\bar\alpha_t$ vanishes, the noise is easy to predict and the image is hard; near the image
+# it is the other way round.
 
 # %%
 z_t = add_noise(z0, noise[0], 700)
@@ -330,8 +332,8 @@ assert np.isclose((guess - z0).square().mean(), (1 - ac[700]) * in_v, rtol=1e-3)
 # %% [markdown]
 # ## One guess is not enough
 #
-# If the network names the clean latent at any time, why not ask once and be done? Because of the loss. Many images
-# could hide under the same noise, and the answer with the smallest *squared* error is their mean.
+# If the network can predict the clean latent at any time, why not ask once and be done? The reason is the loss. Many
+# images could be hidden under the same noise, and the answer with the smallest *squared* error is their mean.
 
 
 # %%
@@ -353,14 +355,14 @@ plots.show(
 # %% [markdown]
 # ## A step by hand
 #
-# So we do not jump, we walk: trust the guess a little, go to a time $p$ slightly below $t$, and ask again. A *DDIM*
-# step takes the guess apart and mixes it anew, with less noise:
+# So we walk instead of jumping: trust the guess a little, go to a time $p$ slightly below $t$, and ask again. A
+# *DDIM* step splits the latent into image and noise and mixes them again with less noise:
 #
 # $$ z_p = \sqrt{\bar\alpha_p}\, \hat z_0 + \sqrt{1 - \bar\alpha_p - \sigma^2}\, \hat\epsilon + \sigma n, \qquad
 # \sigma = \eta \sqrt{\tfrac{1 - \bar\alpha_p}{1 - \bar\alpha_t}} \sqrt{1 - \tfrac{\bar\alpha_t}{\bar\alpha_p}} . $$
 #
-# It is the equation of the forward process, with the guesses in place of the truth. $\eta$ says how much of the named
-# noise is exchanged for fresh noise $n$: none at 0 (DDIM), as much as in the original, slower DDPM at 1.
+# It is the equation of the forward process, with the guesses in place of the truth. $\eta$ says how much of the
+# predicted noise is replaced by fresh noise $n$: none at 0 (DDIM), and at 1 as much as in the original, slower DDPM.
 
 
 # %%
@@ -372,7 +374,7 @@ def ddim_step(z, v, t, p, n, eta=1.0):
 
 
 # %% [markdown]
-# The library `diffusers` makes the same step:
+# The library `diffusers` takes the same step:
 
 # %%
 scheduler = sampling.paper_scheduler(mini.scheduler)
@@ -388,8 +390,8 @@ for eta in (0.0, 1.0):
 # %% [markdown]
 # ## The loop
 #
-# $N$ steps visit the times $1 + k \lfloor 1000 / N \rfloor$ downwards and end at 0. That is all of sampling: noise in,
-# latents out. `model` is any function that returns a velocity.
+# $N$ steps visit the times $1 + k \lfloor 1000 / N \rfloor$ in descending order and end at 0. That is all there is to
+# sampling: noise in, latents out. `model` is any function that returns a velocity.
 
 
 # %%
@@ -409,7 +411,7 @@ def visited(steps):
 
 
 # %% [markdown]
-# Against the module, with the same noise:
+# We compare with the module, using the same noise:
 
 # %%
 drawn, beliefs = sample(partial(velocity, prompt=embeds[domain]), noise, visited(num_inference_steps))
@@ -420,7 +422,7 @@ reference = transfer.transfer_latents(
 assert torch.allclose(drawn, reference, atol=1e-3 * drawn.abs().max().item())
 
 # %% [markdown]
-# Watch what the network believes in on its way down.
+# Watch how the network's guess of the clean image changes on the way.
 
 # %%
 true_round_trips = diffusion.decode(mini, z_domain).numpy()
@@ -436,12 +438,12 @@ plots.show(
 # %% [markdown]
 # ## Guidance: more of what the prompt says
 #
-# A network that hears the prompt may still half ignore it. *Classifier-free guidance* asks twice, once with the prompt
-# and once with a *negative* prompt, and exaggerates the difference by the guidance scale $g$:
+# A network that is given a prompt may still half ignore it. *Classifier-free guidance* asks twice, once with the
+# prompt and once with a *negative* prompt, and multiplies the difference by the guidance scale $g$:
 #
 # $$ v = v_\theta(z, t, \text{negative}) + g\, \big( v_\theta(z, t, \text{prompt}) - v_\theta(z, t, \text{negative}) \big) . $$
 #
-# At $g = 1$ the negative prompt drops out; above, every step costs two evaluations.
+# At $g = 1$ the negative prompt cancels out; above 1, every step costs two evaluations.
 
 
 # %%
@@ -461,8 +463,8 @@ reference = transfer.transfer_latents(
 assert torch.allclose(drawn, reference, atol=1e-3 * drawn.abs().max().item())
 
 # %% [markdown]
-# How much is good? The same noise at rising scales, for two prompts. The number to watch is the colourfulness, the mean
-# difference of the largest and the smallest of red, green and blue.
+# How much guidance is good? We draw from the same noise at increasing scales, for two prompts. The number to watch is
+# the colourfulness: the mean difference between the largest and the smallest of red, green and blue.
 
 
 # %%
@@ -485,14 +487,15 @@ plots.show(
 )  # fmt: skip
 
 # %% [markdown]
-# Too little is pale, too much burns. The best scale belongs to the network, not to the method: this checkpoint brings
-# its own along (`defaults.guidance_scale`), and the paper uses 9 with Stable Diffusion.
+# Too little guidance leaves the picture pale; too much oversaturates it. The best scale depends on the network, not
+# on the method: this checkpoint comes with its own (`defaults.guidance_scale`), and the paper uses 9 with Stable
+# Diffusion.
 
 # %% [markdown]
 # ## Fresh noise or none
 #
-# With $\eta = 0$ the first noise decides everything. With $\eta = 1$ each step brings new noise, so that one start
-# leads to many ends.
+# With $\eta = 0$ the initial noise decides everything. With $\eta = 1$ each step adds new noise, so one start can
+# lead to many results.
 
 # %%
 start_noise = noise[0][:1]
@@ -501,7 +504,7 @@ ends = [sample(drawing, [start_noise, *n], visited(num_inference_steps), eta)[0]
 assert torch.equal(ends[1], ends[3])
 
 # %% [markdown]
-# Which things stay the same in all of them? Those that the layout fixes.
+# What stays the same in all of them? Whatever the layout fixes.
 
 # %%
 one, without, other, _ = diffusion.decode(mini, torch.cat(ends)).numpy()
@@ -515,8 +518,8 @@ plots.show(
 # %% [markdown]
 # ## How many steps?
 #
-# Every step costs the same, so time is proportional to their number. What do they buy? We draw all scenes with a third
-# of our number of steps up to almost three times as many, with and without fresh noise.
+# Every step costs the same, so the time is proportional to the number of steps. What do we gain from more of them? We
+# draw all scenes with between a third and almost three times our usual number of steps, with and without fresh noise.
 
 # %%
 counts = sorted({max(2, num_inference_steps * k // 3) for k in (1, 2, 4, 8)})
@@ -536,8 +539,8 @@ plots.show(
 )
 
 # %% [markdown]
-# In numbers, over all scenes, against the true ones: how far is the brightness off, how far is the picture, and how
-# much detail is there?
+# In numbers, over all scenes and compared with the true ones: how far off is the brightness, how far off is the
+# picture, and how much detail is there?
 
 # %%
 quality = pd.DataFrame(
@@ -553,7 +556,7 @@ quality = pd.DataFrame(
 )
 
 # %% [markdown]
-# Quality against time; the points are the numbers of steps.
+# Quality against time; each point is one number of steps.
 
 # %%
 panels = {"brightness": "brightness error (grey levels)", "distance": "distance (grey levels)", "detail": "detail (%)"}
@@ -570,15 +573,15 @@ plots.show(
 )
 
 # %% [markdown]
-# From eight steps on the brightness is right and the distance stands still; what more steps buy is detail. Without
-# fresh noise there is more of it, with fresh noise the picture is a little closer. And four steps are too dark, for a
-# reason that can be repaired: look at the time from which they start, then at the second pitfall.
+# From eight steps on, the brightness is right and the distance no longer changes; further steps only add detail.
+# Without fresh noise there is more detail; with fresh noise the picture is a little closer to the truth. Four steps
+# are too dark, for a reason that can be repaired: look at the time at which they start, then at the second pitfall.
 
 # %% [markdown]
 # ## Draw your own
 #
-# All settings of this notebook in one place: layout on the left, what the model draws from noise in the middle, the
-# renderer's truth on the right.
+# All settings of this notebook in one place. The layout is on the left, the model's drawing from noise in the middle,
+# and the renderer's true image on the right.
 
 
 # %%
@@ -593,7 +596,7 @@ def draw(scene, prompt, steps, guidance, eta, noise_seed):
 
 
 # %% [markdown]
-# Keep the layout and change the noise: what changes with it, and what is fixed?
+# Keep the layout and change the noise. What changes with it, and what stays fixed?
 
 # %%
 slider = {"continuous_update": False}
@@ -615,12 +618,12 @@ explore.Explorer(
 # %% [markdown]
 # ## Pitfalls
 #
-# - **Time is not a step.** $t$ counts to 999 whatever the number of steps; the network only knows $t$.
-# - **Noise that is not noise enough.** The paper's times begin below 999 (751 with four steps), yet the walk gets
-#   pure noise there, where the network expects a rest of an image. The fewer steps, the larger the lie; exercise 2
-#   repairs it.
-# - **Velocity taken for noise.** The two have the same shape, so nothing fails; exercise 3 shows what you get. The
-#   checkpoint says which it is, `scheduler.config.prediction_type`.
+# - **Time is not a step.** $t$ counts up to 999 whatever the number of steps, and the network only sees $t$.
+# - **Too much noise at the start.** The paper's times begin below 999 (at 751 with four steps), yet sampling starts
+#   from pure noise, while at that time the network expects some of the image to remain. The fewer the steps, the
+#   larger the mismatch; exercise 2 repairs it.
+# - **Velocity taken for noise.** The two have the same shape, so there is no error message; exercise 3 shows the
+#   result. The checkpoint says which of the two it predicts, in `scheduler.config.prediction_type`.
 # - **A forgotten scaling factor.** Unscaled latents have the wrong variance for the schedule. `diffusion.encode` and
 #   `diffusion.decode` take care of it.
 
@@ -636,11 +639,11 @@ explore.Explorer(
 # single = diffusion.decode(mini, sample(plain, noise[:2], [999])[0])[0].numpy()
 # plots.show(plots.image_grid([[layouts[0], single, truth[0]]], ["layout", "one step", "truth"]), "A single guess.")
 # ```
-# The mean of all images that fit prompt and layout: the light is right and the large areas too, everything that may
-# vary from image to image is a blur.
+# It is the mean of all images that fit the prompt and the layout. The light and the large areas are right; everything that can vary from image to image is blurred.
 # </details>
 #
-# **2. Modify:** let four steps begin at 999, where the noise is pure: 999, 749, 499, 249. Compare with `visited(4)`.
+# **2. Modify:** let four steps begin at 999, where there is only noise: 999, 749, 499, 249. Compare with
+# `visited(4)`.
 #
 # <details><summary>Solution</summary>
 #
@@ -651,12 +654,11 @@ explore.Explorer(
 # off = [f"{name}: {np.abs(images.astype(int) - true_round_trips).mean():.1f}" for name, images in pair.items()]
 # plots.show(plots.image_grid([[images[0] for images in pair.values()]], off), "Distance to the true scenes.")
 # ```
-# The same time, a better picture: what the network is told about the noise is now true. The distance falls even below
-# that of many steps in the figure. S. Lin et al. call the two choices *leading* and *trailing*; the paper's program
+# It takes the same time and gives a better picture: what the network is told about the noise is now true. The distance is even smaller than that of many steps in the figure. S. Lin et al. call the two choices *leading* and *trailing*; the paper's program
 # uses the first, and so do we.
 # </details>
 #
-# **3. Break:** hand the sampler the noise where it expects the velocity. What is drawn?
+# **3. Break:** give the sampler the noise where it expects the velocity. What does it draw?
 #
 # <details><summary>Solution</summary>
 #
@@ -673,9 +675,10 @@ explore.Explorer(
 # %% [markdown]
 # ## Recap
 #
-# The encoder makes images small. Mixing in noise is one line and needs no network. The network has learnt to name what
-# is hidden, image or noise; one guess is a blur, many small steps are an image. Guidance exaggerates what the prompt
-# changes. The image began as noise, and nothing of a given photograph was in it: how to keep one is the next question.
+# The encoder makes images small. Adding noise is one line and needs no network. The network has learnt to predict
+# what is hidden, image or noise. One guess is a blur; many small steps give an image. Guidance exaggerates what the
+# prompt changes. The image began as noise and contained nothing of any photograph. How to keep a given photograph is
+# the next question.
 
 # %%
 metrics = {
@@ -689,8 +692,8 @@ settings = {"model": model, "num_inference_steps": num_inference_steps, "scene_c
 _ = runs.save_metrics(out, "diffusion", settings, metrics, time.perf_counter() - start)
 
 # %% [markdown]
-# **Next:** [03 Layout-to-image](03_layout_to_image.ipynb): the same walk, but starting from an image that shall be
-# kept.
+# **Next:** [03 Layout-to-image](03_layout_to_image.ipynb): the same walk, but starting from an image that we want to
+# keep.
 #
 # **References.** The paper, Section 3 (diffusion models) · J. Ho, A. Jain, P. Abbeel, *Denoising Diffusion
 # Probabilistic Models*, NeurIPS 2020 · J. Song, C. Meng, S. Ermon, *Denoising Diffusion Implicit Models*, ICLR 2021 ·

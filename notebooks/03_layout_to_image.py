@@ -18,20 +18,20 @@
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/zodi-companion/zodi/blob/v0.1.0/notebooks/03_layout_to_image.ipynb)
 #
-# **In one sentence.** *Stochastic inversion* adds noise to the latent of an image, lets the diffusion model say which
-# noise it believes was added, and starts the redrawing from that noise, so that the new image keeps the old scene.
+# **In one sentence.** *Stochastic inversion* adds noise to the latent of an image, asks the diffusion model which
+# noise was added, and starts redrawing from the model's answer, so that the new image keeps the old scene.
 #
-# **What you will learn:** what a ControlNet adds, and what happens without the layout, with a wrong one and with wrong
-# colours · stochastic inversion in three lines · what pure noise, SDEdit, DDIM inversion and stochastic inversion keep
-# of a scene, measured against the *true* target images · what the strength does · two oddities of the authors'
-# program.
+# **What you will learn:** what a ControlNet adds, and what happens without the layout, with a wrong one and with
+# wrong colours · stochastic inversion in three lines · what pure noise, SDEdit, DDIM inversion and stochastic
+# inversion keep of a scene, measured against the *true* target images · what the strength does · two oddities in the
+# authors' program.
 #
 # **What you need:** [02 Diffusion in one hour](02_diffusion.ipynb): latents, $\bar\alpha_t$, the DDIM step, guidance.
 #
 # **How long it takes:** an hour to read, two minutes to run on two CPU cores.
 
 # %% [markdown]
-# On Google Colab this cell gets the course and installs what is missing; anywhere else it does nothing.
+# On Google Colab this cell fetches the course and installs what is missing; elsewhere it does nothing.
 
 # %%
 import sys
@@ -44,8 +44,8 @@ if "google.colab" in sys.modules and not Path("../pyproject.toml").exists():
     print("Installed. If Colab asks for it, restart the runtime before you go on.")
 
 # %% [markdown]
-# `zodi.diffusion` loads a model and moves between images and latents, `zodi.sampling` has a function for
-# every method, and `zodi.transfer` calls them.
+# `zodi.diffusion` loads a model and converts images to latents and back, `zodi.sampling` has a function for every
+# method, and `zodi.transfer` calls them.
 
 # %%
 import time
@@ -65,7 +65,7 @@ plots.use_theme()
 start = time.perf_counter()
 
 # %% [markdown]
-# The parameters. `make reproduce` fills in other values; these make the notebook run on its own.
+# The parameters. `make reproduce` fills in other values; with these, the notebook runs on its own.
 
 # %% tags=["parameters"]
 domain: str = "night"  # target domain, one of the renderer's
@@ -78,8 +78,8 @@ out: str = "../results/course/layout_to_image"  # folder of this notebook's resu
 # %% [markdown]
 # ## The task
 #
-# A few scenes that the model has never seen. The renderer knows each of them in every domain, so there is a *truth* to
-# compare with, which no real data set has.
+# We take a few scenes that the model has never seen. The renderer can draw each of them in every domain, so there is
+# a *truth* to compare with, which no real data set offers.
 
 # %%
 mini = diffusion.load(model)
@@ -92,8 +92,8 @@ keys = [str(scene_seed) for scene_seed in scene_seeds]
 common = {"defaults": mini.defaults, "num_inference_steps": num_inference_steps, "seed": seed}
 
 # %% [markdown]
-# What goes in is the image, the layout and a prompt. What shall come out is the same street in other weather, so that
-# the label map stays true.
+# The image, the layout and a prompt go in. The same street in different weather should come out, so that the label
+# map stays true.
 
 
 # %%
@@ -112,9 +112,9 @@ plots.show(
 # %% [markdown]
 # ## What the ControlNet adds
 #
-# A sentence cannot say where the pavement ends. A *ControlNet* can: it is a copy of the UNet's first half which reads
-# the layout besides $z_t$. Its outputs $c_i$ are added to the features $h_i$ that the UNet hands from its first to its
-# second half; nothing else changes:
+# A sentence cannot say where the pavement ends. A *ControlNet* can: it is a copy of the UNet's first half that reads
+# the layout as well as $z_t$. Its outputs $c_i$ are added to the features $h_i$ that the UNet passes from its first
+# half to its second; nothing else changes:
 #
 # $$ h_i \leftarrow h_i + c_i(z_t, t, \text{prompt}, \text{layout}) . $$
 
@@ -135,7 +135,7 @@ def predict(z, t, embeds, layout=control):
 
 
 # %% [markdown]
-# How many such outputs are there, and on which scales? Large arrays can say *where*, small ones *what*.
+# How many such outputs are there, and at which scales? Large arrays can say *where*, small ones *what*.
 
 # %% tags=["nbval-check-output"]
 with torch.inference_mode():
@@ -144,11 +144,12 @@ sizes = pd.Series([f"{c.shape[2]} x {c.shape[3]}" for c in (*down, mid)])
 sizes.value_counts(sort=False).rename_axis("rows x columns").rename("outputs").to_frame()
 
 # %% [markdown]
-# Now what it is worth. We draw in clear weather, because night hides what we want to see: once from pure noise, where
-# only prompt and layout are known, and once from the noised source. Four layouts: the scene's own, none (black), that
-# of another scene, and its own in other colours. `palette` names the colours. A ControlNet understands those that it
-# was trained with: the miniature's were Cityscapes', those of the public ControlNet for Stable Diffusion are ADE20K's.
-# (The authors' program hands it Cityscapes' all the same; with `palette="ade20k"` both can be tried.)
+# How much does the layout contribute? We draw in clear weather, because night hides what we want to see: once from
+# pure noise, where only the prompt and the layout are known, and once from the noised source. We try four layouts:
+# the scene's own, none (black), that of another scene, and the scene's own in other colours. `palette` names the
+# colours. A ControlNet understands only the colours that it was trained with: those of Cityscapes for the miniature,
+# those of ADE20K for the public ControlNet for Stable Diffusion. (The authors' program gives it Cityscapes' colours
+# nevertheless; with `palette="ade20k"` both can be tried.)
 
 # %%
 black = np.zeros_like(layouts[0])
@@ -160,9 +161,9 @@ for method, s in (("controlnet_only", 1.0), ("stochastic_inversion", DOMAINS["cl
     rows.append([*plain, redraw(method=method, name="clear", palette="ade20k", strength=s)[0]])
 
 # %% [markdown]
-# Does the drawing keep to the label map? Then it has its edges where the classes change. One number for it: how much
-# larger the differences of neighbouring pixels are on the borders of classes than elsewhere; 1 means that nothing is
-# kept.
+# If the drawing follows the label map, its edges are where the classes change. One number measures this: how many
+# times larger the differences between neighbouring pixels are on the borders between classes than elsewhere; 1 means
+# that nothing of the layout is kept.
 
 
 # %%
@@ -183,15 +184,16 @@ plots.show(
 )  # fmt: skip
 
 # %% [markdown]
-# Without a layout there is no street, only its colours. The layout of another scene is obeyed, even against the image.
-# And wrong colours are worse than they look: no error, no warning, and the pavement has become something else.
+# Without a layout there is no street, only its colours. The layout of another scene is followed, even against the
+# image. And wrong colours are worse than they look: there is no error and no warning, and the pavement has become
+# something else.
 
 # %% [markdown]
 # ## Stochastic inversion
 #
-# The layout says where a car is, not which car. That the image knows. The strength $s$ says how far to go back:
-# $t_\text{enc} = \lfloor 1000\, s \rfloor$. Three lines are the heart of the method. Add noise, ask for the noise, and
-# rebuild the latent with the *answer*:
+# The layout says where a car is, but only the image says which car. The strength $s$ sets how far to go back:
+# $t_\text{enc} = \lfloor 1000\, s \rfloor$. The heart of the method is three lines long. Add noise, ask for the
+# noise, and rebuild the latent with the *answer*:
 #
 # $$ z_{t} = \sqrt{\bar\alpha_{t}}\, z_0 + \sqrt{1 - \bar\alpha_{t}}\, \epsilon, \qquad
 # \hat\epsilon = \epsilon_\theta(z_t, t, \text{prompt}, \text{layout}), \qquad
@@ -208,7 +210,7 @@ eps_hat = predict(z_t, t_enc, prompt_embeds)
 z_hat = ac[t_enc].sqrt() * z0 + (1 - ac[t_enc]).sqrt() * eps_hat
 
 # %% [markdown]
-# These are the lines of the module, no more and no less:
+# The module does exactly the same:
 
 # %%
 reference = transfer.stochastic_inversion(
@@ -217,21 +219,21 @@ reference = transfer.stochastic_inversion(
 assert torch.allclose(z_hat, reference, atol=1e-4)
 
 # %% [markdown]
-# Why should that help? $\epsilon$ knows nothing of the scene. $\hat\epsilon$ does: where the model cannot tell noise
-# from image, part of the image has moved into it. With $\hat z_0$, the model's guess of the clean latent, the three
-# lines come down to one,
+# Why should that help? $\epsilon$ contains nothing of the scene, but $\hat\epsilon$ does: where the model cannot tell
+# noise from image, part of the image has moved into it. With $\hat z_0$, the model's guess of the clean latent, the
+# three lines reduce to one,
 #
 # $$ \hat z_t = z_t + \sqrt{\bar\alpha_t}\, (z_0 - \hat z_0) . $$
 #
-# What prompt and layout did not let the model guess is put in once more.
+# Whatever the model could not guess from $z_t$, the prompt and the layout is added a second time.
 
 # %%
 guess = (z_t - (1 - ac[t_enc]).sqrt() * eps_hat) / ac[t_enc].sqrt()
 assert torch.allclose(z_hat, z_t + ac[t_enc].sqrt() * (z0 - guess), atol=1e-4)
 
 # %% [markdown]
-# And what is it that the model did not guess? Look at the difference of the two noises, once where the transfer starts
-# and once at half the time.
+# And what did the model fail to guess? Look at the difference between the two noises, once where the transfer starts
+# and once at half that time.
 
 # %%
 half = t_enc // 2
@@ -247,14 +249,14 @@ plots.show(
 )
 
 # %% [markdown]
-# Late in the schedule it is the whole picture, with the things that no layout names (windows, markings, the colour of a
-# house), and with its *daylight* too, since the guess is already dark. Early it is only the edges.
+# Late in the schedule it is the whole picture, with everything that no layout names (windows, markings, the colour of
+# a house), and with its *daylight* too, since the guess is already dark. Early in the schedule it is only the edges.
 
 # %% [markdown]
 # ## The walk back
 #
-# From $\hat z_t$ it is the loop of [02](02_diffusion.ipynb), derived there: guided noise, a guess of the clean latent,
-# a DDIM step with fresh noise. Only the beginning is new. Of the $N$ times $1 + k \lfloor 1000 / N \rfloor$ we walk
+# From $\hat z_t$ on, we use the loop derived in [02](02_diffusion.ipynb): guided noise, a guess of the clean latent,
+# a DDIM step with fresh noise. Only the beginning is new. Of the $N$ times $1 + k \lfloor 1000 / N \rfloor$ we visit
 # the lowest $\lfloor s N \rfloor$.
 
 # %%
@@ -283,8 +285,8 @@ assert torch.allclose(z, reference, atol=1e-3 * z.abs().max().item())
 # ## The choices, side by side
 #
 # What else could one start from? *ControlNet only*: pure noise. *SDEdit*: the noised latent $z_t$ itself. *DDIM
-# inversion*: noise found by walking the whole way up. All get the same prompt, layout and strength. The *VAE round
-# trip* has no diffusion, the *photometric* change no model at all.
+# inversion*: noise found by following the DDIM steps all the way up. All of them get the same prompt, layout and
+# strength. The *VAE round trip* uses no diffusion, the *photometric* change no model at all.
 
 # %%
 by_method, seconds = {}, {}
@@ -296,7 +298,8 @@ for method in transfer.METHODS:
         seconds[method] = (time.process_time() - begin) / scene_count
 
 # %% [markdown]
-# Which of them keep the street, and which are in the new domain? Look at the cars and at the pavement's edge.
+# Which of them keep the street, and which have reached the new domain? Look at the cars and at the edge of the
+# pavement.
 
 # %%
 pictures = {name: result[0] for name, result in by_method.items()}
@@ -308,10 +311,10 @@ plots.show(
 )
 
 # %% [markdown]
-# One scene may mislead, so the numbers are means over all of ours. Two distances: how far from the *source* (is it
-# still the same picture?) and how far from the *truth* (is it the right one?), as mean absolute difference of grey
-# values, 0 to 255, lower is closer. And the contrast on borders, as above, which is best where it is as high as the
-# truth's.
+# One scene may mislead, so the numbers are means over all our scenes. There are two distances, from the *source* (is
+# it still the same picture?) and from the *truth* (is it the right one?). Both are mean absolute differences of grey
+# values, from 0 to 255; lower is closer. The third number is the contrast on borders, as above, which is best when it
+# equals the truth's.
 
 
 # %% tags=["distances"]
@@ -333,17 +336,17 @@ table.loc["truth"] = measure(truths)
 table.style.format("{:.1f}", na_rep="").format("{:.2f}", subset=["on borders"])
 
 # %% [markdown]
-# Read it with care. At this strength hardly anything of the source's latent is left at the start, so pure noise,
-# SDEdit and stochastic inversion draw almost the same picture, and the less of the source's daylight a method brings
-# along, the closer it comes to the truth. DDIM inversion brings most: windows and markings, and a grey light. The
-# photometric change is dark everywhere, but no lamp is lit. Which images *train* best is another question;
-# [A3](A3_tables.ipynb) counts.
+# Read the table with care. At this strength hardly anything of the source's latent is left at the start, so pure
+# noise, SDEdit and stochastic inversion draw almost the same picture, and the less daylight a method carries over
+# from the source, the closer it comes to the truth. DDIM inversion carries over most: windows and markings, and a
+# grey light. The photometric change is dark everywhere, but no lamp is lit. Which images *train* best is another
+# question; [05](05_adaptation.ipynb) asks it.
 
 # %% [markdown]
 # ## Strength
 #
-# Little strength keeps the image and its domain; much strength changes the domain and may lose the scene. At which
-# strength does it matter what one starts from? Stochastic inversion against SDEdit:
+# Low strength keeps the image and its domain; high strength changes the domain and may lose the scene. At which
+# strength does the starting point matter? We compare stochastic inversion with SDEdit:
 
 # %%
 strengths = [0.25, 0.5, 0.75, strength]
@@ -359,20 +362,21 @@ plots.show(
 )
 
 # %% [markdown]
-# The same over all scenes.
+# The same, averaged over all scenes:
 
 # %%
 lines = pd.DataFrame([{"method": m, "strength": s} | measure(results) for (m, s), results in redrawn.items()])
 lines.pivot(index="strength", columns="method", values=["to the source", "to the truth", "on borders"]).round(1)
 
 # %% [markdown]
-# At every strength stochastic inversion stays closer to the source: it puts back what the model did not guess, daylight
-# included. In the middle of the range daylight and prompt contradict each other, and the model answers with colours and
-# outlines that belong to no domain. The tipping point lies high, between the last two columns.
+# At every strength stochastic inversion stays closer to the source: it puts back what the model did not guess,
+# daylight included. In the middle of the range the daylight and the prompt contradict each other, and the model
+# answers with colours and outlines that belong to no domain. The tipping point is at a high strength, between the
+# last two columns of the figure.
 
 # %% [markdown]
-# The paper gives each domain a strength of its own, found for Stable Diffusion; a checkpoint may bring others. This
-# table holds both:
+# The paper gives each domain its own strength, found for Stable Diffusion; a checkpoint may come with others. The
+# table shows both:
 
 # %%
 pd.DataFrame({
@@ -383,8 +387,8 @@ pd.DataFrame({
 # %% [markdown]
 # ## The missing realignment
 #
-# One oddity of the authors' program, which we keep: the latent is noised at $t_\text{enc}$, but denoised as if it were
-# at the first time of the grid *below*. How much clean signal does the step assume, and how much is there?
+# We keep one oddity of the authors' program: the latent is noised at $t_\text{enc}$, but denoised as if it were at
+# the next *lower* time of the grid. How much clean signal does the step assume, and how much is there?
 
 # %%
 aligned = redraw(scene_count, align=True)
@@ -399,17 +403,17 @@ plots.show(
 )
 
 # %% [markdown]
-# The first step takes its latent for cleaner than it is, so the rest of daylight in it looks weak, and the prompt
-# wins. The oddity acts like more strength. Aligned, the rest of some scenes outweighs the prompt, and they stay day;
-# the strength would have to be chosen anew.
+# The first step assumes that its latent is cleaner than it is, so the daylight remaining in it looks weak and the
+# prompt wins. The oddity acts like additional strength. In the aligned variant the remaining daylight outweighs the
+# prompt in some scenes, and they stay bright; the strength would have to be chosen again.
 
 # %% [markdown]
 # ## One noise for all
 #
-# The second oddity: the authors' program restarts the seed for every image, so all images get the *same* noise
-# (`noise="paper"`). We seed by file name: still reproducible, but different for every image (`noise="per_image"`).
-# Does it show? We transfer every scene twice, with two seeds, and subtract. What is left of a scene is what the noise
-# has drawn.
+# The second oddity: the authors' program resets the seed for every image, so all images get the *same* noise
+# (`noise="paper"`). We seed by file name, which is still reproducible but different for every image
+# (`noise="per_image"`). Is the difference visible? We transfer every scene twice, with two seeds, and subtract. What
+# remains is what the noise has drawn.
 
 # %%
 effects = {}
@@ -423,7 +427,7 @@ pairs = np.triu_indices(scene_count, 1)
 similar = {name: matrix[pairs].mean() for name, matrix in similar.items()}
 
 # %% [markdown]
-# With the same noise the differences of *different* scenes resemble each other.
+# With the same noise, the differences for *different* scenes resemble each other.
 
 # %%
 rows = [[(127.5 + 3 * d).clip(0, 255).astype(np.uint8) for d in effects[name][:4]] for name in effects]
@@ -434,14 +438,14 @@ plots.show(
 )  # fmt: skip
 
 # %% [markdown]
-# Lamps light up and go out at the same places in every scene. A network that learns from such images sees one pattern
-# again and again, and may take it for a mark of the domain.
+# Lamps light up and go out in the same places in every scene. A network that learns from such images sees one pattern
+# again and again and may mistake it for a property of the domain.
 
 # %% [markdown]
 # ## Explore
 #
 # Every setting of this notebook in one place. Above: source, layout, truth. Below: the transferred image, its
-# difference to the source and its difference to the truth.
+# difference from the source and its difference from the truth.
 
 
 # %%
@@ -463,7 +467,7 @@ def draw(scene, domain, method, strength, guidance):
 
 
 # %% [markdown]
-# Try a low strength at night, then the same with another method.
+# Try a low strength at night, then the same strength with another method.
 
 # %%
 slider = {"continuous_update": False}
@@ -485,12 +489,14 @@ explore.Explorer(
 # %% [markdown]
 # ## Pitfalls
 #
-# - **Another palette.** A ControlNet that was trained with other colours reads another street, without any error.
-# - **Another guidance scale.** Large models bear the paper's value; small ones burn their colours with it. A checkpoint
-#   brings its own default along.
-# - **Augmenting image or layout alone.** A crop or flip must hit both; the last exercise shows who wins if not.
-# - **Judging by beauty.** The network in 05 is not impressed by it. What counts is whether labels stay true and whether
-#   the domain is right.
+# - **Another palette.** A ControlNet that was trained with other colours sees a different street, and no error is
+#   raised.
+# - **Another guidance scale.** Large models can cope with the paper's value; in small ones it oversaturates the
+#   colours. A checkpoint comes with its own default.
+# - **Augmenting image or layout alone.** A crop or flip has to be applied to both; the last exercise shows which of
+#   them wins otherwise.
+# - **Judging by beauty.** It does not impress the network in 05. What counts is whether the labels stay true and
+#   whether the domain is right.
 
 # %% [markdown]
 # ## Try it
@@ -503,12 +509,11 @@ explore.Explorer(
 # pictures = [redraw(strength=0.0)[0], redraw(strength=1.0)[0], by_method["controlnet_only"][0]]
 # plots.show(plots.image_grid([pictures], ["strength 0", "strength 1", "controlnet_only"]), "The extremes.")
 # ```
-# Strength 0 takes no step: the VAE round trip. Strength 1 encodes at $t = 999$, where the miniature has no signal left:
-# $\hat\epsilon = \epsilon$, nothing of the image goes in, and the method is *ControlNet only*, up to rounding.
+# Strength 0 takes no step and returns the VAE round trip. Strength 1 encodes at $t = 999$, where the miniature has no signal left: $\hat\epsilon = \epsilon$, nothing of the image goes in, and the method equals *ControlNet only*, up to rounding.
 # </details>
 #
-# **2. Modify:** clear the road. In clear weather, paint all cars, trucks and buses of the layout in the colour of the
-# road and draw from pure noise, then from the source at strength 0.5. Who believes you?
+# **2. Modify:** clear the road. In clear weather, paint all cars, trucks and buses in the layout in the colour of the
+# road and draw from pure noise, then from the source at strength 0.5. Which of the two follows the layout?
 #
 # <details><summary>Solution</summary>
 #
@@ -522,12 +527,11 @@ explore.Explorer(
 # ]
 # plots.show(plots.image_grid([[edited, *pictures]], ["layout", "pure noise", "strength 0.5"]), "An empty road.")
 # ```
-# Both. From pure noise the road is simply empty. From the source the cars dissolve too, up to a smear: the colour of
-# the houses and the crossing come from the image, but what stands where is the layout's word.
+# Both. From pure noise the road is simply empty. From the source the cars dissolve too, apart from a smear: the colour of the houses and the crossing come from the image, but the layout decides what stands where.
 # </details>
 #
-# **3. Break:** flip the source images from left to right, but not their layouts. Which of the two wins at strength 0.3,
-# and which at this domain's own?
+# **3. Break:** flip the source images from left to right, but not their layouts. Which of the two wins at strength
+# 0.3, and which at the domain's own strength?
 #
 # <details><summary>Solution</summary>
 #
@@ -539,15 +543,15 @@ explore.Explorer(
 # row = [*flipped, *pictures, layouts[0]]
 # plots.show(plots.image_grid([row], ["source, flipped", "0.3", f"{strength}", "layout"]), "Who wins?")
 # ```
-# At low strength the image, at high strength the layout. A network that learns from such pairs learns from false
-# labels.
+# At low strength the image wins, at high strength the layout. A network that learns from such pairs learns from false labels.
 # </details>
 
 # %% [markdown]
 # ## Recap
 #
-# The layout goes in through the ControlNet, the scene through the noise: noise, ask, rebuild with the answer, denoise
-# with prompt and layout. How much of the scene is left is the strength's choice more than the method's.
+# The layout enters through the ControlNet, the scene through the noise: add noise, ask for it, rebuild with the
+# answer, denoise with prompt and layout. How much of the scene is left depends more on the strength than on the
+# method.
 
 # %%
 metrics = {
@@ -558,7 +562,8 @@ settings = {"model": model, "num_inference_steps": num_inference_steps, "scene_c
 _ = runs.save_metrics(out, "layout_to_image", settings, metrics, time.perf_counter() - start)
 
 # %% [markdown]
-# **Next:** [04 Transferring a data set](04_transferring_a_data_set.ipynb): every training image, once, to disk.
+# **Next:** [04 Transferring a data set](04_transferring_a_data_set.ipynb): every training image is transferred once
+# and written to disk.
 #
 # **References.** The paper, Section 3.1 (image transfer) · C. Meng et al., *SDEdit*, ICLR 2022 · J. Song, C. Meng, S.
 # Ermon, *Denoising Diffusion Implicit Models*, ICLR 2021 · Y. Zhang et al., *Inversion-Based Style Transfer with

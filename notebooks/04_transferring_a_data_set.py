@@ -18,19 +18,19 @@
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/zodi-companion/zodi/blob/v0.1.0/notebooks/04_transferring_a_data_set.ipynb)
 #
-# **In one sentence.** One transferred image is an experiment, a training set is a production: it must be quick, survive
-# an interruption, give the same images on every machine, and say which of them have gone wrong.
+# **In one sentence.** Transferring one image is an experiment; transferring a training set is a production run. It
+# has to be fast, survive interruptions, give the same images on every machine, and say which of them have gone wrong.
 #
-# **What you will learn:** what a data set costs, in network evaluations and hours · batches, and why they must not change
-# the result · a manifest with which a killed run goes on · sharing the work between processes · *fidelity*: which images
-# have lost their layout, which classes with it, and what can be done.
+# **What you will learn:** what a data set costs, in network evaluations and hours · batches, and why they must not
+# change the result · a manifest that lets a killed run continue · sharing the work between processes · *fidelity*:
+# which images have lost their layout, which classes are lost, and what can be done about it.
 #
 # **What you need:** [03 Layout-to-image](03_layout_to_image.ipynb) for the transfer of one image. No GPU.
 #
 # **How long it takes:** half an hour to read, two minutes to run on two CPU cores.
 
 # %% [markdown]
-# On Google Colab this cell gets the course and installs what is missing; anywhere else it does nothing.
+# On Google Colab this cell fetches the course and installs what is missing; elsewhere it does nothing.
 
 # %%
 import sys
@@ -43,7 +43,7 @@ if "google.colab" in sys.modules and not Path("../pyproject.toml").exists():
     print("Installed. If Colab asks for it, restart the runtime before you go on.")
 
 # %% [markdown]
-# `zodi.transfer` moves images, `zodi.transfer_folder` whole folders; `zodi.estimation` knows what fidelity is.
+# `zodi.transfer` transfers images, `zodi.transfer_folder` whole folders; `zodi.estimation` computes the fidelity.
 
 # %%
 import time
@@ -56,7 +56,7 @@ from zodi.transfer_folder import transfer_folder
 start = time.perf_counter()
 
 # %% [markdown]
-# For everything that looks closer:
+# For a closer look:
 
 # %% tags=["reader"]
 import hashlib
@@ -83,7 +83,7 @@ from zodi.support.results import read_manifest
 plots.use_theme()
 
 # %% [markdown]
-# The parameters. `make reproduce` fills in other values; these make the notebook run on its own.
+# The parameters. `make reproduce` fills in other values; with these, the notebook runs on its own.
 
 # %% tags=["parameters"]
 data: str = "../results/course/data"  # folder of the data set; rendered there when it is missing
@@ -100,9 +100,9 @@ reference_steps: int = 250  # length of the training of the network that looks f
 # %% [markdown]
 # ## Another problem than one image
 #
-# A transfer evaluates UNet and ControlNet once for the inversion and twice for every step, with the prompt and with the
-# negative prompt. At strength $s$, $\lfloor 20\, s \rfloor$ of the paper's 20 steps are walked. Cityscapes has 2,975
-# training images, and the paper has five target domains:
+# A transfer evaluates the UNet and the ControlNet once for the inversion and twice for every step, with the prompt
+# and with the negative prompt. At strength $s$, $\lfloor 20\, s \rfloor$ of the paper's 20 steps are taken.
+# Cityscapes has 2,975 training images, and the paper has five target domains:
 
 # %% tags=["reader"]
 cityscapes = 2975
@@ -115,8 +115,8 @@ Markdown(f"Together **{plan['evaluations in all'].sum():,}** evaluations of two 
 
 # %% [markdown]
 # A run of hours or days will be interrupted, and nobody will look at fifteen thousand pictures. So four things matter
-# that one image did not ask for: speed, the same result under all circumstances, going on after an interruption, and a
-# *measured* verdict on every image.
+# that did not matter for one image: speed, the same result under all circumstances, resuming after an interruption,
+# and a *measured* verdict on every image.
 #
 # The data set, the model, and the settings of the transfer:
 
@@ -132,9 +132,9 @@ config = transfer.domain_config(domain, method, **common)
 # %% [markdown]
 # ## Batches
 #
-# *Guidance* needs two predictions for the same latent. The authors' program calls the networks twice. Both predictions can
-# also be rows of *one* batch: negative prompt above, prompt below. First what both ways share, for four images at
-# $t = 500$:
+# *Guidance* needs two predictions for the same latent. The authors' program calls the networks twice. Both
+# predictions can also be rows of *one* batch: the negative prompt first, then the prompt. We begin with what the two
+# ways have in common, for four images at $t = 500$:
 
 # %% tags=["reader"]
 example = transfer.domain_config(domain, **common)
@@ -154,8 +154,8 @@ def predict(z, layout, embeds, t=500):
 
 
 # %% [markdown]
-# And the two ways. They must agree, because no row of a batch looks at another one: convolutions, attention and group
-# normalisation all work within an image.
+# Here are the two ways. They have to agree, because no row of a batch sees another one: convolutions, attention and
+# group normalisation all work within one image.
 
 
 # %% tags=["reader"]
@@ -173,7 +173,7 @@ assert torch.allclose(two_calls(z, control), one_call(z, control), atol=1e-4)
 
 
 # %% [markdown]
-# What is it worth on this machine? The median of five.
+# How much time does this save on this machine? We take the median of five measurements.
 
 
 # %% tags=["reader"]
@@ -191,8 +191,8 @@ two, one = (milliseconds(call, z[:1], control[:1]) for call in (two_calls, one_c
 Markdown(f"A guided step for one image: {two:.0f} ms in two calls, {one:.0f} ms in one, {two / one:.2f} times as fast.")
 
 # %% [markdown]
-# Images can share a call as well. The same images once more, whole transfers this time, in batches of one, two, four and
-# eight:
+# Images can share a call as well. We take the same images again, with whole transfers this time, in batches of one,
+# two, four and eight:
 
 # %% tags=["reader"]
 speed, by_batch = {}, {}
@@ -208,9 +208,9 @@ for batch in [batch for batch in (1, 2, 4, 8) if batch <= len(sources)]:
     speed[batch] = len(part) / (time.perf_counter() - begin)
 
 # %% [markdown]
-# A processor core is busy with a single image, so here a batch wins little. A graphics card has thousands of units that one
-# small image leaves idle: there, batches and half precision together make the transfer several times as fast
-# ([A2](A2_paper_scale.ipynb) has it measured).
+# A single image already keeps a processor core busy, so here a batch gains little. A graphics card has thousands of
+# units that one small image leaves idle: there, batches and half precision together make the transfer several times
+# as fast ([A2](A2_paper_scale.ipynb) has the measurements).
 
 # %% tags=["reader"]
 figure, ax = plt.subplots(figsize=(4, 2.4), layout="constrained")
@@ -228,10 +228,10 @@ plots.show(
 # %% [markdown]
 # ## The same noise, whatever the batch
 #
-# Another batch size, another order, a run that was resumed: the image must not change, or else nobody can repeat the
-# experiment. The networks are not the danger; the *noise* is. One random generator for the whole run hands its numbers
-# out in the order of the images. We give every image a generator of its own, seeded by the run's seed and the image's
-# name:
+# Another batch size, another order, a resumed run: the image must not change, or nobody can repeat the experiment.
+# The danger is not the networks but the *noise*. A single random generator for the whole run would hand out its
+# numbers in the order of the images. We give every image its own generator, seeded with the run's seed and the
+# image's name:
 
 # %% tags=["reader"]
 key = few[0].key
@@ -240,7 +240,8 @@ own = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") & (2**63 -
 assert torch.equal(torch.randn(8, generator=own), torch.randn(8, generator=runs.generator_for(key, seed)))
 
 # %% [markdown]
-# The runs of the figure above were a test of it. One more in reversed order, and one with another seed for comparison:
+# The runs in the figure above already test this. We add one in reversed order, and one with another seed for
+# comparison:
 
 # %% tags=["reader"]
 rows = few[::-1]
@@ -249,8 +250,8 @@ backwards = transfer.transfer_images(mini, *arguments, example)[::-1]
 (other,) = transfer.transfer_images(mini, *(part[-1:] for part in arguments), replace(example, seed=seed + 1))
 
 # %% [markdown]
-# Compared with batches of one. Rounding in the last digit of a float32 depends on the size of a batch, and now and then
-# tips a pixel over to the next of 256 grey values. More must not happen.
+# We compare with batches of one. The rounding of a float32's last digit depends on the batch size and occasionally
+# moves a pixel to the next of the 256 grey values. Nothing more should happen.
 
 # %% tags=["reader"]
 runs_of_few = {f"batches of {batch}": by_batch[batch][: len(few)] for batch in speed if batch > 1}
@@ -269,8 +270,9 @@ same.round(3)
 # %% [markdown]
 # ## The whole folder
 #
-# `transfer_folder` walks through a folder of images and writes another one. It reads the next batch and writes the last
-# one while the networks work, and an image that cannot be read is an entry in its report, not the end of the run.
+# `transfer_folder` goes through a folder of images and writes another one. While the networks work, it reads the next
+# batch and writes the previous one. An image that cannot be read becomes an entry in the report; it does not end the
+# run.
 
 # %%
 report = transfer_folder(mini, images, labels, out, config, label_set, limit=limit or None, progress=False)
@@ -278,7 +280,7 @@ assert report.ok, report.errors
 pairs = datasets.FolderDataset(f"{out}/images", labels, label_set)
 
 # %% [markdown]
-# What it has done:
+# This is what it has done:
 
 # %% tags=["reader"]
 Markdown(
@@ -286,7 +288,7 @@ Markdown(
 )
 
 # %% [markdown]
-# Go through the pairs with the layout in mind: does every label still name what is there?
+# Go through the pairs with the layout in mind. Does every label still name what is there?
 
 # %% tags=["reader"]
 first_keys = pairs.keys[:4]
@@ -299,8 +301,9 @@ plots.show(figure, f"Training images and their transfer ({method}, {domain}). Th
 # %% [markdown]
 # ## The manifest
 #
-# Beside the images lies `manifest.jsonl`, one line a *finished* image, written after the image itself: its name and size,
-# the checksum of its file, the checksum of what it was made from, and the hash of all settings.
+# Next to the images there is a file `manifest.jsonl`, with one line per *finished* image, written after the image
+# itself: its name and size, the checksum of its file, the checksum of what it was made from, and the hash of all
+# settings.
 
 # %% tags=["reader"]
 lines = pd.DataFrame(read_manifest(out).values()).head(3).set_index("key")
@@ -311,9 +314,9 @@ lines
 # %% [markdown]
 # ## Stopped in the middle
 #
-# Let us pull the plug. A *hook* on the UNet lets three of four images pass and raises `KeyboardInterrupt`, what Ctrl-C
-# raises, in the middle of the last. (Four steps and batches of one, because only the book-keeping is of interest here;
-# all of it goes into a folder `demo` that disturbs nothing.)
+# Let us pull the plug. A *hook* on the UNet lets three of four images pass and raises `KeyboardInterrupt`, as Ctrl-C
+# does, in the middle of the last. (We use four steps and batches of one, because only the bookkeeping matters here;
+# everything goes into a separate folder `demo`.)
 
 # %% tags=["reader"]
 demo = Path(out) / "demo"
@@ -344,8 +347,8 @@ finally:
     hook.remove()
 
 # %% [markdown]
-# To make it worse, the file of the first image loses its second half, as after a full disk. What is there now? An image
-# counts as finished only if its line is in the manifest *and* the checksum of its file agrees.
+# To make matters worse, the file of the first image loses its second half, as if the disk had been full. What is
+# there now? An image counts as finished only if its line is in the manifest *and* the checksum of its file agrees.
 
 # %% tags=["reader"]
 keys = sources.keys[:4]
@@ -361,9 +364,10 @@ state["checksum agrees"] = [
 written = {key: files[key].stat().st_mtime_ns for key in keys if files[key].exists()}
 
 # %% [markdown]
-# All three finished images are in the manifest, also the one that was being written when the plug was pulled. A harder
-# end, such as a power cut, may leave an image without its line; it is done again, which costs seconds. The other way
-# round, a line without an image, would cost an experiment, and cannot happen. And the same call again:
+# All three finished images are in the manifest, including the one that was being written when the plug was pulled. A
+# more abrupt end, such as a power cut, may leave an image without its line; the image is then made again, which costs
+# seconds. The opposite, a line without an image, would ruin an experiment, and it cannot happen. We repeat the same
+# call:
 
 # %% tags=["reader"]
 again = transfer_folder(mini, images, labels, demo / "stopped", short, label_set, **small)
@@ -375,8 +379,8 @@ state.replace({True: "yes", False: "no"})
 # %% [markdown]
 # ## Settings do not mix
 #
-# A folder with some images of one strength and some of another looks like any other folder. So the settings are part of
-# it, and a run with others is refused:
+# A folder with some images made at one strength and some at another looks like any other folder. So the folder
+# records its settings, and a run with different ones is refused:
 
 # %% tags=["reader"]
 try:
@@ -388,9 +392,9 @@ except ValueError as error:
 # %% [markdown]
 # ## Shards
 #
-# Two machines, or two graphics cards, can share the work without talking to each other: with `shard=(i, n)` a process takes
-# every $n$-th image from the $i$-th on, and keeps a manifest of its own. On the command line that is `--shard 0/2` and
-# `--shard 1/2`. The union is the whole:
+# Two machines, or two graphics cards, can share the work without talking to each other: with `shard=(i, n)` a process
+# takes every $n$-th image, starting with the $i$-th, and keeps its own manifest. On the command line this is `--shard
+# 0/2` and `--shard 1/2`. Together the shards cover everything:
 
 # %% tags=["reader"]
 for i in (0, 1):
@@ -400,7 +404,7 @@ for manifest in sorted((demo / "shards").glob("manifest*.jsonl")):
     print(f"{manifest.name}: {', '.join(key for key in keys if key in manifest.read_text())}")
 
 # %% [markdown]
-# And the images are those of the run that was stopped, damaged and resumed:
+# And the images are the same as those of the run that was stopped, damaged and resumed:
 
 # %% tags=["reader"]
 whole, parts = (
@@ -413,19 +417,20 @@ assert np.abs(whole - parts).max() <= 1
 # %% [markdown]
 # ## Fidelity: is the layout still there?
 #
-# The transferred image borrows the label map of its source. If the pavement has moved, the label is a lie, and a network
-# will learn it. Nobody can look at all images, but a *reference* network that knows the target domain can: let $r(x)$ be
-# what it sees in an image, and
+# The transferred image borrows the label map of its source. If the pavement has moved, the label is wrong, and a
+# network will learn the error. Nobody can look at all images, but a *reference* network that knows the target domain
+# can. Let $r(x)$ be its prediction for an image, and
 #
 # $$ \text{fidelity}(x, y) = \frac{\#\{\text{labelled pixels with } r(x) = y\}}{\#\{\text{labelled pixels}\}} . $$
 #
-# Where does such a network come from? Here we cheat: the miniature can render true target images, and the reference learns
-# from them, though not from the scenes that it will judge. In practice it is a network from elsewhere, or a few labelled
-# images of the domain; without either, only looking remains. (In [06](06_performance_estimation.ipynb) it is the domain's
-# *oracle*.)
+# Where does such a network come from? Here we cheat: the miniature can render true target images, and the reference
+# learns from them, though not from the scenes that it will judge. In practice you use a network from elsewhere or
+# train one on a few labelled images of the domain; without either, you can only look. (In
+# [06](06_performance_estimation.ipynb) it is the domain's *oracle*.)
 #
-# One trap is left. No VAE of this size keeps the finest grain of an image. A network that has learned from sharp images
-# expects it, and would blame the transfer for all that is a little soft. So the true images go through the VAE as well.
+# One trap remains. No VAE of this size keeps the finest grain of an image. A network that has learnt from sharp
+# images expects that grain and would blame the transfer for everything that is slightly soft. So the true images go
+# through the VAE as well.
 
 # %% tags=["reader"]
 round_trip = transfer.domain_config(domain, "vae_round_trip", **common)
@@ -434,8 +439,8 @@ transfer_folder(mini, true_images, None, demo / "true", round_trip, label_set, p
 truth = datasets.FolderDataset(demo / "true" / "images", true_labels, label_set)
 
 # %% [markdown]
-# Half of the scenes at most are graded, the reference learns from the others. (Photographs of two domains have no scene in
-# common; half of the true ones are then kept aside.)
+# At most half of the scenes are graded; the reference learns from the others. (Photographs of two domains have no
+# scene in common; in that case half of the true ones are set aside.)
 
 # %% tags=["reader"]
 half = len(truth) // 2
@@ -448,7 +453,8 @@ recipe = adaptation.recipe(
 reference, _ = adaptation.train(recipe, learned, None, None, device=runs.best_device())
 
 # %% [markdown]
-# One confusion matrix an image, and from it the fidelity; written out for the first image it is the share above.
+# We compute one confusion matrix per image and from it the fidelity; for the first image the share defined above is
+# written out as a check.
 
 
 # %% tags=["reader"]
@@ -466,9 +472,9 @@ by_hand = (evaluation.predict(reference, graded_images[0]) == graded_labels[0])[
 assert abs(by_hand - fidelity[0]) < 1e-3
 
 # %% [markdown]
-# A number needs something to compare it with. Above: true images of the same scenes, as far as there are any. Below: the
-# transferred images with the label map of *another* scene, as if the layout were lost altogether. (That is far from zero,
-# because every street has sky above and road below.)
+# A number needs something to compare it with. The upper reference is true images of the same scenes, where there are
+# any. The lower reference is the transferred images with the label map of *another* scene, as if the layout were lost
+# altogether. (It is far from zero, because every street has sky above and road below.)
 
 # %% tags=["reader"]
 on_truth = grade(*zip(*((unseen[i].image, unseen[i].label) for i in range(len(unseen))), strict=True))
@@ -479,7 +485,7 @@ scores = pd.concat([
 ])  # fmt: skip
 
 # %% [markdown]
-# Every dot is an image:
+# Each dot is one image:
 
 # %% tags=["reader"]
 figure, ax = plt.subplots(figsize=(6.5, 2), layout="constrained")
@@ -493,9 +499,9 @@ plots.show(figure, "Fidelity of single images (dots) and its mean (ticks): " + "
 # %% [markdown]
 # ## Which classes get lost?
 #
-# Pixels are mostly road, sky and buildings, which no transfer loses. IoU, class by class, tells more. What the reference
-# does not find in *true* images is its own weakness; only the difference is the transfer's. Classes of which it finds
-# hardly anything even there are left out, because it cannot judge them.
+# Most pixels are road, sky and buildings, which no transfer loses. The IoU of each class tells us more. Whatever the
+# reference misses in *true* images is its own weakness; only the difference is due to the transfer. Classes of which
+# it finds hardly anything even there are left out, because it cannot judge them.
 
 # %% tags=["reader"]
 classes = pd.DataFrame(
@@ -523,9 +529,9 @@ Markdown(
 # %% [markdown]
 # ## The failures
 #
-# The images of the lowest fidelity. On the left of each stands its fidelity, what the reference reaches in the true image of
-# the scene, and the class that got lost: of the classes that the reference can judge and that cover at least fifty pixels,
-# the one with the lowest share of pixels found.
+# Next, the images with the lowest fidelity. On the left of each are its fidelity, the reference's result on the true
+# image of the scene, and the class that was lost: of the classes that the reference can judge and that cover at least
+# fifty pixels, the one with the lowest share of pixels found.
 
 # %% tags=["reader"]
 worst = np.argsort(fidelity)[:3].tolist()
@@ -540,7 +546,7 @@ names = [
 ]
 
 # %% [markdown]
-# The pictures, true and transferred ones brightened, because a night hides its failures well:
+# The pictures, with the true and the transferred ones brightened, because night hides its failures well:
 
 
 # %% tags=["reader"]
@@ -560,8 +566,8 @@ plots.label_legend(figure, [original.label for original in originals], label_set
 plots.show(figure, "The least faithful images, beside what they were made from and what they should have become.")
 
 # %% [markdown]
-# A closer look at the four classes that lose most. For each, the piece of an image that shows most of it: a blurred map of
-# the class has its maximum in the middle of the largest object.
+# Now a closer look at the four classes that lose most. For each we show the part of an image that contains most of
+# it: a blurred map of the class has its maximum in the middle of the largest object.
 
 
 # %% tags=["reader"]
@@ -586,19 +592,20 @@ plots.show(figure, f"The largest {', '.join(lost)} of the graded images: before,
 # %% [markdown]
 # What goes wrong, at night, in our run:
 #
-# - What is large or has a light of its own **survives**: road, sky, house fronts, near cars, and their lamps, which are
+# - What is large or gives off light **survives**: road, sky, house fronts, nearby cars, and their lamps, which are
 #   switched on where they belong.
-# - What is small, unlit or far away **dissolves**. Persons become a smear or nothing, signs vanish with their poles, a
-#   distant bus or truck becomes background. Traffic lights turn into yellow lamps, whatever colour they showed. The labels
-#   still say *person*, and teach that this piece of darkness is one.
-# - Some things are **invented**: lane markings wander, zebra crossings go, windows light up elsewhere, and cars lose their
-#   colour. That is no failure here. The layout says *road* and *car* and no more, and it stays true.
+# - What is small, unlit or far away **dissolves**. People become a smear or nothing, signs vanish with their poles,
+#   and a distant bus or truck becomes background. Traffic lights turn into yellow lamps, whatever colour they showed.
+#   The labels still say *person*, and teach the network that this patch of darkness is one.
+# - Some things are **invented or changed**: lane markings move, zebra crossings disappear, windows light up
+#   elsewhere, and cars lose their colour. That is not a failure here. The layout says only *road* and *car*, and it
+#   stays true.
 #
 # ## What to do with them
 #
-# **Leave them out.** `faithful_keys` gives the names of the images that reach a threshold, and `only` the data set without
-# the others; training in 05 would get `target.only(keys)`. An absolute threshold depends on how good the reference is, so
-# take a quantile: here the worst fifth goes.
+# **Leave them out.** `faithful_keys` returns the names of the images that reach a threshold, and `only` the data set
+# without the others; training in 05 would get `target.only(keys)`. An absolute threshold depends on how good the
+# reference is, so use a quantile: here the worst fifth is dropped.
 
 # %% tags=["reader"]
 threshold = float(np.quantile(fidelity, 0.2))
@@ -609,10 +616,10 @@ Markdown(
 )
 
 # %% [markdown]
-# Whether cleaning the training set *helps* is another question; [06](06_performance_estimation.ipynb) has it tried.
+# Whether cleaning the training set *helps* is another question; [06](06_performance_estimation.ipynb) tries it.
 #
-# **Draw again.** Another seed is another image. Is it the scene that is difficult, or was it bad luck? Three more seeds for
-# the worst images:
+# **Draw again.** Another seed gives another image. Is the scene difficult, or was it bad luck? We draw the worst
+# images with three more seeds:
 
 # %% tags=["reader"]
 drawn = {seed: [graded_images[i] for i in worst]}
@@ -622,7 +629,7 @@ for other_seed in range(seed + 1, seed + 4):
     drawn[other_seed] = transfer.transfer_images(mini, *arguments, replace(config, seed=other_seed))
 
 # %% [markdown]
-# With the fidelity of each above it:
+# The fidelity of each image stands above it:
 
 # %% tags=["reader"]
 retried = np.array([
@@ -636,12 +643,13 @@ plots.show(
 )
 
 # %% [markdown]
-# **Find the cause.** A class that is lost in all images is not bad luck but a limit of the model, and a lower strength or a
-# larger working size may help more than any selection.
+# **Find the cause.** If a class is lost in all images, this is not bad luck but a limit of the model. A lower
+# strength or a larger working size may then help more than any selection.
 #
 # ## What it costs
 #
-# The speed measured above, stretched to data sets. All for this model and these small images on this machine:
+# We extrapolate the speed measured above to whole data sets. All numbers are for this model and these small images on
+# this machine:
 
 # %% tags=["reader"]
 per_image = 1 / max(speed.values())
@@ -653,36 +661,35 @@ cost.round(3)
 
 # %% [markdown]
 # Stable Diffusion works on images many times as large with networks a hundred times as large;
-# [A2](A2_paper_scale.ipynb) has measured what that takes on a graphics card.
+# [A2](A2_paper_scale.ipynb) shows measurements of what this takes on a graphics card.
 #
 # ## Pitfalls
 #
-# - **One generator for the whole run.** It works until the first resumed run, the first other batch size, the first shard.
-# - **Trusting files because they exist.** A killed process leaves half a file with the right name. Write under another
-#   name and rename, and keep checksums.
-# - **Selecting, then measuring.** The worst images of one draw look better in the next whatever you do (*regression to the
-#   mean*). Compare with the average of all images before you praise the remedy.
+# - **One generator for the whole run.** It works until the first resumed run, the first change of batch size, or the
+#   first shard.
+# - **Trusting files because they exist.** A killed process leaves half a file with the right name. Write under
+#   another name, then rename, and keep checksums.
+# - **Selecting, then measuring.** The worst images of one draw look better in the next, whatever you do (*regression
+#   to the mean*). Compare with the average over all images before you praise the remedy.
 # - **A reference that has seen the scenes.** It may find a layout that is not in the image, because it remembers it.
-# - **Using a reference that was trained on the target and calling it zero-shot.** As a check it is fine, as a filter of the
-#   training set it is target supervision.
+# - **Using a reference that was trained on the target and calling it zero-shot.** As a check this is fine; as a
+#   filter for the training set it is target supervision.
 #
 # ## Try it
 #
-# **1. Predict:** shards take every $n$-th image. What would be the trouble with blocks, the first half here and the second
-# there, once somebody adds images to the folder?
+# **1. Predict:** shards take every $n$-th image. Suppose they took blocks instead, the first half here and the second
+# half there. What would go wrong once somebody adds images to the folder?
 #
 # <details><summary>Solution</summary>
 #
-# With blocks a new name moves the border, so that images change hands; with strides they change hands as well. It does
-# no harm in either case, because every shard reads *all* manifests, and skips what another one has finished. What
-# strides win is balance: sequences of similar, similarly slow images are spread over all processes.
+# With blocks a new name moves the boundary, so that images move from one process to another; with strides they do so as well. This does no harm in either case, because every shard reads *all* manifests and skips what another one has finished. The advantage of strides is balance: sequences of similar, similarly slow images are spread over all processes.
 # ```python
 # {i: keys[i::3] for i in range(3)}
 # ```
 # </details>
 #
-# **2. Modify:** choose between seeds by another measure than the reference's: the difference to the source image in grey
-# values. Does it find the same images?
+# **2. Modify:** choose between seeds without the reference, by the difference from the source image in grey values.
+# Does this find the same images?
 #
 # <details><summary>Solution</summary>
 #
@@ -694,7 +701,8 @@ cost.round(3)
 # Distance measures light, not layout: a perfect night image is far from its source.
 # </details>
 #
-# **3. Break:** draw the noise of a batch from *one* generator. Which images of a batch of four are those of a batch of one?
+# **3. Break:** draw the noise of a batch from *one* generator. Which images of a batch of four equal those of a batch
+# of one?
 #
 # <details><summary>Solution</summary>
 #
@@ -707,21 +715,22 @@ cost.round(3)
 # alone = torch.cat([noise(1, single) for _ in range(4)])
 # [torch.equal(a, b) for a, b in zip(together, alone)]
 # ```
-# None: at its second step the first image gets the numbers that went to the second image in the batch.
+# None. At its second step the first image alone gets the numbers that went to the second image in the batch.
 # </details>
 
 # %% [markdown]
 # ## Recap
 #
-# Every image has its own noise, so batch, order and process do not matter; every finished image has its line, so an
-# interruption costs minutes; every image can be asked for its fidelity, so failures have names. The transferred images
-# lie in a folder under the names of their sources, so that every label map finds its synthesized image.
+# Every image has its own noise, so batch, order and process do not matter. Every finished image has its line, so an
+# interruption costs only minutes. The fidelity of every image can be computed, so failures can be named. The
+# transferred images are stored in a folder under the names of their sources, so that every label map finds its
+# synthesized image.
 
 # %%
 metrics = {"domain": domain, "method": method, "images": len(pairs)}
 
 # %% [markdown]
-# Where the images were graded, with their marks:
+# If the images were graded, their grades are added:
 
 # %% tags=["reader"]
 metrics |= {
@@ -730,7 +739,7 @@ metrics |= {
 }  # fmt: skip
 
 # %% [markdown]
-# All of it is written down last, so that a folder with `metrics.json` is a finished one:
+# Everything is written at the very end, so that a folder with `metrics.json` is a finished one:
 
 # %%
 settings = {"data": data, "model": model, "limit": limit, "config": config}

@@ -19,20 +19,21 @@
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/zodi-companion/zodi/blob/v0.1.0/notebooks/05_adaptation.ipynb)
 #
 # **In one sentence.** The network sees every scene twice, in clear weather and transferred, with one label map for
-# both, and a third loss term asks it to *think the same* of the two.
+# both, and a third loss term asks for *similar features* in the two.
 #
-# **What you will learn:** the three terms of the loss and their gradient · why the two images go through the network in
-# two separate passes · reading training curves with several terms · where a gain comes from, class by class · what the
-# deepest features of a pair have in common, before and after · which part of the method our recorded runs give the credit.
+# **What you will learn:** the three terms of the loss and their gradient · why the two images go through the network
+# in two separate passes · reading training curves with several terms · where a gain comes from, class by class · what
+# the deepest features of a pair have in common, before and after · which part of the method deserves the credit,
+# according to our recorded runs.
 #
-# **What you need:** [01 The domain gap](01_domain_gap.ipynb), [03 Layout-to-image](03_layout_to_image.ipynb) and
-# [04 Transferring a data set](04_transferring_a_data_set.ipynb); the results of 01 and 04 are used when they are there,
-# and made again when not.
+# **What you need:** [01 The domain gap](01_domain_gap.ipynb), [03 Layout-to-image](03_layout_to_image.ipynb) and [04
+# Transferring a data set](04_transferring_a_data_set.ipynb); the results of 01 and 04 are used if they exist and made
+# again if not.
 #
 # **How long it takes:** half an hour to read, a few minutes to run on two CPU cores.
 
 # %% [markdown]
-# On Google Colab this cell gets the course and installs what is missing; anywhere else it does nothing.
+# On Google Colab this cell fetches the course and installs what is missing; elsewhere it does nothing.
 
 # %%
 import sys
@@ -60,7 +61,7 @@ from zodi.support import runs
 start = time.perf_counter()
 
 # %% [markdown]
-# For everything that looks closer:
+# For a closer look:
 
 # %% tags=["reader"]
 import matplotlib.pyplot as plt
@@ -85,7 +86,7 @@ from zodi.support.files import folder_name
 plots.use_theme()
 
 # %% [markdown]
-# The parameters. `make reproduce` fills in other values; these make the notebook run on its own.
+# The parameters. `make reproduce` fills in other values; with these, the notebook runs on its own.
 
 # %% tags=["parameters"]
 data: str = "../results/course/data"  # folder of the data set; rendered there when it is missing
@@ -105,8 +106,8 @@ record: str = "records/full.csv"  # our recorded runs, for the table of ablation
 # %% [markdown]
 # ## Pairs
 #
-# The *variant* says what the synthesized images are. For ZoDi they come from stochastic inversion; the oracle has the
-# true target images in their place, which no zero-shot method may use.
+# The *variant* says what the synthesized images are. For ZoDi they come from stochastic inversion; the oracle uses
+# the true target images instead, which no zero-shot method may do.
 
 # %%
 root = dataset.prepare(data)
@@ -116,7 +117,7 @@ test = {name: datasets.open_split(root, f"test/{name}") for name in ("clear", do
 row = get_row(variant)
 
 # %% [markdown]
-# If there are no transferred images yet, they are made now, as in 04. This is the slow cell of the notebook.
+# If there are no transferred images yet, they are made now, as in 04. This is the slowest cell of the notebook.
 
 # %%
 if row.method and not synth:
@@ -129,7 +130,7 @@ if row.method and not synth:
     transfer_folder.transfer_folder(mini, images, labels, synth, config, label_set, progress=False)
 
 # %% [markdown]
-# A synthetic image is found by the name of its source, and shares its label map. Void and all other labels apply to
+# A synthetic image has the same file name as its source and shares its label map. All labels, void included, apply to
 # both.
 
 # %%
@@ -150,8 +151,8 @@ plots.show(figure, f"What the row “{row.label}” trains on, first three scene
 # ## The loss
 #
 # Both images have the label map $y$, so both get a cross-entropy. The third term looks inside the network: $f_s$ and
-# $f_t$ are its deepest features, averaged over the image (*global average pooling*, GAP); they should point the same
-# way:
+# $f_t$ are its deepest features. Averaged over the image (*global average pooling*, GAP), they should point in the
+# same direction:
 #
 # $$ L = \text{CE}(h(x_s), y) + \text{CE}(h(x_t), y) - \lambda\, \cos(g_s, g_t), $$
 #
@@ -171,8 +172,9 @@ assert torch.allclose(cos.mean(), adaptation.similarity(f_s, f_t), atol=1e-6)
 #
 # $$ \frac{\partial \cos}{\partial g_s} = \frac{\hat g_t - \cos(g_s, g_t)\, \hat g_s}{|g_s|} . $$
 #
-# It stands at right angles to $g_s$, so it turns the feature and never makes it longer, and it vanishes when both point
-# the same way. Automatic differentiation agrees:
+# It is perpendicular to $g_s$. To first order it therefore turns the feature without changing its length (a finite
+# step makes it slightly longer), and it vanishes when both point in the same direction. Automatic differentiation
+# agrees:
 
 # %% tags=["reader"]
 a = g_s[0].clone().requires_grad_()
@@ -182,8 +184,8 @@ assert torch.allclose(a.grad, by_hand, atol=1e-6)
 assert abs(torch.dot(a.grad, g_s[0])) < 1e-5
 
 # %% [markdown]
-# In two dimensions it can be drawn: at every place the arrow shows where a feature $g_s$ standing there is pulled when
-# $g_t$ points to the right.
+# In two dimensions it can be drawn. At every point the arrow shows in which direction a feature $g_s$ at that point
+# is pulled when $g_t$ points to the right.
 
 # %% tags=["reader"]
 x, y = torch.meshgrid(torch.linspace(-2, 2, 15), torch.linspace(-2, 2, 15), indexing="xy")
@@ -200,12 +202,14 @@ plots.show(figure, "Gradient of the cosine. Short features turn fast, long ones 
 # %% [markdown]
 # ## Two passes
 #
-# Batch normalisation subtracts the mean of a *batch*. If day and night went through in one batch, each would be
-# normalised with a mean of both, and the network would see neither as it is. So there are two passes, one a domain.
-# How different are the two statistics? Compare the brightness of the two halves of a mixed batch.
+# Batch normalisation subtracts the mean of a *batch*. If day and night went through in one batch, both would be
+# normalised with a common mean, which fits neither. So there are two passes, one per domain. How different are the
+# two statistics? Compare the brightness of the two halves of a mixed batch.
 #
-# One catch is left: at test time there is one set of statistics for both. The miniature has few steps and domains far
-# apart, so it keeps the statistics of the pretrained network (`freeze_norm`); exercise 4 shows what that is worth.
+# One problem remains: at test time there is one set of statistics for both. The miniature trains for few steps on
+# domains that are far apart, so it keeps the statistics of the pretrained network (`freeze_norm`), and then the
+# number of passes makes no difference to them. The two passes matter where batch normalisation is live; exercise 4
+# shows what freezing it is worth.
 
 # %% tags=["reader"]
 brightness = pd.DataFrame({"clear": [s.image.mean() for s, _ in pairs], domain: [t.image.mean() for _, t in pairs]})
@@ -214,14 +218,14 @@ brightness.mean().round(1).rename("mean grey value (0 to 255)").to_frame()
 # %% [markdown]
 # ## One step by hand
 #
-# All of it for one batch, as the equation has it. The network is new, so its numbers mean nothing yet; what counts is
-# that the equation and the module say the same.
+# We compute the whole loss for one batch, as the equation states it. The network is new, so its numbers mean nothing
+# yet; what matters is that the equation and the module agree.
 
 # %%
 config = adaptation.recipe(recipe, variant, network=network, seed=seed, **changes)
 
 # %% [markdown]
-# The first batch of a training with these settings, and a network:
+# The first batch of a training run with these settings, and a network:
 
 # %% tags=["reader"]
 twins_of = adaptation.find_pairs(source, target, config)
@@ -242,8 +246,8 @@ terms = adaptation.adaptation_loss(h, (x_s, y_s), (x_t, y_t), config.similarity_
 assert torch.isclose(loss, terms["loss"], rtol=1e-5)
 
 # %% [markdown]
-# The step goes down the gradient of this loss, $\theta \leftarrow \theta - \eta\, \partial L / \partial \theta$, in encoder,
-# decoder and head. With a small step the loss of the same batch falls:
+# The step follows the negative gradient of this loss, $\theta \leftarrow \theta - \eta\, \partial L / \partial
+# \theta$, in encoder, decoder and head. With a small step the loss on the same batch falls:
 
 # %% tags=["reader"]
 optimizer = torch.optim.SGD(h.parameters(), lr=1e-2)
@@ -255,9 +259,10 @@ assert after < loss
 # %% [markdown]
 # ## Training
 #
-# The same crop and flip for both images, because they share one label map; colour jitter is drawn for each on its own.
-# With transferred held-out images the epochs are scored, so that rules of choice can be compared, as in
-# [07](07_published_tables.ipynb); the one that counts is the epoch best on these synthetic images, which needs no target.
+# Both images get the same crop and flip, because they share one label map; colour jitter is drawn for each of them
+# separately. If there are transferred held-out images, the epochs are scored on them, so that rules for choosing an
+# epoch can be compared, as in [07](07_published_tables.ipynb). The epoch that counts is the best on these synthetic
+# images, which needs no target.
 
 # %%
 device = runs.best_device()
@@ -268,7 +273,7 @@ if held_out:
     epochs = EpochSelection(splits, adaptation.epoch_length(len(source), config), out, every=score_every)
 
 # %% [markdown]
-# With the same settings and seed the result is the same, on any number of worker processes.
+# With the same settings and seed the result is the same, for any number of worker processes.
 
 # %%
 trained = experiment.train_row(sets, config, out, callback=epochs, device=device, workers=runs.worker_count(device))
@@ -277,7 +282,7 @@ if epochs and rule != "last":
     model = epochs.network(rule).to(device)
 
 # %% [markdown]
-# Each term on its own tells more than their sum.
+# The individual terms tell more than their sum.
 
 # %% tags=["reader"]
 plots.show(
@@ -289,8 +294,8 @@ plots.show(
 # %% [markdown]
 # ## What has changed
 #
-# The partner for the comparison is source-only of the same seed and length: the one that 01 has trained, or, when there
-# is none, one trained now.
+# The partner for the comparison is a source-only network with the same seed and length: the one trained in 01 or, if
+# there is none, one trained now.
 
 # %% tags=["reader"]
 partner_folder = Path(data).parent / "runs/source_only" / folder_name(network) / f"seed{seed}" / "network"
@@ -302,13 +307,13 @@ else:
     partner = experiment.train_row(alone_sets, alone, None, device=device).network
 
 # %% [markdown]
-# On the target's true images, and at home:
+# Scores on the target's true images and on clear ones:
 
 # %%
 scores = {name: evaluation.evaluate(model, split, label_set, batch_size=10) for name, split in test.items()}
 
 # %% [markdown]
-# Beside its partner:
+# Next to its partner:
 
 # %% tags=["reader"]
 before = {name: evaluation.evaluate(partner, split, label_set, batch_size=10) for name, split in test.items()}
@@ -320,8 +325,9 @@ comparison["difference (points)"] = comparison[row.label] - comparison["source o
 comparison.rename_axis("mIoU (%) on").round(1)
 
 # %% [markdown]
-# One seed decides nothing; [A3](A3_tables.ipynb) looks at several. But *where* the difference comes from can be seen
-# already: class by class.
+# The gain on the target has a price: the difference on clear is negative. One seed decides nothing;
+# [A3](A3_tables.ipynb) looks at several. But we can already see *where* the difference on the target comes from,
+# class by class.
 
 # %% tags=["reader"]
 gain = pd.Series(scores[domain]["iou"], dtype=float) - pd.Series(before[domain]["iou"], dtype=float)
@@ -346,9 +352,10 @@ plots.show(figure, f"Test scenes in {domain}: image, truth, before and after ada
 # %% [markdown]
 # ## What the features say
 #
-# The similarity term asks the pooled deepest features of a pair to point the same way. Do they, for scenes that neither
-# network was trained on? That takes pairs. The miniature has *true* ones: a test scene has the same name in clear weather
-# and in the target domain. Photographs have none, and a transferred image takes the place of the true one.
+# The similarity term asks the pooled deepest features of a pair to point in the same direction. Do they, for scenes
+# that neither network was trained on? To find out we need pairs. The miniature has *true* ones: a test scene has the
+# same name in clear weather and in the target domain. Photographs have none, so a transferred image replaces the true
+# one.
 
 # %% tags=["reader"]
 choices = [("the true image of the same test scene", test["clear"], test[domain])]
@@ -363,7 +370,7 @@ twins = [(clear[clear.keys.index(key)].image, other[other.keys.index(key)].image
 twins = twins or [(clear[i].image, other[i].image) for i in range(min(3, len(clear), len(other)))]
 
 # %% [markdown]
-# The deepest features of an image; averaged over the image they are $g$ of the loss.
+# This function computes the deepest features of an image; averaged over the image, they are the $g$ of the loss.
 
 
 # %% tags=["reader"]
@@ -382,9 +389,10 @@ pooled = {
 }
 
 # %% [markdown]
-# A high cosine alone proves nothing: features that ignore the image have it too. So every clear image is also compared with
-# *another scene* in clear weather. As long as the pair is further apart than two streets are, the feature speaks of the
-# weather first. The pair should come closer, and the streets should stay where they are.
+# A high cosine alone proves nothing: features that ignore the image have one too. So every clear image is also
+# compared with *another scene* in clear weather. As long as the two images of a pair are further apart than two
+# different streets, the features describe mainly the weather. The pairs should come closer together, and the streets
+# should stay as far apart as they were.
 
 # %% tags=["reader"]
 cosines = pd.DataFrame([
@@ -402,8 +410,10 @@ text = "; ".join(f"{name} {of_pair:.3f} and {of_scenes:.3f}" for name, (of_pair,
 plots.show(figure, f"A clear image compared with {kind}, and with another clear scene. Means: {text}.")
 
 # %% [markdown]
-# Pooling forgets *where* the two differ. Before it, every location has a feature of its own, and $1 - \cos$ of the two is a
-# map: bright is where the network sees something else in the other image.
+# The pairs have come much closer together, as they should. But the unrelated streets have moved closer together too,
+# which they should not: a part of the rise comes from features that say less about any image. Pooling hides *where*
+# two images differ. Before pooling, every location has its own feature, and $1 - \cos$ of the two is a map: it is
+# bright where the network sees something different in the other image.
 
 # %% tags=["reader"]
 colors = ScalarMappable(plt.Normalize(0, 1), "magma")
@@ -423,9 +433,9 @@ plots.show(figure, f"Where the deepest features of a clear image and {kind} diff
 # %% [markdown]
 # ## Which part does it?
 #
-# One run cannot say what its gain comes from: other images, or the similarity term? An *ablation* changes one thing and
-# repeats the experiment. This table is **not** from the run above: it is read from our recorded runs of the miniature, mIoU
-# (%) on the true target images, mean ± standard deviation over seeds.
+# One run cannot say where its gain comes from: the new images or the similarity term? An *ablation* changes one thing
+# and repeats the experiment. This table is **not** from the run above. It comes from our recorded runs of the
+# miniature: mIoU (%) on the true target images, mean ± standard deviation over seeds.
 
 # %% tags=["reader"]
 frame = tables.read_record(record)
@@ -439,7 +449,7 @@ parts.loc[ROWS["oracle"].label, "synthesized image"] = "true target image"
 table.join(parts)[[*parts.columns, *table.columns]]
 
 # %% [markdown]
-# ZoDi against each of the others, seed by seed:
+# ZoDi compared with each of the others, seed by seed:
 
 # %% tags=["reader"]
 against = {}
@@ -467,25 +477,28 @@ Markdown(
 )
 
 # %% [markdown]
-# That is the miniature, with its short training and frozen statistics. At the paper's scale this ablation **was not run by
-# us yet**.
+# This holds for the miniature, with its short training and frozen statistics. At the paper's scale **we have not run
+# this ablation yet**.
 
 # %% [markdown]
 # ## Pitfalls
 #
-# - **Pairing by directory order.** The order of `os.listdir` is nobody's promise. Pairs are matched by file name here.
-# - **One concatenated batch.** It is faster and wrong, see *Two passes*.
-# - **A large $\lambda$.** The similarity is cheapest to satisfy by features that do not depend on the image at all.
-# - **Comparing with a shorter training.** ZoDi sees two images a step. The row *source only, longer* exists for that.
+# - **Pairing by directory order.** The order of `os.listdir` is not guaranteed. Here pairs are matched by file name.
+# - **One concatenated batch.** Where batch normalisation is live, it mixes the statistics of the two domains, see
+#   *Two passes*.
+# - **A large $\lambda$.** The easiest way to satisfy the similarity term is with features that do not depend on the
+#   image at all.
+# - **Comparing with a shorter training.** ZoDi sees two images per step. The row *source only, as many images* exists
+#   for that reason.
 
 # %% [markdown]
 # ## Try it
 #
-# **1. Predict:** what does the similarity term do to a pair whose features already point the same way?
+# **1. Predict:** what does the similarity term do to a pair whose features already point in the same direction?
 #
 # <details><summary>Solution</summary>
 #
-# Nothing: the gradient is the part of $\hat g_t$ at right angles to $\hat g_s$, which is zero.
+# Nothing: the gradient is proportional to the part of $\hat g_t$ perpendicular to $\hat g_s$, which is zero.
 # ```python
 # a = torch.tensor([1.0, 2.0], requires_grad=True)
 # F.cosine_similarity(a, torch.tensor([2.0, 4.0]), dim=0).backward()
@@ -493,7 +506,7 @@ Markdown(
 # ```
 # </details>
 #
-# **2. Modify:** train with `similarity_weight=0` and compare the curve of the similarity. It is logged all the same.
+# **2. Modify:** train with `similarity_weight=0` and compare the curve of the similarity. It is logged even so.
 #
 # <details><summary>Solution</summary>
 #
@@ -504,18 +517,19 @@ Markdown(
 # g_s, g_t = (torch.cat([deepest(trained, image).mean((2, 3)) for image in images]) for images in zip(*twins))
 # print(f"mean cosine of the pairs without the term: {F.cosine_similarity(g_s, g_t).mean():.3f}")
 # ```
-# If the similarity rises here as well, the shared labels alone have taught it, and the term had little left to do.
+# If the similarity rises here as well, the shared labels alone have brought it about, and little was left for the term to do.
 # </details>
 #
-# **3. Break:** give the synthesized images a wrong partner: shuffle `target.keys`. Which term of the loss notices first?
+# **3. Break:** give the synthesized images the wrong partners: shuffle `target.keys`. Which term of the loss notices
+# first?
 #
 # <details><summary>Solution</summary>
 #
-# With wrong labels the cross-entropy of the synthetic images stays high, whatever the network does: it is the term that
-# ties a picture to its label map. This is what pairing by directory order risks.
-# </details>
+# With wrong labels the cross-entropy of the synthetic images stays high, whatever the network does: this is the term
+# that ties a picture to its label map. Pairing by directory order risks exactly this. </details>
 #
-# **4. Break:** let batch normalisation learn its statistics, `freeze_norm=False`. What happens on clear and on the target?
+# **4. Break:** let batch normalisation update its statistics, `freeze_norm=False`. What happens on clear and on the
+# target?
 #
 # <details><summary>Solution</summary>
 #
@@ -531,8 +545,9 @@ Markdown(
 # %% [markdown]
 # ## Recap
 #
-# Two cross-entropies for one label map, one cosine that turns features of a pair towards each other, two passes so that
-# each domain keeps its own statistics. No target image was used, unless the row is the oracle.
+# The loss has two cross-entropies for one label map, and one cosine that turns the features of a pair towards each
+# other. Two passes keep the statistics of the domains apart where batch normalisation is live. No target image was
+# used, unless the row is the oracle.
 
 # %%
 for name, split in test.items():
@@ -543,8 +558,8 @@ settings = {"data": data, "synth": synth, "config": config}
 _ = runs.save_metrics(out, "adapt", settings, metrics, time.perf_counter() - start)
 
 # %% [markdown]
-# **Next:** [06 Performance estimation](06_performance_estimation.ipynb): how good will it be where nobody has been? All
-# rows and seeds are in [A3 Tables](A3_tables.ipynb).
+# **Next:** [06 Performance estimation](06_performance_estimation.ipynb): how good will it be where nobody has been?
+# All rows and seeds are in [A3 Tables](A3_tables.ipynb).
 #
 # **References.** The paper, Section 3 (model adaptation) · S. Ioffe, C. Szegedy, *Batch Normalization*, ICML 2015 ·
 # X. Chen, K. He, *Exploring Simple Siamese Representation Learning* (cosine similarity of two views), CVPR 2021.

@@ -19,18 +19,18 @@
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/zodi-companion/zodi/blob/v0.1.0/notebooks/06_performance_estimation.ipynb)
 #
 # **In one sentence.** Images that were made for training can also *test*: the mIoU on transferred source images says
-# how well a network will do on a target that nobody has photographed, and we measure how far one may believe it.
+# how well a network will do on a target that nobody has photographed, and we measure how far it can be trusted.
 #
-# **What you will learn:** estimating mIoU without a target image, with an interval · how well such estimates follow the
-# truth, against simpler scores · when an estimate must be refused · choosing an epoch without labels, and what a wrong
-# choice costs.
+# **What you will learn:** estimating the mIoU without a target image, with an interval · how well such estimates
+# follow the truth, compared with simpler scores · when an estimate must be refused · choosing an epoch without
+# labels, and what a wrong choice costs.
 #
 # **What you need:** [05 Adaptation](05_adaptation.ipynb).
 #
 # **How long it takes:** half an hour to read, three minutes to run on two CPU cores.
 
 # %% [markdown]
-# On Google Colab this cell gets the course and installs what is missing; anywhere else it does nothing.
+# On Google Colab this cell fetches the course and installs what is missing; elsewhere it does nothing.
 
 # %%
 import sys
@@ -80,17 +80,17 @@ out: str = "../results/course/estimation"  # folder of this notebook's results
 # %% [markdown]
 # ## The idea
 #
-# Let $T_D(x, \varepsilon)$ be the transfer of a source image $x$ to the domain $D$, with the noise $\varepsilon$. It keeps
+# Let $T_D(x, \varepsilon)$ be the transfer of a source image $x$ to the domain $D$ with noise $\varepsilon$. It keeps
 # the layout, so the label map $y$ of the source image still holds. For a network $h$ and labelled source images
-# $(x_n, y_n)$ that it was *not* trained on, add up the confusion matrices of the transferred images:
+# $(x_n, y_n)$ that it was *not* trained on, we add up the confusion matrices of the transferred images:
 #
 # $$ \widehat{C} = \sum_{n} C\big(h(T_D(x_n, \varepsilon_n)),\, y_n\big), \qquad
 # \widehat{\text{mIoU}}_D(h) = \text{mIoU}(\widehat C) . $$
 #
-# No target image, no target label. Two things must hold, and both will be checked: the images must *look* like the target,
-# and their layout must still be that of the labels.
+# This needs no target image and no target label. Two conditions have to hold, and both will be checked: the images
+# must *look* like the target, and their layout must still match the labels.
 #
-# First a network that needs an estimate, trained on clear weather.
+# First we train a network that needs an estimate, on clear weather.
 
 # %%
 root = dataset.prepare(data)
@@ -101,8 +101,8 @@ alone, _ = adaptation.train(adaptation.recipe("mini", "source_only", steps=steps
 # %% [markdown]
 # ## Five lines
 #
-# This is all that an estimate takes: a network, labelled images, a domain or a prompt, and a folder. Any network will do
-# that maps images to logits; the generated images stay in the folder and serve the next network.
+# An estimate takes no more than this: a network, labelled images, a domain or a prompt, and a folder. Any network
+# that maps images to logits will do. The generated images stay in the folder and are used again for the next network.
 
 # %%
 held_out = root / "test" / "clear"
@@ -113,7 +113,7 @@ found = estimation.estimate(
 print(found)
 
 # %% [markdown]
-# Class by class, with intervals. Classes that too few images show are marked, and are not part of the mean.
+# Class by class, with intervals. Classes that appear in too few images are marked and left out of the mean.
 
 # %%
 found.classes.sort_values("iou", ascending=False).round(1)
@@ -121,9 +121,9 @@ found.classes.sort_values("iou", ascending=False).round(1)
 # %% [markdown]
 # ## Where the interval comes from
 #
-# The images are a sample. *Bootstrap*: draw as many images again, with replacement, ten thousand times, and look at the
-# mIoU of every draw. Each image was transferred twice, and the draw also chooses among its transfers, so the interval
-# knows how much the generator's noise matters.
+# The images are a sample. The *bootstrap* draws the same number of images, with replacement, ten thousand times, and
+# looks at the mIoU of every draw. Each image was transferred twice, and the draw also chooses between its transfers,
+# so the interval takes the generator's noise into account.
 
 # %%
 transfers = [datasets.open_split(root, "test/clear", images=folder / f"seed{seed}" / "images") for seed in (0, 1)]
@@ -134,7 +134,7 @@ common = [label_set.names.index(name) for name in found.classes.index if name no
 draws = np.nanmean(resampled[:, common], axis=1)
 
 # %% [markdown]
-# And the truth? On real data nobody knows it. Here the true images of the domain can be rendered.
+# And the truth? On real data nobody knows it. Here we can render the true images of the domain.
 
 # %%
 target = evaluation.evaluate(alone, datasets.open_split(root, f"test/{domain}"), label_set, batch_size=10)
@@ -154,9 +154,10 @@ plots.show(
 # %% [markdown]
 # ## The evidence
 #
-# One network proves nothing. `make reproduce PROFILE=estimation` trains many: three architectures, source-only, photometric,
-# ZoDi and oracle rows, each scored at four steps of its training. Every one is a point: what the transferred
-# *held-out* scenes say, and what the true test scenes, which are other scenes, say.
+# One network proves nothing. `make reproduce PROFILE=estimation` trains many: three architectures and the rows
+# source-only, photometric, ZoDi and oracle, each scored at four steps of its training. Each of these networks is a
+# point: its mIoU on the transferred *held-out* scenes, and its mIoU on the true test scenes, which are different
+# scenes.
 
 # %%
 frame, layout, origin = evidence.load(results, record)
@@ -170,9 +171,10 @@ plots.show(
 )
 
 # %% [markdown]
-# How close do they follow? Against four scores that also do without target images: the mIoU on the **source** images, the
-# mIoU on **photometric** changes of them, the **mean confidence**, and **ATC**, the share of pixels more confident than a
-# threshold from the source; the last two look at the generated images and need no labels there.
+# How closely do the estimates follow the truth? We compare them with four other scores that need no target images:
+# the mIoU on the **source** images, the mIoU on **photometric** changes of them, the **mean confidence**, and
+# **ATC**, the share of pixels that are more confident than a threshold taken from the source. The last two look at
+# the generated images and need no labels for them.
 
 # %%
 scores = evidence.by_domain(frame)
@@ -182,14 +184,15 @@ correlation = correlation[list(dict.fromkeys(frame["domain"]))]
 correlation.assign(mean=correlation.mean(axis=1)).round(2).rename_axis(index="Pearson's r", columns=None)
 
 # %% [markdown]
-# Others have measured the same on photographs, with 40 networks and images from larger generators. **Published**, not ours:
+# Others have measured the same thing on photographs, with 40 networks and images from larger generators. These
+# numbers are **published**, not ours:
 
 # %% tags=["nbval-check-output"]
 published = tables.published_genval().set_index("generator")
 published[[name for name in correlation.columns if name in published]].astype(object).fillna("-")
 
 # %% [markdown]
-# Ranks say the same without a straight line:
+# Rank correlations measure the same without assuming a straight line:
 
 # %%
 ranks = (
@@ -203,12 +206,12 @@ plots.show(ax.figure, "Kendall's rank correlation of every score with the truth,
 # %% [markdown]
 # ## How far off, and can it be corrected?
 #
-# The points of one domain lie on a line, but not always on *the* line: the generator has a hand of its own. Learn the
-# correction from domains whose truth is known and apply it to the one left out:
+# The points of one domain lie on a line, but not always on the line of equality: the generator has a bias in every
+# domain. We learn a correction from domains whose truth is known and apply it to the one left out:
 #
 # $$ \text{mIoU} \approx a + b \cdot \widehat{\text{mIoU}}, \qquad (a, b) \text{ from all other domains.} $$
 #
-# The interval of the corrected estimate comes from what the line misses there.
+# The interval of the corrected estimate comes from the residuals of that line.
 
 # %%
 covered = evidence.intervals(frame)
@@ -218,9 +221,11 @@ covered.rename(
 ).rename_axis(index=None).round(1)  # fmt: skip
 
 # %% [markdown]
-# The raw interval knows two things, the sample of images and the generator's noise. It does not know the *bias*, which is
-# why it covers the truth too rarely wherever the bias is larger than the interval. The correction adds an interval that
-# does know what happened in other domains.
+# The raw interval accounts for two things, the sample of images and the generator's noise. It does not account for
+# the *bias*, so it covers the truth too rarely wherever the bias is larger than the interval. The correction comes
+# with an interval that accounts for what happened in other domains. It does not make every number better: compare the
+# error before and after the correction, domain by domain. Where the bias differs from that of the other domains, the
+# correction raises the error.
 
 # %%
 error = frame.assign(raw=frame["estimate"] - frame["truth"], corrected=frame["calibrated"] - frame["truth"])
@@ -235,10 +240,11 @@ plots.show(figure, "Errors of all networks, raw and after the correction that th
 # %% [markdown]
 # ## When an estimate must be refused
 #
-# If the generator loses the layout, the labels no longer describe the image and the estimate is about nothing. A
-# *reference* network that knows the domain notices: its share of right pixels on an image is the image's **fidelity**. Here
-# the reference is the domain's oracle, where one was trained. To see what lost layout looks like, every image is also given the label map of
-# *another* scene; the threshold between the two comes from the other domains.
+# If the generator loses the layout, the labels no longer describe the image and the estimate is meaningless. A
+# *reference* network that knows the domain notices this: its share of correct pixels on an image is the **fidelity**
+# of that image. Here the reference is the domain's oracle, where one was trained. To see what a lost layout looks
+# like, every image is also given the label map of *another* scene; the threshold between the two cases comes from the
+# other domains.
 
 # %%
 table = layout.set_index("domain")[["fidelity", "fidelity_lost", "threshold", "accuracy", "abstains", "abstains_lost"]]
@@ -248,15 +254,15 @@ table.rename(
 ).rename_axis(index=None).round(1)  # fmt: skip
 
 # %% [markdown]
-# What it cannot see: a generator that *keeps* the layout and draws the wrong weather. That is what the domain classifier of
-# [A1](A1_how_the_miniature_was_made.ipynb) is for.
+# The fidelity cannot detect a generator that *keeps* the layout and draws the wrong weather. The domain classifier of
+# [A1](A1_how_the_miniature_was_made.ipynb) is there for that.
 #
 # ### Leaving images out of the training
 #
 # The same score can clean a *training* set: `data.only(estimation.faithful_keys(...))`. Does it help? `make reproduce
-# PROFILE=estimation` trains some networks twice, with all generated images and without the least faithful fifth. The judge
-# is the domain's oracle, which has seen the target, so this is more than a zero-shot method may know. Recorded by us; true
-# mIoU in percent, one line a pair:
+# PROFILE=estimation` trains some networks twice, with all generated images and without the least faithful fifth. The
+# judge is the domain's oracle, which has seen the target, so this uses more than a zero-shot method may know. These
+# are our recorded runs; true mIoU in percent, one line per pair:
 
 # %%
 pairs = evidence.cleaning(frame)
@@ -266,7 +272,7 @@ pairs.drop(columns="network").set_index(["domain", "seed"]).round(1).rename(
 )
 
 # %% [markdown]
-# In a sentence, with the standard error of the mean:
+# In one sentence, with the standard error of the mean:
 
 # %%
 gain = pairs["difference"]
@@ -279,8 +285,8 @@ Markdown(
 # %% [markdown]
 # ## Choosing without labels
 #
-# [07](07_published_tables.ipynb) shows what the choice of an epoch is worth. Every training here offers four steps; each
-# rule takes one, and its *regret* is what the best step would have brought more:
+# [07](07_published_tables.ipynb) shows how much the choice of an epoch matters. Every training run here offers four
+# steps; each rule picks one, and its *regret* is how much better the best step would have been:
 #
 # $$ \text{regret} = \max_e m_t(e) - m_t(e^\text{rule}) . $$
 
@@ -292,14 +298,16 @@ lost = chosen.groupby("domain", sort=False)[list(rules)].mean().T.rename(rules)
 lost.assign(mean=lost.mean(axis=1)).round(2).rename_axis(index="mean regret (points)", columns=None)
 
 # %% [markdown]
-# And between *networks*, all steps of all trainings in one pot: how much is lost by trusting a score?
+# And for a choice between *networks*, with all steps of all training runs pooled: how much is lost by trusting a
+# score?
 
 # %%
 pot = scores.pivot(index="score", columns="domain", values="regret").loc[list(names)].rename(names)[correlation.columns]
 pot.assign(mean=pot.mean(axis=1)).round(2).rename_axis(index="regret (points)", columns=None)
 
 # %% [markdown]
-# Beside the 47 published logs, where nobody has synthetic scores: mean regret of the same rules against their oracle.
+# For comparison, the 47 published logs, for which nobody has synthetic scores: the mean regret of the same rules
+# compared with their oracle.
 
 # %% tags=["nbval-check-output"]
 logs = tables.published_logs()
@@ -308,8 +316,8 @@ pd.DataFrame({rule: logs["best_target"] - logs[rule] for rule in ("last", "at_be
 # %% [markdown]
 # ## Choosing a strength
 #
-# Two networks, trained on night images of two strengths. `agreement.select` would take the one with the better estimate;
-# both are judged on the same generated images. Was it right?
+# We compare two networks, trained on night images made at two strengths. `agreement.select` would take the one with
+# the better estimate; both are judged on the same generated images. Is it right?
 
 # %%
 names_of = {"strength_70": "strength 0.70", "zodi": "the miniature's own, 0.92"}
@@ -321,7 +329,7 @@ rows.rename(names_of).sort_values("estimate", ascending=False).rename_axis(index
 # %% [markdown]
 # ## Explore
 #
-# A second network, trained with photometric changes to the same domain, and some more domains.
+# We add a second network, trained with photometric changes to the same domain, and a few more domains.
 
 
 # %%
@@ -338,8 +346,8 @@ changed, _ = adaptation.train(adaptation.recipe("mini", "photometric", steps=ste
 networks = {"source only": alone, f"photometric ({domain})": changed}
 
 # %% [markdown]
-# Choose a domain and a network: a generated image, what the network makes of it, the estimate, and, behind a click, the
-# truth. Everything is computed beforehand, so that the choice answers at once.
+# Choose a domain and a network. You see a generated image, what the network makes of it, the estimate and, at a
+# click, the truth. Everything is computed beforehand, so the answer appears at once.
 
 # %%
 pictures, sentences, truths = {}, {}, {}
@@ -383,26 +391,28 @@ explore.Explorer(
 # %% [markdown]
 # ## Pitfalls
 #
-# - **Estimating on training images.** The network knows them, also in other weather. Hold some out.
-# - **Believing the interval.** It knows the sample and the noise, not the generator's bias.
-# - **Comparing an estimate with a number from a table.** Other images, other classes, other bias. Compare estimates with
-#   estimates: they rank well, and differences of networks on the same images are far more certain than each value.
+# - **Estimating on training images.** The network knows them, even in different weather. Hold some out.
+# - **Believing the interval.** It accounts for the sample and the noise, not for the generator's bias.
+# - **Comparing an estimate with a number from a table.** Its images, classes and bias are different. Compare
+#   estimates with estimates: they rank well, and the difference between two networks on the same images is far more
+#   certain than either value.
 # - **Choosing among networks that were trained on the judge's own generator.** They may be favoured; look at the points of
 #   `zodi` rows before you trust a ranking of methods.
 #
 # ## Try it
 #
-# **1. Predict:** a class covers two of sixty images. What will its interval look like, and what does the mean do with it?
+# **1. Predict:** a class appears in two of sixty images. What will its interval look like, and how does the mean
+# treat it?
 #
 # <details><summary>Solution</summary>
 #
-# Wide, or missing: many resamples do not show the class at all. `estimate` calls it rare and leaves it out of the mean.
+# It is wide, or missing: many resamples do not contain the class at all. `estimate` calls it rare and leaves it out of the mean.
 # ```python
 # found.classes.assign(width=found.classes["high"] - found.classes["low"]).sort_values("images")
 # ```
 # </details>
 #
-# **2. Modify:** estimate for a domain of your own: give a prompt instead of a name.
+# **2. Modify:** make an estimate for your own domain: give a prompt instead of a name.
 #
 # <details><summary>Solution</summary>
 #
@@ -428,9 +438,11 @@ explore.Explorer(
 # %% [markdown]
 # ## Recap
 #
-# Transferred held-out images estimate a network's mIoU without a target image. Estimates rank networks better than anything
-# the source alone can say; as numbers they carry the generator's bias, which a correction from other domains takes only in
-# part. And where the layout is lost, the right estimate is none.
+# Transferred held-out images estimate a network's mIoU without a target image. On average over the domains the
+# estimates follow the truth more closely than the other scores do. The photometric score comes close, though, and in
+# snow it is ahead. As numbers, estimates carry the generator's bias. A correction learnt from other domains widens
+# the intervals, so that in most domains they cover the truth far more often, but it raised the error in some domains
+# and also on average. And where the layout is lost, the right answer is no estimate at all.
 
 # %%
 summary = pd.DataFrame({
@@ -447,8 +459,8 @@ settings = {"data": data, "domain": domain, "steps": steps, "results": results}
 _ = runs.save_metrics(out, "estimation", settings, metrics, time.perf_counter() - start)
 
 # %% [markdown]
-# **Next:** [07 The paper's tables, and what they hide](07_published_tables.ipynb): what choosing by the target's labels
-# hides in published numbers.
+# **Next:** [07 The paper's tables, and what they hide](07_published_tables.ipynb): how much a choice by the target's
+# labels matters in published numbers.
 #
 # **References.** The paper, Section 4 (performance estimation) · S. Garg et al., *Leveraging Unlabeled Data to Predict
 # Out-of-Distribution Performance* (ATC), ICLR 2022 · *GenVal*, ECCV 2024, figures in `zodi/studies/published/genval.csv` · B. Efron,

@@ -18,19 +18,19 @@
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/zodi-companion/zodi/blob/v0.1.0/notebooks/07_published_tables.ipynb)
 #
-# **In one sentence.** The authors publish 47 training logs; which epoch of each counts is a choice, and the choice alone
-# moves a result by one to two and a half points of mIoU.
+# **In one sentence.** The authors publish 47 training logs. Which epoch of each log counts is a choice, and on
+# average this choice alone moves a result by one to two and a half points of mIoU.
 #
-# **What you will learn:** three rules that turn a log into one number · how much they differ, run by run · whether the
-# source tells when to stop · how to read a table of peers.
+# **What you will learn:** three rules that turn a log into one number · how much they differ, run by run · whether
+# the source domain tells us when to stop · how to read a table of peers.
 #
-# **What you need:** [05 Adaptation](05_adaptation.ipynb) for the rows, [06](06_performance_estimation.ipynb) for regret.
-# No GPU and no runs: everything here is **published** by others, none of it was run by us.
+# **What you need:** [05 Adaptation](05_adaptation.ipynb) for the rows, [06](06_performance_estimation.ipynb) for
+# regret. No GPU and no runs: all numbers here are **published** by others; we ran none of it.
 #
 # **How long it takes:** twenty minutes to read, seconds to run.
 
 # %% [markdown]
-# On Google Colab this cell gets the course and installs what is missing; anywhere else it does nothing.
+# On Google Colab this cell fetches the course and installs what is missing; elsewhere it does nothing.
 
 # %%
 import sys
@@ -43,7 +43,7 @@ if "google.colab" in sys.modules and not Path("../pyproject.toml").exists():
     print("Installed. If Colab asks for it, restart the runtime before you go on.")
 
 # %% [markdown]
-# The figures are data with their sources, in `zodi/studies/published/`.
+# The published figures and their sources are stored in `zodi/studies/published/`.
 
 # %%
 import time
@@ -69,15 +69,15 @@ out: str = "../results/course/published"  # folder of this notebook's results
 # ## One log, three numbers
 #
 # A log holds, for every epoch $e$, the mIoU on the source's validation set $m_s(e)$ and on the target's $m_t(e)$. A
-# table holds one number. Which epoch is it?
+# table holds one number. Which epoch does it come from?
 #
 # $$ \text{last:}\; e = E, \qquad \text{best on source:}\; e = \arg\max_e m_s(e), $$
 #
 # $$ \text{best on target:}\; e = \arg\max_e m_t(e) . $$
 #
-# The number is always $m_t(e)$. The third rule looks at the target's labels, which zero-shot adaptation says it does
-# not have: it is an *oracle*. The authors' program keeps that epoch; which rule the paper's tables use is not known to
-# us.
+# The number is always $m_t(e)$. The third rule looks at the target's labels, which are not available in zero-shot
+# adaptation: it is an *oracle*. The authors' program saves that epoch, among others. We do not know which rule the
+# paper's tables use, so nothing here says that they use this one.
 
 # %%
 logs = tables.published_logs()
@@ -85,7 +85,7 @@ rules = list(tables.PUBLISHED_RULES)
 logs.groupby(["network", "domain"], sort=False).size().unstack().rename_axis(index=None, columns="logs of")
 
 # %% [markdown]
-# Mean ± standard deviation over the seeds, for every rule, in percent:
+# Mean ± standard deviation over the seeds for every rule, in percent:
 
 # %% tags=["nbval-check-output"]
 cells = tables.published_rules(logs)
@@ -96,8 +96,8 @@ cells.pivot(index=["network", "rule"], columns="domain", values="published")[dom
 # %% [markdown]
 # ## What the oracle adds
 #
-# Subtract within a run, so that network and seed drop out: how much better is the best epoch on the target's labels than
-# the last one?
+# We subtract within a run, so that network and seed cancel out. How much better is the best epoch on the target's
+# labels than the last one?
 
 # %%
 optimism = logs.assign(gain=logs["best_target"] - logs["last"], row=logs["network"])
@@ -110,18 +110,18 @@ plots.show(
 )
 
 # %% [markdown]
-# In numbers, over all runs of a domain:
+# In numbers, over all runs per domain:
 
 # %% tags=["nbval-check-output"]
 optimism.groupby("domain", sort=False)["gain"].agg(["mean", "min", "max", "count"]).round(1).add_suffix(" (points)")
 
 # %% [markdown]
-# Set this beside the differences between methods in the table of peers below. A method that reports its oracle epoch and
-# one that reports its last are not comparable, in either direction.
+# Compare this with the differences between methods in the table of peers below. A method that reports its oracle
+# epoch and one that reports its last epoch are not comparable, in either direction.
 #
 # ## Does the source tell when to stop?
 #
-# *Best on source* is honest: it needs no target. But is its epoch a good one? Against the last epoch it may win or lose.
+# *Best on source* needs no target. But does it choose a good epoch? Compared with the last epoch, it may win or lose.
 
 # %%
 honest = optimism.assign(gain=optimism["at_best_source"] - optimism["last"])
@@ -131,8 +131,8 @@ plots.show(
 )
 
 # %% [markdown]
-# How often, and how much of the oracle's advantage does it bring? *Regret* is what a rule loses against the oracle:
-# $\text{regret} = m_t(e^\text{oracle}) - m_t(e)$.
+# How often does it win, and how much of the oracle's advantage does it recover? *Regret* is what a rule loses
+# compared with the oracle: $\text{regret} = m_t(e^\text{oracle}) - m_t(e)$.
 
 # %% tags=["nbval-check-output"]
 regret = pd.DataFrame({rule: logs["best_target"] - logs[rule] for rule in ("last", "at_best_source")})
@@ -141,8 +141,8 @@ summary["source better than last (runs)"] = (logs["at_best_source"] > logs["last
 summary.round(2)
 
 # %% [markdown]
-# A network that is better on the source need not be better on the target. Every dot is a run: its mIoU on the source, and
-# on the target at the same epoch.
+# A network that is better on the source need not be better on the target. Each dot is one run: its mIoU on the
+# source, and on the target at the same epoch.
 
 # %%
 grid = sns.relplot(
@@ -157,7 +157,8 @@ plots.show(
 )
 
 # %% [markdown]
-# As one number a domain: the correlation (Pearson) over all runs, and after the mean of each network is taken away.
+# As one number per domain: the Pearson correlation over all runs, and the correlation after the mean of each network
+# has been subtracted.
 
 # %% tags=["nbval-check-output"]
 pair = ["best_source", "at_best_source"]
@@ -179,8 +180,8 @@ ranking.unstack("rule").loc[domains, rules]
 # %% [markdown]
 # ## Explore
 #
-# Choose a rule, another to set it against, and a network. Every dot is a published log: the mIoU that the first rule reports
-# minus what the second would have reported for the same training.
+# Choose a rule, a second rule to compare it with, and a network. Each dot is one published log: the mIoU that the
+# first rule reports minus the mIoU that the second would have reported for the same training run.
 
 
 # %%
@@ -212,8 +213,8 @@ explore.Explorer(
 # %% [markdown]
 # ## Peers
 #
-# Others report on the same target images. Read the other columns before any number: some train on another source, some
-# see target images, and where the protocol is known the rules differ.
+# Other methods report results on the same target images. Read the other columns before the numbers: some methods
+# train on another source, some see target images, and where the protocol is known the rules differ.
 
 # %%
 peers = tables.published_peers()
@@ -222,8 +223,9 @@ columns = [*shown, "source_domain", "network", "protocol"]
 peers.set_index("method")[columns].astype(object).fillna("-")
 
 # %% [markdown]
-# Put ZoDi's logs beside those that start from Cityscapes. The bar is not a spread over seeds: it reaches from the last
-# epoch to the oracle's, so it is what the *rule* is worth. A peer inside the bar is neither better nor worse.
+# We compare ZoDi's logs with the methods that start from Cityscapes. The bar is not a spread over seeds: it reaches
+# from the last epoch to the oracle's, so it shows the effect of the *rule*. A peer inside the bar is neither better
+# nor worse.
 
 # %%
 deeplab = cells[cells["network"] == "DeepLabv3+-resnet50"].pivot(index="domain", columns="rule", values="mean")
@@ -250,21 +252,22 @@ plots.show(
 # %% [markdown]
 # ## Pitfalls
 #
-# - **An oracle in disguise.** "Best checkpoint" without saying on what. If the evaluation script reads the target's labels
-#   during training, it is this one.
-# - **Mixed rules.** Your own last epoch against a peer's best: you lose a point before the method has said a word.
+# - **An unnamed oracle.** A report says "best checkpoint" and does not say on what. If it was the best on the
+#   target's labels, it is the oracle's.
+# - **Mixed rules.** If you compare your own last epoch with a peer's best, you lose a point before the method has had
+#   any effect.
 # - **Ranking by means of three seeds.** Look at the spread in the first table before you rank.
 #
 # ## Try it
 #
-# **1. Predict:** is the oracle's advantage larger where the target is harder? Then sort the domains by it.
+# **1. Predict:** is the oracle's advantage larger where the target is harder? Then check by sorting the domains.
 #
 # <details><summary>Solution</summary>
 #
 # ```python
 # optimism.groupby("domain")["gain"].mean().sort_values()
 # ```
-# Night is the hardest and has the smallest advantage: where a network sees little, no epoch sees much more.
+# Night is the hardest domain and has the smallest advantage: where a network sees little, no epoch sees much more.
 # </details>
 #
 # **2. Modify:** compare *best on target* of DeepLabv3+ R50 with *last* of R101. Who wins, and what would a reader conclude?
@@ -278,22 +281,24 @@ plots.show(
 # Where the difference is positive, the smaller network "wins" by the rule alone.
 # </details>
 #
-# **3. Break:** choose the best *seed* as well as the best epoch. How far can one get from an honest number?
+# **3. Break:** choose the best *seed* as well as the best epoch. How far from the mean of the last epochs does this
+# take you?
 #
 # <details><summary>Solution</summary>
 #
 # ```python
 # logs.groupby(["domain", "network"])["best_target"].max() - logs.groupby(["domain", "network"])["last"].mean()
 # ```
-# Two oracles add up.
+# The effects of the two oracles add up.
 # </details>
 
 # %% [markdown]
 # ## Recap
 #
-# One log gives three numbers. The rule is worth one to two and a half points, the source is a weak guide among runs of
-# one network, and a table without its rule cannot be compared. A rule that needs no labels of the target and does not
-# ask the source is the one of [06](06_performance_estimation.ipynb): best on synthetic images.
+# One log gives three numbers. The choice of the rule is worth one to two and a half points on average, the source is
+# a weak guide among runs of one network, and a table that does not state its rule cannot be compared with others.
+# [06](06_performance_estimation.ipynb) has a rule that needs neither target labels nor the score on the source: best
+# on synthetic images.
 
 # %%
 metrics = {"published": cells.drop(columns="published").to_dict("records"), "regret": regret.mean().to_dict()}

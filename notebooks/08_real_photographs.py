@@ -18,19 +18,19 @@
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/zodi-companion/zodi/blob/v0.1.0/notebooks/08_real_photographs.ipynb)
 #
-# **In one sentence.** The whole pipeline on photographs: networks learn from drives in Cambridge by day and are tested at
-# dusk, with nothing but a small download, two CPU cores and no diffusion model, so that you can tell the method from the
-# miniature.
+# **In one sentence.** Adaptation and estimation on photographs, without a diffusion model: networks learn from drives
+# through Cambridge by day, and from the same frames darkened by a formula, and are tested at dusk, with nothing more
+# than a small download and two CPU cores.
 #
-# **What you will learn:** how to cut a video data set so that the test is fair · what a hand-made change of the images is
-# worth where the gap is small · reading a result that is *not* a success story · estimates on photographs.
+# **What you will learn:** how to split a video data set so that the test is fair · how much a hand-made change of the
+# images helps where the gap is small · reading a result that is *not* a success story · estimates on photographs.
 #
 # **What you need:** [05 Adaptation](05_adaptation.ipynb), [06 Performance estimation](06_performance_estimation.ipynb).
 #
 # **How long it takes:** twenty minutes to read, seconds to run; the runs themselves take about 25 minutes.
 
 # %% [markdown]
-# On Google Colab this cell gets the course and installs what is missing; anywhere else it does nothing.
+# On Google Colab this cell fetches the course and installs what is missing; elsewhere it does nothing.
 
 # %%
 import sys
@@ -43,7 +43,7 @@ if "google.colab" in sys.modules and not Path("../pyproject.toml").exists():
     print("Installed. If Colab asks for it, restart the runtime before you go on.")
 
 # %% [markdown]
-# Nothing here is special to photographs: the same modules as in the notebooks before.
+# Nothing here is specific to photographs: we use the same modules as in the previous notebooks.
 
 # %%
 import time
@@ -59,8 +59,8 @@ plots.use_theme()
 start = time.perf_counter()
 
 # %% [markdown]
-# The parameters. The runs are made by `make reproduce PROFILE=camvid DATA=path`; without them our records are shown, and no
-# photograph, because CamVid is for research and not ours to hand on.
+# The parameters. The runs are made by `make reproduce PROFILE=camvid DATA=path`; without them our records are shown,
+# but no photographs, because CamVid is meant for research and we may not redistribute it.
 
 # %% tags=["parameters"]
 results: str = "../results/camvid"  # results folder of the profile camvid
@@ -70,9 +70,9 @@ out: str = "../results/course/photographs"  # folder of this notebook's results
 # %% [markdown]
 # ## The data
 #
-# CamVid (Brostow et al., 2009) is four drives through Cambridge with 701 labelled frames; three drives are by day, one,
-# `0001TP`, at dusk. Frames of a drive resemble each other, so a random split would test on the neighbours of training
-# frames. Here parts are cut by drive and by time:
+# CamVid (Brostow et al., 2009) is four drives through Cambridge with 701 labelled frames; three drives took place by
+# day and one, `0001TP`, at dusk. Frames of one drive resemble each other, so a random split would test on neighbours
+# of training frames. Here the data are split by drive and by time:
 #
 # | part | frames | used for |
 # |---|---|---|
@@ -93,9 +93,9 @@ frame, origin = tables.load_runs(results, Path(record) / "runs.csv")
 display(Markdown(f"Everything below is made from **{origin}**."))
 
 # %% [markdown]
-# With a graphics card and Stable Diffusion the transfer of this profile is ZoDi's. Without them it is what a user would do
-# without diffusion: exposure, gamma, colour temperature and noise, chosen by hand for the word *dusk*, without looking at a
-# dusk frame. Where the photographs are at hand, look at source, change and truth:
+# With a graphics card and Stable Diffusion this profile uses ZoDi's transfer. Without them it does what a user would
+# do without diffusion: it changes exposure, gamma, colour temperature and noise, chosen by hand for the word *dusk*,
+# without looking at a dusk frame. If you have the photographs, look at source, change and truth:
 
 # %%
 place = Path(results)
@@ -110,9 +110,9 @@ if (place / "data").is_dir():
 # %% [markdown]
 # ## The result
 #
-# mIoU over CamVid's eleven classes on the true dusk frames, in percent, mean ± standard deviation over the seeds. Epochs
-# were scored during the training; the one that counts is the best on *changed day frames*. Source-only and the oracle, which
-# have seen no changed frame, count with their last epoch.
+# mIoU over CamVid's eleven classes on the true dusk frames, in percent, mean ± standard deviation over the seeds.
+# Epochs were scored during training; the one that counts is the best on *changed day frames*. For source-only and the
+# oracle, which have seen no changed frame, the last epoch counts.
 
 # %%
 table = tables.main_table(frame)
@@ -131,14 +131,14 @@ plots.show(
 )
 
 # %% [markdown]
-# Each seed minus its own source-only partner, as sentences made from the runs:
+# Each seed minus its own source-only partner, as sentences computed from the runs:
 
 # %%
 gains = tables.gains(tables.paired(frame))
 display(Markdown("\n".join(f"- {tables.statement(gain, 'source_only')}" for _, gain in gains.iterrows())))
 
 # %% [markdown]
-# And the similarity term, the third term of the loss, by itself:
+# And the effect of the similarity term, the third term of the loss, alone:
 
 # %%
 pairs = tables.paired(frame, reference="photometric_no_similarity")
@@ -148,8 +148,9 @@ display(
 )
 
 # %% [markdown]
-# How large is the gap at all? The oracle has trained on true dusk frames of the same drive; what it gains over source-only
-# is all there is to gain. By class:
+# How large is the gap in the first place? The oracle has trained on true dusk frames of the same drive, so it knows
+# the streets as well as the light. What it gains over source-only is therefore more than the light alone is worth. By
+# class:
 
 # %%
 classes = tables.on_target(frame, None).groupby(["class", "variant"], sort=False)["iou"].mean().unstack()
@@ -168,7 +169,7 @@ plots.show(
 # %% [markdown]
 # ## Which epoch?
 #
-# Every rule's regret against the best epoch on the dusk labels, mean over the runs, in points:
+# The regret of every rule compared with the best epoch on the dusk labels, mean over the runs, in points:
 
 # %%
 epochs = tables.collect_epochs(results) if tables.collect(results).size else pd.read_csv(Path(record) / "epochs.csv")
@@ -179,9 +180,9 @@ lost.round(2)
 # %% [markdown]
 # ## Estimates on photographs
 #
-# As in [06](06_performance_estimation.ipynb): day frames of the other drive, on which nothing was trained, are changed to
-# dusk, and the mIoU on them is the *estimate*. Three trainings, scored at four steps each, are twelve networks; the true
-# dusk frames are the truth.
+# As in [06](06_performance_estimation.ipynb): day frames of the other drive, on which nothing was trained, are
+# changed to dusk, and the mIoU on them is the *estimate*. Three training runs, scored at four steps each, give twelve
+# networks; the mIoU on the true dusk frames is the truth.
 
 # %%
 models, layout, _ = evidence.load(results, record)
@@ -191,7 +192,8 @@ plots.show(
 )
 
 # %% [markdown]
-# Against the simpler scores. A good score follows the truth (Pearson's r, Kendall's tau) and chooses well (regret).
+# Compared with the simpler scores: a good score follows the truth (Pearson's r, Kendall's tau) and chooses well
+# (regret).
 
 # %%
 names = evidence.scores_in(models)
@@ -200,21 +202,22 @@ _ = tables.write_table(scores.round(3), Path(out) / "scores")
 scores[["pearson", "kendall", "mae", "regret"]].round(2)
 
 # %% [markdown]
-# With the hand-made change the estimates do **not** follow the truth. Why? Look at the trainings one by one:
+# With the hand-made change the estimates do **not** follow the truth. Why? Look at the training runs one by one:
 
 # %%
 by_training = models.groupby("variant", sort=False)[["source", "estimate", "truth"]].mean()
 by_training.rename(index=tables.label).rename_axis(index="mean over four steps, mIoU (%)").round(1)
 
 # %% [markdown]
-# The change that was written for the word *dusk* is not dusk. Networks that have never seen it find it harder than true dusk,
-# the one that was trained on it finds it easy, and the oracle, which knows true dusk in the streets of the dusk drive, is the
-# best of all there and the worst on changed frames. An estimate is as good as the images it is made on: those of the
-# miniature's diffusion ([06](06_performance_estimation.ipynb)) carry it, a formula for exposure and colour does not. With
-# Stable Diffusion this section is to be run again; it was **not run by us yet**.
+# The change that was written for the word *dusk* is not dusk. Networks that have never seen it find it harder than
+# true dusk, and the one trained on it finds it easy. The oracle, which knows true dusk in the streets of the dusk
+# drive, is by far the best there and the worst on changed frames. An estimate is only as good as its images: those of
+# the miniature's diffusion model ([06](06_performance_estimation.ipynb)) are good enough, a formula for exposure and
+# colour is not. This section should be repeated with Stable Diffusion; **we have not run it yet**.
 #
-# Can the failure be noticed without dusk frames? A reference network should find the layout in changed frames; here the
-# reference is the oracle, and too often it cannot tell frames with their own labels from frames with those of another scene:
+# Can the failure be noticed from the changed frames? A reference network should find the layout in them. Here the
+# reference is the oracle, and too often it cannot tell frames with their own labels from frames with those of another
+# scene:
 
 # %%
 found = layout.set_index("domain")[["fidelity", "fidelity_lost", "accuracy"]]
@@ -223,25 +226,25 @@ found.set_axis(["own labels (%)", "others' labels (%)", "told apart (%)"], axis=
 # %% [markdown]
 # ## Pitfalls
 #
-# - **Neighbouring frames.** A random split of a video tests on what was trained on.
-# - **Choosing the strength of the change by the dusk frames.** It would help, and it would no longer be zero-shot. Ours was
-#   written for the word and left alone.
-# - **Small test sets.** Thirty frames of one drive are one place at one time. The interval of the estimate says what that
-#   means.
+# - **Neighbouring frames.** A random split of a video tests on almost the same frames that it trained on.
+# - **Choosing the strength of the change by the dusk frames.** It might help, but it would no longer be zero-shot.
+#   Ours was written for the word and not touched again.
+# - **Small test sets.** Thirty frames of one drive show one place at one time. The interval of the estimate says how
+#   much that matters.
 #
 # ## Try it
 #
-# **1. Predict:** which class should gain least from a darker picture?
+# **1. Predict:** which class should gain least from darker training images?
 #
 # <details><summary>Solution</summary>
 #
-# The one that is found by its shape and place rather than by its colour, the road. Look at the bars above:
+# The class that is recognised by its shape and place rather than by its colour: the road. Look at the bars above:
 # ```python
 # gain.sort_values("photometric").head(3)
 # ```
 # </details>
 #
-# **2. Modify:** how many seeds would it take to see an effect of the size of one point?
+# **2. Modify:** how many seeds would it take to see an effect of one point?
 #
 # <details><summary>Solution</summary>
 #
@@ -264,8 +267,10 @@ found.set_axis(["own labels (%)", "others' labels (%)", "told apart (%)"], axis=
 # %% [markdown]
 # ## Recap
 #
-# The pipeline runs on photographs as on the miniature. What a hand-made change brings stands in the table with its spread, and
-# the oracle says how much there was to gain. As a *training* image a crude change helps; as a *test* image it misleads.
+# Adaptation and estimation run on photographs as they do on the miniature; the diffusion model is still to come. The
+# table shows the gain from a hand-made change with its spread, and the oracle, which has also seen the streets,
+# bounds what there was to gain. As *training* images crudely changed frames helped in every seed only together with
+# the similarity term; as *test* images they mislead.
 
 # %%
 metrics = {"scores": scores.reset_index().to_dict("records"), "gains": gains.to_dict("records")}

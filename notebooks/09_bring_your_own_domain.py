@@ -18,21 +18,20 @@
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/zodi-companion/zodi/blob/v0.1.0/notebooks/09_bring_your_own_domain.ipynb)
 #
-# **In one sentence.** You have a folder of labelled images, a sentence for a place that nobody has photographed, and a
-# network of your own: this notebook takes the three from the raw files to an estimate of how good the network will be
-# there.
+# **In one sentence.** You have a folder of labelled images, a sentence for a place that nobody has photographed, and
+# your own network. This notebook takes you from the raw files to an estimate of how good the network will be there.
 #
-# **What you will learn:** reading foreign label files by a mapping, and what the checker says when files are wrong · a
-# prompt and a strength chosen without a target image · a transfer that may be killed · adapting *any* PyTorch module ·
-# an honest estimate, and when to leave all this alone.
+# **What you will learn:** reading label files in another format with a mapping, and what the checker says when files
+# are wrong · choosing a prompt and a strength without a target image · a transfer that may be killed at any time ·
+# adapting *any* PyTorch module · an honest estimate, and when not to use the method at all.
 #
 # **What you need:** [05 Adaptation](05_adaptation.ipynb) and [06 Performance
-# estimation](06_performance_estimation.ipynb). No data: without yours, the notebook makes a folder that stands for it.
+# estimation](06_performance_estimation.ipynb). No data: if you have none, the notebook makes a stand-in folder.
 #
 # **How long it takes:** half an hour to read, three minutes to run on two CPU cores.
 
 # %% [markdown]
-# On Google Colab this cell gets the course and installs what is missing; anywhere else it does nothing.
+# On Google Colab this cell fetches the course and installs what is missing; elsewhere it does nothing.
 
 # %%
 import sys
@@ -45,7 +44,7 @@ if "google.colab" in sys.modules and not Path("../pyproject.toml").exists():
     print("Installed. If Colab asks for it, restart the runtime before you go on.")
 
 # %% [markdown]
-# One module a step, as before.
+# One module per step, as before.
 
 # %%
 import shutil
@@ -78,7 +77,7 @@ plots.use_theme()
 start = time.perf_counter()
 
 # %% [markdown]
-# The parameters. Put your own folders, mapping and sentence here; the empty ones mean the stand-in.
+# The parameters. Put your own folders, mapping and sentence here; empty values mean the stand-in.
 
 # %% tags=["parameters"]
 images: str = ""  # your folder of images, "" for the stand-in
@@ -94,8 +93,8 @@ out: str = "../results/course/own"  # folder of this notebook's results
 # %% [markdown]
 # ## A folder in a foreign format
 #
-# Somebody else's data never look like the examples. So the stand-in is written the way you might find it: JPEGs in
-# subfolders of drives, label maps with numbers of their own, and two numbers for the road, one for its surface and one
+# Other people's data never look like the examples. So the stand-in is written as you might find it: JPEGs in one
+# subfolder per drive, label maps with their own numbers, and two numbers for the road, one for its surface and one
 # for its markings.
 
 # %%
@@ -117,9 +116,9 @@ if stand_in:
     images, labels, mapping = str(mine / "images"), str(mine / "labels"), str(mine / "mapping.yaml")
 
 # %% [markdown]
-# A *mapping* says what the numbers mean in Cityscapes' words: a class and your pixel values a line, and what is void.
-# This is how the file begins. Classes that Cityscapes lacks have no place here: make them void, or the nearest that a
-# layout can show.
+# A *mapping* says which Cityscapes class the numbers mean: one class per line with your pixel values, and the values
+# that are void. The file begins like this. Classes that Cityscapes lacks cannot be used: make them void, or map them
+# to the nearest class that a layout can show.
 
 # %%
 text = "\n".join(f"  {name}: {10 * (index + 1)}" for index, name in enumerate(CITYSCAPES.names))
@@ -132,7 +131,7 @@ if mapping.endswith(".yaml"):  # a known label set has no file
 label_set = get_label_set(mapping)
 
 # %% [markdown]
-# Look before you trust: an image, the label file as it is stored, and what the mapping makes of it.
+# Look before you trust it: an image, the label file as stored, and what the mapping makes of it.
 
 # %%
 found, found_labels = datasets.find_files(images), datasets.find_files(labels, (".png",))
@@ -149,7 +148,7 @@ plots.show(
 # ## What the checker says
 #
 # `data_scripts/own.py` checks a folder before anything is computed from it. This cell calls it as you would in a
-# terminal, and leaves out progress bars.
+# terminal, without the progress bars.
 
 
 # %%
@@ -167,8 +166,8 @@ code = say(*own, "check")
 assert code == 0, "repair what is named above; the rest of the notebook needs it"
 
 # %% [markdown]
-# All is well. To see what a defect looks like, break a copy of a few files three times: remove one label map, shrink
-# another, and paint a number into a third that nobody has declared.
+# All is well. To see what a defect looks like, we break a copy of a few files in three ways: we remove one label map,
+# shrink another, and paint an undeclared number into a third.
 
 # %%
 broken, few = Path(out, "broken"), list(found)[:6]
@@ -186,14 +185,15 @@ array[:8, :8] = 250
 Image.fromarray(array).save(strange)
 
 # %% [markdown]
-# A missing partner stops everything at once; without it there is no pair to look at.
+# A missing partner stops the check at once; without it there is no pair to look at.
 
 # %%
 check_broken = [own[0], "--images", broken / "images", "--labels", broken / "labels", "--mapping", mapping, "check"]
 _ = say(*check_broken)
 
 # %% [markdown]
-# With the label back in place every file is read, and each kind of defect is listed with file, finding and expectation.
+# With the label back in place every file is read, and each kind of defect is listed with the file, what was found and
+# what was expected.
 
 # %%
 shutil.copy(found_labels[few[0]], lost)
@@ -202,9 +202,9 @@ _ = say(*check_broken)
 # %% [markdown]
 # ## The data set folder
 #
-# `prepare` resizes (images by Lanczos, labels by nearest neighbour), writes Cityscapes' class numbers, and keeps every
-# fifth image by name for testing. The miniature works at 96 x 192 pixels; for photographs and Stable Diffusion say 512
-# x 1024.
+# `prepare` resizes (images by Lanczos, labels by nearest neighbour), writes Cityscapes' class numbers, and sets aside
+# every fifth image by name for testing. The miniature works at 96 x 192 pixels; for photographs and Stable Diffusion
+# ask for 512 x 1024.
 
 # %%
 root = Path(out, "data")
@@ -216,15 +216,15 @@ train, held_out = datasets.open_split(root, "train"), datasets.open_split(root, 
 print(f"{len(train)} to train on, {len(held_out)} held out")
 
 # %% [markdown]
-# Every fifth *by name* is a choice. If your names are those of a video, neighbours land on both sides, and the held-out
-# images are easier than they should be; give `own.py` folders that you have cut yourself then
-# ([08](08_real_photographs.ipynb) cuts by drive).
+# Taking every fifth image *by name* is a choice. If your images are video frames, neighbouring frames land on both
+# sides, and the held-out images are easier than they should be. In that case give `own.py` folders that you have
+# split yourself ([08](08_real_photographs.ipynb) splits by drive).
 #
 # ## The sentence
 #
-# The prompt decides what is drawn. A model can only draw words that it has learned. The miniature was trained on the
-# sentences of a few domains: its tokenizer has a token for each of their words, and *spells* all others, which means
-# nothing to it.
+# The prompt decides what is drawn. A model can only draw words that it has learnt. The miniature was trained on the
+# sentences of a few domains: its tokenizer has a token for each of their words and *spells* all others, and the spelt
+# words mean nothing to it.
 
 # %%
 model = diffusion.load("mini")
@@ -240,8 +240,8 @@ table = pd.DataFrame({
 table.rename_axis("prompt")
 
 # %% [markdown]
-# We shall redraw images by many sentences. This is all that it takes: a configuration from a prompt, images, layouts,
-# and names, from which the noise is drawn.
+# We are going to redraw images with many sentences. All it takes is a configuration made from a prompt, images,
+# layouts, and names, from which the noise is seeded.
 
 
 # %%
@@ -253,8 +253,8 @@ def redraw(text: str, samples: list[datasets.Sample], **changes: object) -> list
 
 
 # %% [markdown]
-# What does it draw for a sentence that it does not know? Two held-out images, all sentences, the same strength and
-# noise. The plain sentence of the source domain stands in the second column.
+# What does it draw for a sentence that it does not know? We take two held-out images and all sentences, with the same
+# strength and noise. The plain sentence of the source domain is in the second column.
 
 # %%
 shown = [held_out[i] for i in range(min(2, len(held_out)))]
@@ -266,8 +266,8 @@ plots.show(
 )
 
 # %% [markdown]
-# How far does each sentence take the image away from what the plain sentence draws? That is the sentence's own work, in
-# grey levels.
+# How far does each sentence move the image away from what the plain sentence draws? This is the effect of the
+# sentence alone, in grey levels.
 
 # %%
 plain = drawn["driving in clear weather"]
@@ -279,15 +279,16 @@ table = pd.DataFrame({"difference from the plain sentence": work, "mean grey lev
 table.rename_axis("prompt, 0 to 255").round(1)
 
 # %% [markdown]
-# The miniature can be used only within its vocabulary: a sentence with unknown words still moves the image, to
+# The miniature can be used only within its vocabulary. A sentence with unknown words still changes the image, to
 # something grey between its domains, and no number here says that it is not a sandstorm. Even two known words that it
-# has never seen together, fog and night, give a bit of each. Stable Diffusion was trained on captions of all the world
-# and knows far more; but there, too, the picture and not the sentence is what your network learns from. Look at it.
+# has never seen together, fog and night, give only a bit of each. Stable Diffusion was trained on captions of every
+# kind and knows far more. But there, too, your network learns from the picture, not from the sentence, so look at the
+# picture.
 #
 # ## A strength, without a target image
 #
-# A free prompt has no published strength; `prompt_config` starts at the median of those that the checkpoint was made
-# for, and at 0.65 where it names none. Look at a strip first:
+# A free prompt has no published strength. `prompt_config` starts at the median of the strengths that come with the
+# checkpoint, or at 0.65 if there are none. Look at a strip first:
 
 # %%
 ladder = [0.4, 0.65, 0.8, 0.9, 0.97]
@@ -301,11 +302,11 @@ plots.show(
 )
 
 # %% [markdown]
-# The eye says whether the domain is there. Whether the *labels* are still true can be measured: a *reference* network
-# that copes with strange light says in how many pixels it finds the label, the **fidelity** of
-# [06](06_performance_estimation.ipynb). Nobody has seen the target, so the reference is trained on your own images with
-# violent colour jitter. It is only good for comparing, so it also gets a floor: what it finds if every image has the
-# labels of another one.
+# Your eyes tell you whether the domain is right. Whether the *labels* are still true can be measured: a *reference*
+# network that copes with strange light counts the pixels in which it finds the label. Their share is the **fidelity**
+# of [06](06_performance_estimation.ipynb). Nobody has seen the target, so the reference is trained on your own images
+# with strong colour jitter. It is good only for comparisons, so it also gets a floor: what it finds if every image
+# has the labels of another one.
 
 # %%
 violent = adaptation.recipe("mini", "source_only", steps=steps, jitter=0.9, hue=0.3)
@@ -325,7 +326,7 @@ guide = pd.DataFrame({
 })  # fmt: skip
 
 # %% [markdown]
-# Both curves over the strength:
+# Both curves against the strength:
 
 # %%
 figure, axes = plt.subplots(1, 2, figsize=(8, 2.6), layout="constrained")
@@ -340,8 +341,8 @@ axes[1].legend()
 plots.show(figure, "How much changes, and how much of the labels a reference still finds. No target image was used.")
 
 # %% [markdown]
-# Read them together. Where the change jumps, the new domain arrives; where the fidelity falls to the floor, the labels
-# are gone.
+# Read them together. Where the change jumps, the new domain appears; where the fidelity falls to the floor, the
+# labels are lost.
 
 # %%
 jump = int(guide["change"].diff().idxmax())
@@ -352,9 +353,9 @@ print(f"fidelity there: from {before['fidelity']:.0f} % to {after['fidelity']:.0
 # %% [markdown]
 # ## The transfer
 #
-# The whole training part. It may be killed at any time: an image counts when its line is in the manifest. To see it,
-# stop after a third, then call it again with the same words. (On a second run of this notebook all of them are there
-# already.)
+# Now the whole training part. The transfer may be killed at any time: an image counts once its line is in the
+# manifest. To see this, we stop after a third and then repeat the same call. (On a second run of this notebook all of
+# the images exist already.)
 
 # %%
 config = transfer.prompt_config(prompt, model.defaults, **settings)
@@ -365,7 +366,7 @@ reports["called again"] = transfer_folder(*arguments, progress=False)
 pd.DataFrame({name: vars(report) for name, report in reports.items()}).T[["total", "done", "skipped"]]
 
 # %% [markdown]
-# Look at pairs. This is the last moment at which an eye can save a training.
+# Look at pairs. This is the last moment at which your eyes can save a training run.
 
 # %%
 second = datasets.open_split(root, "train", images=synth / "images")
@@ -379,9 +380,9 @@ plots.show(figure, "Pairs, as the training will see them. Is everything that is 
 # %% [markdown]
 # ## Your own network
 #
-# Adaptation asks little of a network: images `(B, 3, H, W)` in, logits `(B, C, H, W)` out, and some *features* on the
-# way, which the similarity term compares. Here is one that no library knows. It uses group normalisation, which has no
-# batch statistics that two domains could spoil for each other.
+# Adaptation asks little of a network: images `(B, 3, H, W)` in, logits `(B, C, H, W)` out, and *features* in between,
+# which the similarity term compares. Here is a network that no library knows. It uses group normalisation, so there
+# are no batch statistics that the two domains could spoil for each other.
 
 
 # %%
@@ -404,7 +405,8 @@ class Tiny(nn.Module):
 
 
 # %% [markdown]
-# `OwnNetwork` makes it return its features too: you name the part, it listens there, and the module stays as it is.
+# `OwnNetwork` makes it return its features too: you name the part, the wrapper reads the features there, and the
+# module itself is not changed.
 
 # %%
 torch.manual_seed(0)
@@ -417,9 +419,9 @@ print(
 )
 
 # %% [markdown]
-# That is all that the loss of [05](05_adaptation.ipynb) needs. One line trains it; `network=` puts yours in the place
-# of the recipe's. It starts from nothing, so everything learns at one rate; with pretrained parts name the new one,
-# `head="head"`, and the rest learns at `body_factor` times as much.
+# The loss of [05](05_adaptation.ipynb) needs nothing more. One line trains the network; `network=` replaces the
+# recipe's network by yours. It is trained from scratch, so all of it has the same learning rate. If parts are
+# pretrained, name the new part, `head="head"`; the learning rate of the rest is then multiplied by `body_factor`.
 
 
 # %%
@@ -441,7 +443,7 @@ networks = {
 }
 
 # %% [markdown]
-# A network of segmentation_models_pytorch needs no more than its name, `network="Unet/resnet34"`, and for photographs
+# A network from segmentation_models_pytorch needs only its name, `network="Unet/resnet34"`, and for photographs
 # `weights="imagenet"`. We take the course's default, whose weights come with the package.
 
 # %%
@@ -451,8 +453,8 @@ networks |= {(by_name, "source only"): adapt("source_only", own=False), (by_name
 # %% [markdown]
 # ## How good will it be?
 #
-# You have no image of the target. So take the **held-out** images, transfer them, and measure there. Five lines, for
-# any network:
+# You have no image of the target. So take the **held-out** images, transfer them, and measure on the results. Five
+# lines do this for any network:
 
 # %%
 found = estimation.estimate(
@@ -462,7 +464,7 @@ found = estimation.estimate(
 print(textwrap.fill(str(found), 110))
 
 # %% [markdown]
-# For all four networks. The generated images are there already, so this takes only four evaluations.
+# Now for all four networks. The generated images exist already, so this takes only four evaluations.
 
 
 # %%
@@ -477,8 +479,8 @@ estimates = {name: estimate(network) for name, network in networks.items()}
 summary = pd.DataFrame({name: {"low": e.low, "estimate": e.miou, "high": e.high} for name, e in estimates.items()}).T
 
 # %% [markdown]
-# Beside each estimate belongs the mIoU at home, on the held-out images as they are, over the same classes: what a
-# network gains elsewhere it may pay for there.
+# Next to each estimate we need the mIoU at home, on the unchanged held-out images and over the same classes: a gain
+# elsewhere may cost something there.
 
 
 # %%
@@ -494,7 +496,7 @@ summary.insert(0, "at home", {name: score(network, held_out) for name, network i
 summary.rename_axis(["network", "trained"]).round(1)
 
 # %% [markdown]
-# The stand-in is rendered, so the truth can be rendered too: true images of the night, of scenes that nothing has seen.
+# The stand-in is rendered, so the truth can be rendered too: true night images, of scenes that no network has seen.
 # **You will not have this.** It is here to show what an estimate is worth.
 
 # %%
@@ -520,7 +522,7 @@ ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
 plots.show(figure, f"Estimates from {found.images} held-out images, {found.seeds} transfers of each.")
 
 # %% [markdown]
-# Was it right? Two questions: is the *order* of the networks that of the truth, and is the *level*? Computed:
+# Was the estimate right? We compute two answers: is the *order* of the networks correct, and is the *level*?
 
 # %%
 if known:
@@ -533,17 +535,17 @@ if known:
     )
 
 # %% [markdown]
-# Generated images are not real ones: a network may do better on them than it will do outside, or worse, and one that was
-# trained on this generator's images may have an advantage. The interval knows the sample and the noise, not this bias.
-# How far one may believe an estimate is measured on many networks in [06](06_performance_estimation.ipynb); what is
-# safest is to compare the same network before and after, which is next.
+# Generated images are not real ones: a network may do better or worse on them than on real ones, and a network
+# trained on this generator's images may have an advantage. The interval accounts for the sample and the noise, not
+# for this bias. [06](06_performance_estimation.ipynb) measures on many networks how far an estimate can be trusted.
+# It is safest to compare the same network before and after, as we do next.
 
 # %% [markdown]
 # ## Did it help?
 #
-# The only honest answer is computed. Compare two networks on the *same* images: resample the images, take the
-# difference of the two in every resample, and most of what the images have in common cancels. That needs no target
-# image either.
+# The only honest answer is a computed one. Compare two networks on the *same* images: resample the images and take
+# the difference of the two networks in every resample, so that most of what depends on the choice of images cancels.
+# This needs no target image either.
 
 
 # %%
@@ -559,7 +561,8 @@ def difference(first: nn.Module, second: nn.Module, parts: list) -> tuple[float,
 
 
 # %% [markdown]
-# Three kinds of images can judge: those of home, the generated ones, and, for the stand-in only, true ones.
+# Three kinds of images can serve as judges: those from home, the generated ones and, for the stand-in only, true
+# ones.
 
 # %%
 judges = {"home": [held_out]}
@@ -570,8 +573,8 @@ if known:
     judges["true"] = [target]
 
 # %% [markdown]
-# One training is one seed, and another seed may say something else; the interval knows only the images. Look at home,
-# too: what is gained in one domain is often paid for in the other.
+# One training run is one seed, and another seed may give another answer; the interval accounts only for the images.
+# Look at home, too: a gain in one domain often costs something in the other.
 
 # %%
 lines = []
@@ -584,7 +587,7 @@ gains = pd.DataFrame(lines).set_index(["network", "images"])
 gains.round(1).rename(columns={"gain": "ZoDi − source only (points)"})
 
 # %% [markdown]
-# In words, made from the table:
+# In words, computed from the table:
 
 # %%
 judged = "true" if known else "generated"
@@ -607,9 +610,9 @@ for name, line in gains.xs(judged, level="images").iterrows():
 #     --labels results/own/data/test/clear/labels --domain "driving at night" --out results/own/estimate
 # ```
 #
-# `--model` takes Stable Diffusion ([A2](A2_paper_scale.ipynb)), `--shard I/N` shares a folder among machines. Networks
-# of your own class are for Python; the command line knows those by name. One of the commands, on a network from above
-# (it counts all classes, the rare ones too):
+# `--model` takes Stable Diffusion ([A2](A2_paper_scale.ipynb)), `--shard I/N` shares a folder among machines.
+# Networks of your own class can be used only from Python; the command line knows networks by name. Here is one of the
+# commands, for a network from above (it counts all classes, including the rare ones):
 
 # %%
 segmentation.save_network(networks[by_name, "ZoDi"], Path(out, "network"))
@@ -619,8 +622,8 @@ assert code == 0
 # %% [markdown]
 # ## Before you start: a checklist
 #
-# **How many images?** What limits you first is the estimate: its interval narrows with the square root of the held-out
-# images. From the one above:
+# **How many images?** The estimate is the first limit: its interval narrows with the square root of the number of
+# held-out images. Extrapolated from the one above:
 
 # %%
 width = summary.loc[("Tiny (own)", "ZoDi"), "high"] - summary.loc[("Tiny (own)", "ZoDi"), "low"]
@@ -631,9 +634,9 @@ pd.DataFrame({
 }).set_index("held-out images")  # fmt: skip
 
 # %% [markdown]
-# **Which sizes?** Any; but the diffusion model works at its own size and the result is scaled back. The last column
-# says how large the smallest thing is, one cell of the latent, in pixels of *your* image. What is smaller is invented
-# anew.
+# **Which sizes?** Any size will do, but the diffusion model works at its own size and the result is scaled back. The
+# last columns say how large the smallest detail is, one cell of the latent, in pixels of *your* image. Anything
+# smaller is invented.
 
 # %%
 kinds = {"miniature": (model.defaults, 4), "Stable Diffusion 1.5": (diffusion.TransferDefaults(), 8)}
@@ -649,35 +652,36 @@ sizes.pivot(index="your images", columns="model", values=["works at", "one cell 
 ]
 
 # %% [markdown]
-# - **Memory.** Grows with the working size and the batch, not with the number of images. Stable Diffusion needs a GPU;
-#   what it takes is counted in [A2](A2_paper_scale.ipynb).
-# - **Privacy.** Nothing leaves the machine: no model is downloaded unless you say `--download`, no image is uploaded,
-#   ever. But a transferred image is *not* anonymous: faces and number plates are redrawn, not removed, and a weak
-#   strength keeps them.
-# - **Licence.** The licence of your images goes on to their synthesized images, and a checkpoint has terms of its own.
-#   Read both.
+# - **Memory.** It grows with the working size and the batch size, not with the number of images. Stable Diffusion
+#   needs a GPU; [A2](A2_paper_scale.ipynb) counts what it takes.
+# - **Privacy.** Nothing leaves the machine: no model is downloaded unless you say `--download`, and no image is ever
+#   uploaded. But a transferred image is *not* anonymous: faces and number plates are redrawn, not removed, and at a
+#   low strength they are kept.
+# - **Licence.** The licence of your images also applies to their synthesized images, and a checkpoint has its own
+#   terms. Read both.
 # - **Labels.** Transferred images inherit them, mistakes included.
 #
 # **When not to use it**
 #
-# - You have some labelled images of the target: train on them. They are what this method does without.
-# - The target differs in *what is there*, not in how it looks: other objects, another camera height, another country's
-#   signs. A transfer keeps the layout, and so keeps that gap.
-# - Another sensor: thermal, radar, depth. No sentence draws their physics.
-# - What matters to you is smaller than a cell of the table above.
-# - Somebody can be hurt by a wrong estimate. It has a bias that its interval does not know
+# - You have some labelled images of the target: train on them. This method is for those who have none.
+# - The target differs in *what is there*, not in how it looks: other objects, another camera height, another
+#   country's signs. A transfer keeps the layout, and therefore that gap.
+# - The target comes from another sensor: thermal, radar, depth. No sentence can draw its physics.
+# - The details that matter to you are smaller than one cell in the table above.
+# - A wrong estimate could hurt somebody. It has a bias that its interval does not include
 #   ([06](06_performance_estimation.ipynb)).
 
 # %% [markdown]
 # ## Pitfalls
 #
 # - **Colour label images.** The checker refuses them: `LabelSet.from_colors` turns Cityscapes' colours into class
-#   numbers, for other colours make a `LabelSet` of your own with them first.
-# - **Labels saved as JPEG** or resized with interpolation: between two class numbers lies a third class. The checker
-#   calls them unknown values, if you are lucky.
-# - **Choosing the strength by the truth.** With a target image at hand you would, and then it is no longer zero-shot.
-# - **Estimating on images that were trained on.** Keep the held-out part out.
-# - **A transfer with other words into the same folder.** It is refused, so that a folder never holds a mixture.
+#   numbers; for other colours first make your own `LabelSet` with them.
+# - **Labels saved as JPEG** or resized with interpolation: halfway between two class numbers lies a third class. If
+#   you are lucky, the checker reports unknown values.
+# - **Choosing the strength by the truth.** With a target image at hand you would be tempted to, and then the method
+#   is no longer zero-shot.
+# - **Estimating on training images.** Keep the held-out part out of the training.
+# - **A transfer with another prompt into the same folder.** It is refused, so that a folder never holds a mixture.
 #
 # ## Try it
 #
@@ -685,7 +689,7 @@ sizes.pivot(index="your images", columns="model", values=["works at", "one cell 
 #
 # <details><summary>Solution</summary>
 #
-# The light stays as it was, so the reference has an easier time than at night; what is lost is the layout alone.
+# The light stays as it was, so the task is easier for the reference than at night; whatever it misses is lost layout alone.
 # ```python
 # plain = redraw("driving in clear weather", strip, strength=0.9)
 # as_samples = [datasets.Sample(p, s.label, s.key) for p, s in zip(plain, strip)]
@@ -695,7 +699,8 @@ sizes.pivot(index="your images", columns="model", values=["works at", "one cell 
 # ```
 # </details>
 #
-# **2. Modify:** a label set of your own, with four classes: free, obstacle, sky, mark. Which parts need to know of it?
+# **2. Modify:** make your own label set with four classes: free, obstacle, sky, mark. Which parts need to know about
+# it?
 #
 # <details><summary>Solution</summary>
 #
@@ -720,21 +725,22 @@ sizes.pivot(index="your images", columns="model", values=["works at", "one cell 
 #
 # <details><summary>Solution</summary>
 #
-# The first is refused when the network is wrapped, with the names that there are:
+# The first is refused when the network is wrapped, and the message lists the names that exist:
 # ```python
 # try:
 #     OwnNetwork(Tiny(19), features="layer4")
 # except ValueError as error:
 #     print(error)
 # ```
-# A vector has no height and width to average over, and `similarity` stops with torch's message on dimensions.
+# A vector has no height and width to average over, and `similarity` stops with torch's message about dimensions.
 # </details>
 
 # %% [markdown]
 # ## Recap
 #
-# A mapping, a sentence, a strength by eye and by fidelity, a transfer, a module, an estimate with an interval. Each
-# stage checks what it is given and says what is wrong; and the last lines said whether it was worth it.
+# We went through a mapping, a sentence, a strength chosen by eye and by fidelity, a transfer, a network, and an
+# estimate with an interval. Each stage checks its input and says what is wrong; and the final comparison said whether
+# it was worth it.
 
 # %%
 metrics = {

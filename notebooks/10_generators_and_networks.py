@@ -18,19 +18,19 @@
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/zodi-companion/zodi/blob/v0.1.0/notebooks/10_generators_and_networks.ipynb)
 #
-# **In one sentence.** The paper used Stable Diffusion 1.5 and two ResNets; the method asks five things of a generator
-# and two of a network, and whatever answers them can take their place.
+# **In one sentence.** The paper used Stable Diffusion 1.5 and two ResNets; the method needs five things from a
+# generator and two from a network, and any model that provides them can take their place.
 #
-# **What you will learn:** the interface between method and generator · stochastic inversion on the straight path of
-# *flow matching*, derived and tested where the exact answer is known · what runs on which graphics card · networks by
-# name · images that another program made · the transfer turned round.
+# **What you will learn:** the interface between the method and a generator · stochastic inversion on the straight
+# path of *flow matching*, derived and tested where the exact answer is known · what runs on which graphics card ·
+# networks by name · images made by another program · the transfer in the opposite direction.
 #
 # **What you need:** [03 Layout-to-image](03_layout_to_image.ipynb) and [05 Adaptation](05_adaptation.ipynb).
 #
 # **How long it takes:** half an hour to read, two minutes to run on two CPU cores. Level: advanced.
 
 # %% [markdown]
-# On Google Colab this cell gets the course and installs what is missing; anywhere else it does nothing.
+# On Google Colab this cell fetches the course and installs what is missing; elsewhere it does nothing.
 
 # %%
 import sys
@@ -81,13 +81,14 @@ out: str = "../results/course/generators"  # folder of this notebook's results
 # %% [markdown]
 # ## Five questions to a generator
 #
-# The method encodes images, embeds prompts, predicts, follows a schedule, and decodes. What is behind it, it need not
-# know. A *schedule* says how much image and noise is in a latent, and what a prediction means:
+# The method encodes images, embeds prompts, predicts, follows a schedule, and decodes. It need not know which model
+# does the work. A *schedule* says how much image and how much noise a latent contains, and what a prediction means:
 #
 # $$ z_t = \alpha_t z_0 + \sigma_t \epsilon, \qquad
 # \text{prediction} \;\Rightarrow\; (\hat\epsilon, \hat z_0) . $$
 #
-# `examine` answers for a checkpoint without loading its weights; `python -m zodi info --model FOLDER` prints the same.
+# `examine` answers the questions for a checkpoint without loading its weights; `python -m zodi info --model FOLDER`
+# prints the same.
 
 # %%
 found = diffusion.examine("mini")
@@ -96,25 +97,26 @@ pd.Series({"family": found.family} | found.will_do, name=found.name).to_frame()
 # %% [markdown]
 # ## Straight paths
 #
-# Stable Diffusion 3 and FLUX are trained by *flow matching*: between image and noise lies a straight line, and the
+# Stable Diffusion 3 and FLUX are trained by *flow matching*: image and noise are joined by a straight line, and the
 # network predicts the velocity along it,
 #
 # $$ z_t = (1 - t)\, z_0 + t\, \epsilon, \qquad v = \frac{d z_t}{dt} = \epsilon - z_0 . $$
 #
-# Put the first equation into the second and either unknown drops out:
+# Substitute the first equation into the second to eliminate either unknown:
 #
 # $$ \hat\epsilon = z_t + (1 - t)\, \hat v, \qquad \hat z_0 = z_t - t\, \hat v . $$
 #
-# These two are all that *stochastic inversion* asks for. The step from $t$ down to $s$, with fresh noise $\epsilon'$, is
-# that of the paper with other letters:
+# *Stochastic inversion* needs only these two. The step from $t$ down to $s$, with fresh noise $\epsilon'$, is the
+# paper's step with different letters:
 #
 # $$ z_s = (1 - s)\, \hat z_0 + \sqrt{s^2 - \varsigma^2}\, \hat\epsilon + \varsigma\, \epsilon', \qquad
 # \varsigma = \eta\, s \sqrt{1 - \Big(\frac{(1 - t)\, s}{(1 - s)\, t}\Big)^2} . $$
 #
-# Noise of variance $s^2 - \varsigma^2$ and of variance $\varsigma^2$ make noise of variance $s^2$, whatever $\eta$ is.
-# So the distribution at every time stays what the path prescribes. Is it so in the code? On a toy problem the best
-# possible network is a formula. Let the images of a domain be points in the plane, from two Gaussian blobs of standard
-# deviation $\rho$ around $\mu_1$ and $\mu_2$. Then $z_t$ comes from blob $k$ with a probability $r_k(z_t)$, and
+# Noise of variance $s^2 - \varsigma^2$ and noise of variance $\varsigma^2$ add up to noise of variance $s^2$,
+# whatever $\eta$ is. So at every time the distribution stays as the path prescribes. Is this true of the code? For a
+# toy problem the best possible network is a formula. Let the images of a domain be points in the plane, from two
+# Gaussian blobs of standard deviation $\rho$ around $\mu_1$ and $\mu_2$. Then $z_t$ comes from blob $k$ with
+# probability $r_k(z_t)$, and
 #
 # $$ \hat z_0 = \sum_k r_k \Big( \mu_k + \frac{(1 - t) \rho^2}{(1 - t)^2 \rho^2 + t^2}\, (z_t - (1 - t) \mu_k) \Big),
 # \qquad \hat v = (z_t - \hat z_0) / t . $$
@@ -146,8 +148,8 @@ def blobs(name: str, generator: torch.Generator) -> torch.Tensor:
 
 
 # %% [markdown]
-# First from pure noise. At every time the samples should have the variance that the path prescribes, with and without
-# fresh noise.
+# First we start from pure noise. At every time the samples should have the variance that the path prescribes, with
+# and without fresh noise.
 
 # %%
 generator = torch.Generator().manual_seed(0)
@@ -181,9 +183,9 @@ plots.show(
 )
 
 # %% [markdown]
-# Now the transfer. Points of *clear* go back to time $t$, the noise is rebuilt from what the model of *night* sees in
-# them, and then they are denoised. Two ends are known in advance: at strength 0 nothing happens, and at strength 1
-# nothing of the source is left.
+# Now the transfer. Points of *clear* go back to time $t$, the noise is rebuilt from the prediction of the *night*
+# model, and then the points are denoised. The two extremes are known in advance: at strength 0 nothing happens, and
+# at strength 1 nothing of the source is left.
 
 # %%
 source = blobs("clear", generator)
@@ -213,8 +215,8 @@ plots.show(
 )  # fmt: skip
 
 # %% [markdown]
-# The trade of the whole method in one picture: what is noised little keeps its side and stays clear, what is noised a
-# lot becomes night and forgets where it came from. In between, both hold.
+# This is the trade-off of the whole method in one picture. With little noise the points keep their side and stay
+# clear; with a lot of noise they become night and forget where they came from. In between, both goals can be met.
 
 # %%
 between = max((s for s in strengths if 0 < s < 1), key=lambda s: min(kept[s], there[s]))
@@ -226,9 +228,9 @@ Markdown(
 # %% [markdown]
 # ## What runs where
 #
-# The same code loads Stable Diffusion 1.x and 2.x, SDXL with a ControlNet or a *union* ControlNet, Stable Diffusion 3.x
-# and FLUX.1, by folder or hub id. How large are they? Their networks are built at the published sizes without weights,
-# and counted.
+# The same code loads Stable Diffusion 1.x and 2.x, SDXL with a ControlNet or a *union* ControlNet, Stable Diffusion
+# 3.x and FLUX.1, from a folder or by hub id. How large are they? We build their networks at the published sizes,
+# without weights, and count the parameters.
 
 # %%
 table = sizes.memory().rename(
@@ -240,12 +242,12 @@ text = table.map("{:.1f}".format).assign(
 text.rename_axis(index="gigabytes of weights")
 
 # %% [markdown]
-# Weights only; what lies between the layers comes on top and grows with the image. **Not run by us**: none of the large
-# weights can be reached from where this was executed. Every family is tested on tiny random checkpoints of the same
-# classes: loading, batches, resuming, types, missing parts.
+# The table counts weights only; the activations come on top and grow with the image. **We have not run these
+# models**: none of the large weights could be reached from the machine on which this was executed. Every family is
+# tested on tiny random checkpoints of the same classes: loading, batches, resuming, types, missing parts.
 #
-# *Few steps.* Weights like LCM-LoRA or Hyper-SD (`--lora`) let Stable Diffusion draw in 4 to 8 steps. They were trained
-# at the end of a step and not at its beginning, so the grid of times is another one:
+# *Few steps.* Weights such as LCM-LoRA or Hyper-SD (`--lora`) let Stable Diffusion draw in 4 to 8 steps. They were
+# trained at the end of a step and not at its beginning, so the grid of times is different:
 
 # %%
 paper, few = sampling.paper_scheduler(), few_step_scheduler(diffusion.load().scheduler)
@@ -256,10 +258,11 @@ pd.DataFrame({"the paper's grid, 4 steps": paper.timesteps, "few steps": few.tim
 # %% [markdown]
 # ## Two questions to a network
 #
-# Adaptation asks for logits and for the deepest features. Networks of `segmentation_models_pytorch` come by name, with
-# convolutional encoders, hierarchical transformers, or plain ones such as DINOv2 and DINOv3; those of `transformers`
-# (SegFormer, Mask2Former) by folder or hub id, `hf:nvidia/segformer-b0-finetuned-cityscapes-1024-1024`. Random weights
-# here; `weights="imagenet"` gets trained ones.
+# Adaptation needs the logits and the deepest features. Networks of `segmentation_models_pytorch` are chosen by name,
+# with convolutional encoders, hierarchical transformers, or plain ones such as DINOv2 and DINOv3; those of
+# `transformers` (SegFormer, Mask2Former) by folder or hub id,
+# `hf:nvidia/segformer-b0-finetuned-cityscapes-1024-1024`. The weights here are random; `weights="imagenet"` loads
+# trained ones.
 
 # %%
 NETWORKS = ("DeepLabV3Plus/tu-resnet10t", "DeepLabV3Plus/resnet50", "Segformer/mit_b0", "UPerNet/tu-convnext_atto",
@@ -281,8 +284,8 @@ for name in NETWORKS:
 pd.DataFrame.from_dict(lines, orient="index").round(1)
 
 # %% [markdown]
-# Transformers want another recipe than the paper's: AdamW, a rate that is lower the deeper a layer lies, a warm-up. It is
-# called `transformer`; what it changes:
+# Transformers need a different recipe from the paper's: AdamW, a learning rate that decreases towards the input, and
+# a warm-up. It is called `transformer` and changes the following:
 
 # %%
 plain, other = (vars(adaptation.recipe(name, network="Segformer/mit_b0")) for name in ("paper", "transformer"))
@@ -292,9 +295,9 @@ pd.DataFrame({"paper": plain, "transformer": other}).loc[[key for key in plain i
 # ## Images that another program made
 #
 # Whoever made the images, FLUX Kontext, Qwen-Image-Edit, Cosmos-Transfer or a colleague, the labels are those of the
-# source. `import` matches them by name, checks their sizes, and lets a network that was trained on the source look for
-# the labels again. Photometric images stand for the other program here; four of them are shifted by 40 pixels, as if
-# the layout had been lost.
+# source. `import` matches the images by name, checks their sizes, and lets a network that was trained on the source
+# look for the labels again. Here photometric images stand in for the other program; four of them are shifted by 40
+# pixels, as if the layout had been lost.
 
 # %%
 root = dataset.prepare(data)
@@ -325,7 +328,7 @@ audit = importing.audit(taken, few_sources, labels, train.label_set, reference, 
 print(audit)
 
 # %% [markdown]
-# Image by image: where the layout is gone, much more is lost.
+# Image by image: where the layout is wrong, many more labels are lost.
 
 # %%
 lost = audit.images["lost"]
@@ -341,7 +344,8 @@ plots.show(
 )  # fmt: skip
 
 # %% [markdown]
-# With `mask` the lost pixels are void in the label maps of the imported images, and `adapt --synth` reads those.
+# With `mask` the lost pixels become void in the label maps of the imported images, and `adapt --synth` reads these
+# label maps.
 
 # %%
 masked = datasets.synthesized(taken, labels, train.label_set)
@@ -358,9 +362,9 @@ plots.show(
 # %% [markdown]
 # ## The other way round
 #
-# Why not leave the network as it is, and redraw what it sees? A photograph of the target goes through the transfer with
-# the prompt of the *source*, and the unchanged network segments the result. The layout comes from the network's own
-# prediction, or there is none. No label is read; they only score it here.
+# Why not leave the network as it is and redraw what it sees? A photograph of the target goes through the transfer
+# with the prompt of the *source*, and the unchanged network segments the result. The layout is the network's own
+# prediction, or there is none. The method reads no labels; here they are used only for scoring.
 
 # %%
 mini = diffusion.load()
@@ -400,11 +404,11 @@ Markdown(
 # %% [markdown]
 # ## Try it
 #
-# **1. Predict:** at which strength does a straight path of 40 steps take no step at all? And why is that not a fault?
+# **1. Predict:** at which strength does a straight path of 40 steps take no step at all? And why is this not a bug?
 #
 # <details><summary>Solution</summary>
 #
-# Below 1/40: the last int(strength * steps) steps are taken, and there is none.
+# Below 1/40: the last int(strength * steps) steps are taken, and here that number is zero.
 # ```python
 # print(sampling.visited_timesteps(0.02, 40, schedule), sampling.visited_timesteps(0.03, 40, schedule))
 # ```
@@ -414,7 +418,7 @@ Markdown(
 #
 # <details><summary>Solution</summary>
 #
-# It gets smaller: less has to change, so less noise is enough.
+# It gets lower: less has to change, so less noise is enough.
 # ```python
 # CENTRES["night"] = [[-2.0, 0.2], [2.0, 0.2]]
 # noise = [torch.randn(source.shape, generator=generator, dtype=torch.float64) for _ in range(41)]
@@ -424,7 +428,7 @@ Markdown(
 # ```
 # </details>
 #
-# **3. Break:** ask for a network that has features of one size only where a pyramid is needed.
+# **3. Break:** where a pyramid is needed, ask for a network that has features of only one size.
 #
 # <details><summary>Solution</summary>
 #
@@ -440,10 +444,10 @@ Markdown(
 # %% [markdown]
 # ## Recap
 #
-# Encode, embed, predict, schedule, decode: what answers these can draw, whether it was trained by diffusion or by flow
-# matching. Logits and deepest features: what gives these can be adapted. Images of other programs are as good as ours
-# if their labels still hold, and that can be asked. Everything that is large was tested small; run it on your card, and
-# believe your own numbers.
+# Any model that can encode, embed, predict, follow a schedule and decode can draw, whether it was trained by
+# diffusion or by flow matching. Any network that returns logits and deepest features can be adapted. Images from
+# other programs can be used like ours if their labels still hold, and this can be checked. Everything large was
+# tested only at small size; run it on your card, and trust your own numbers.
 
 # %%
 metrics = {"scores": scores, "audit": audit.images.mean().to_dict(), "kept": kept, "there": there}

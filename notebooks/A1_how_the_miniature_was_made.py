@@ -18,17 +18,17 @@
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/zodi-companion/zodi/blob/v0.1.0/notebooks/A1_how_the_miniature_was_made.ipynb)
 #
-# **In one sentence.** A renderer draws streets whose labels, depth and weather are known exactly, and on its images
-# a small latent diffusion model with ControlNet is trained from nothing, on a CPU, in Stable Diffusion's file format.
+# **In one sentence.** A renderer draws streets whose labels, depth and weather are known exactly, and a small latent
+# diffusion model with a ControlNet is trained on them from scratch, on a CPU, in Stable Diffusion's file format.
 #
-# **What you will learn:** what a scene is made of before weather · what the VAE keeps and what it loses · why the model
-# predicts $v$ and why its noise schedule ends in pure noise · how to retrain it, all of it or a toy.
+# **What you will learn:** what a scene is made of before the weather is added · what the VAE keeps and what it loses
+# · why the model predicts $v$ and why its noise schedule ends in pure noise · how to retrain it, fully or as a toy.
 #
 # **What you need:** [03 Layout-to-image](03_layout_to_image.ipynb). **How long it takes:** half an hour to read; a minute
 # or two to run on two CPU cores, with a toy training of a few steps.
 
 # %% [markdown]
-# On Google Colab this cell gets the course and installs what is missing; anywhere else it does nothing.
+# On Google Colab this cell fetches the course and installs what is missing; elsewhere it does nothing.
 
 # %%
 import sys
@@ -65,7 +65,7 @@ plots.use_theme()
 start = time.perf_counter()
 
 # %% [markdown]
-# The parameters. `make reproduce` fills in other values; these make the notebook run on its own.
+# The parameters. `make reproduce` fills in other values; with these, the notebook runs on its own.
 
 # %% tags=["parameters"]
 model: str = "mini"  # checkpoint to look at: "mini" or a folder with a diffusion_log.csv and a samples.png
@@ -80,8 +80,8 @@ out: str = "../results/course/miniature"  # folder of this notebook's results
 # %% [markdown]
 # ## A street in layers
 #
-# A scene is drawn from far to near into several layers at once: the colour of every surface (*albedo*), its class, its
-# distance, what shines by itself at night, and how much snow would stay on it. Weather comes later.
+# A scene is drawn from far to near into several layers at once: the colour of every surface (*albedo*), its class,
+# its distance, what gives off light at night, and how much snow would stay on it. The weather comes later.
 
 # %%
 layers = scenes.build(scene_seed)
@@ -99,8 +99,8 @@ plots.show(
 )
 
 # %% [markdown]
-# A *shader* lights the layers. It may use depth and lights, which a photograph does not give: that is why the true
-# target images are truth, and why the photometric baseline, which sees only pixels, cannot reach them.
+# A *shader* lights the layers. It may use depth and lights, which a photograph does not contain. This is why the true
+# target images are the truth, and why the photometric baseline, which sees only pixels, cannot reproduce them.
 
 # %%
 domains = {name: weather.shade(layers, name, scene_seed) for name in pretrain.PRETRAIN_DOMAINS}
@@ -111,12 +111,12 @@ plots.show(
 )
 
 # %% [markdown]
-# For example fog. Light from a surface of albedo $A$ at depth $d$ is dimmed, and a grey veil $V$ takes its place
-# (Koschmieder's law):
+# Take fog as an example. Light from a surface of albedo $A$ at depth $d$ is dimmed, and a grey veil $V$ takes its
+# place (Koschmieder's law):
 #
 # $$ I = A' \, \tau + V (1 - \tau), \qquad \tau = e^{-d / \text{visibility}} , $$
 #
-# with $A'$ a muted $A$. If the image follows the law, its contrast must fall exponentially with depth.
+# where $A'$ is a muted $A$. If the image follows the law, its contrast must fall exponentially with depth.
 
 # %%
 near = layers.depth < 80
@@ -131,8 +131,8 @@ plots.show(
 # %% [markdown]
 # ## The VAE: what fits into a latent
 #
-# Diffusion works on latents $z_0 = E(x)$, a quarter of the image's width and height with a few channels. What the
-# decoder cannot bring back, no transfer can: $D(E(x))$ is the best image one can get.
+# Diffusion works on latents $z_0 = E(x)$, a quarter of the image's width and height, with a few channels. What the
+# decoder cannot restore, no transfer can: $D(E(x))$ is the best possible image.
 
 # %%
 mini = diffusion.load(model)
@@ -142,7 +142,7 @@ round_trip = diffusion.decode(mini, z0).numpy()
 pd.Series({"image": str(tuple(x.shape[1:])), "latent": str(tuple(z0.shape[1:]))}, name="shape").to_frame()
 
 # %% [markdown]
-# We measure the loss as peak signal-to-noise ratio, in decibels:
+# We measure the loss as the peak signal-to-noise ratio, in decibels:
 #
 # $$ \text{PSNR} = 10 \log_{10} \frac{255^2}{\text{MSE}(x, D(E(x)))} . $$
 
@@ -152,7 +152,7 @@ psnr = dict(zip(domains, 10 * np.log10(255**2 / mse), strict=True))
 plots.show(plots.domain_bars(psnr, "PSNR (dB)"), "Round trip of one scene through the VAE, domain by domain.")
 
 # %% [markdown]
-# A number hides where the loss is. Look at edges and at thin things.
+# A single number hides where the loss is. Look at edges and thin objects.
 
 # %%
 channel = [(255 * (z - z.min()) / (z.max() - z.min())).byte().numpy() for z in z0[0]]
@@ -165,9 +165,10 @@ plots.show(
 # %% [markdown]
 # ## A schedule that ends in noise
 #
-# At time $t$ the network sees $z_t = \sqrt{\bar\alpha_t}\, z_0 + \sqrt{1 - \bar\alpha_t}\, \epsilon$. Stable Diffusion
-# stops with a rest of the image left at $t = 999$. In the rest hides the mean brightness, and a model trained so does
-# not learn to make it: night stays bright. The miniature's schedule is rescaled to *zero terminal SNR*.
+# At time $t$ the network sees $z_t = \sqrt{\bar\alpha_t}\, z_0 + \sqrt{1 - \bar\alpha_t}\, \epsilon$. In Stable
+# Diffusion's schedule some of the image is still left at $t = 999$. What is left contains the mean brightness, and a
+# model trained in this way does not learn to generate it: night stays bright. The miniature's schedule is rescaled to
+# *zero terminal SNR*.
 
 # %%
 paper = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
@@ -180,12 +181,12 @@ plots.show(
 )  # fmt: skip
 
 # %% [markdown]
-# Where no signal is left, "predict the noise" is no task: the input *is* the noise. So the network predicts
+# Where no signal is left, "predict the noise" is a trivial task: the input *is* the noise. So the network predicts
 #
 # $$ v = \sqrt{\bar\alpha_t}\, \epsilon - \sqrt{1 - \bar\alpha_t}\, z_0
 # \qquad\Longrightarrow\qquad z_0 = \sqrt{\bar\alpha_t}\, z_t - \sqrt{1 - \bar\alpha_t}\, v , $$
 #
-# the noise where the image is clean, and the image where it is noise. Both equations at once:
+# that is, the noise where the image is clean, and the image where there is only noise. We check both equations:
 
 # %%
 ac = mini.scheduler.alphas_cumprod[700]
@@ -198,9 +199,9 @@ assert torch.allclose(v, mini.scheduler.get_velocity(z0, eps, torch.tensor([700]
 # %% [markdown]
 # ## The training that was run
 #
-# UNet, ControlNet and text encoder were trained together, with AdamW and an exponential moving average of the weights;
-# prompt and layout were dropped at random, so that guidance works. The log came with the weights.
-# Where the curves bend, the training went on from an earlier checkpoint.
+# UNet, ControlNet and text encoder were trained together, with AdamW and an exponential moving average of the
+# weights; the prompt and the layout were dropped at random, so that guidance works. The log comes with the weights.
+# Where the curves have a kink, the training was continued from an earlier checkpoint.
 
 # %%
 folder = diffusion.MINI_FOLDER if model == "mini" else Path(model)
@@ -212,8 +213,8 @@ plots.show(
 )
 
 # %% [markdown]
-# Losses of diffusion models say little about pictures. The sample sheet was drawn at the end of the training from
-# scenes that the model never saw.
+# The loss of a diffusion model says little about its pictures. The sample sheet was drawn at the end of the training,
+# from scenes that the model never saw.
 
 # %%
 sheet = np.asarray(Image.open(folder / "samples.png").convert("RGB"))
@@ -222,10 +223,11 @@ plots.show(plots.image_grid([[sheet]], width=9), "Sample sheet of the training, 
 # %% [markdown]
 # ## Is it good? Measured, not guessed
 #
-# The renderer knows the true target image of every scene, so that transfer can be graded. `make quality` asks three
-# questions on scenes that no network has seen. Does the image look like the domain (brightness, colours, a classifier)?
-# Is the layout still there (a *judge*, a segmenter trained on all true domains, against the source labels)? Is it of
-# use (adaptation)? Where the whole measurement is there, these are the goals, set before measuring, and what came out.
+# The renderer knows the true target image of every scene, so the transfer can be graded. `make quality` asks three
+# questions about scenes that no network has seen. Does the image look like the domain (brightness, colours, a
+# classifier)? Is the layout still there (a *judge*, a segmenter trained on all true domains, compared with the source
+# labels)? Is it useful (adaptation)? If the whole measurement exists, the table shows the goals, which were set
+# before measuring, and the results.
 
 # %%
 measured_here = (Path(measured) / "verdicts.csv").exists()
@@ -235,8 +237,8 @@ if "verdicts" in results:
     display(results["verdicts"].style.hide(axis="index").set_properties(**left))
 
 # %% [markdown]
-# The images themselves: brightness against the truth's, the distance of the colour histograms, and how many of them the
-# classifier takes for the prompted domain.
+# First the images themselves: their brightness compared with the truth's, the distance between the colour histograms,
+# and how many of them the classifier assigns to the prompted domain.
 
 # %%
 zodi = results["images"].query("row == 'stochastic_inversion'").set_index("domain")
@@ -249,8 +251,8 @@ columns = {
 zodi[list(columns)].rename(columns=columns).rename_axis(None).round(1)
 
 # %% [markdown]
-# Where does the layout suffer? The judge reads photometric images, ZoDi's, and the true target images after a round trip
-# through the VAE, which no diffusion on its latents can surpass.
+# Where does the layout suffer? The judge reads photometric images, ZoDi's images, and the true target images after a
+# round trip through the VAE, which no diffusion on its latents can surpass.
 
 # %%
 rows = {"photometric": "photometric", "stochastic_inversion": "ZoDi", "truth_round_trip": "truth, VAE round trip"}
@@ -261,8 +263,8 @@ plots.show(
 )
 
 # %% [markdown]
-# And what is it good for? 0 % is a network that saw the source alone, 100 % one that was trained on true target images
-# of other scenes.
+# And how useful are the images? 0 % is a network that saw only the source, 100 % one that was trained on true target
+# images of other scenes.
 
 # %%
 if "gap_closed" in results:
@@ -275,23 +277,27 @@ if "gap_closed" in results:
 # %% [markdown]
 # ## What is missed, and why
 #
-# **Layout.** Is it the weather that costs it, or being redrawn? The row *clear prompt* is redrawn in the weather that it
-# came from, so nothing but the drawing itself differs from the source image. The judge's mIoU as a share of the source's:
+# **Layout.** Is the layout lost through the change of weather or through the redrawing? The images of the row *clear
+# prompt* are redrawn in their original weather, so they differ from the source only through the redrawing. The
+# judge's mIoU as a share of the source's:
 
 # %%
 of_source = results["images"].groupby("row")["judge"].mean()[["source", "vae_round_trip", "clear_prompt"]]
 (100 * of_source / of_source["source"]).round(0).rename("judge's mIoU, % of the source's").to_frame()
 
 # %% [markdown]
-# The round trip through the VAE takes a little, the drawing by the small UNet the most, in any weather: poles, riders and
-# signs of a few pixels melt. A true night image is already hard to read, so there the same loss is the largest share.
+# The round trip through the VAE costs a little, and the drawing by the small UNet costs most, in any weather: poles,
+# riders and signs of a few pixels dissolve. A true night image is already hard to read, so there the same loss is the
+# largest share.
 #
-# **ZoDi is not better than *ControlNet only* and SDEdit.** With strengths near 0.92 hardly anything of the source's latent is
-# left when the denoising starts; the three methods draw almost the same picture, from the same layout. At the paper's
-# strengths the miniature keeps the clear sky (see the tries below); Stable Diffusion needs less noise for the same change.
+# **ZoDi is not better than *ControlNet only* and SDEdit.** At strengths near 0.92 hardly anything of the source's
+# latent is left when the denoising starts, so the three methods draw almost the same picture from the same layout. At
+# the paper's strengths the miniature keeps the clear sky (see the attempts below); Stable Diffusion needs less noise
+# for the same change.
 #
-# Why does it keep the clear sky? Ask it: a clear image with the noise of $t = 650$, the prompt and the layout, and what the
-# model then takes the image for, $\hat z_0 = (z_t - \sqrt{1 - \bar\alpha_t}\, \hat\epsilon) / \sqrt{\bar\alpha_t}$.
+# Why does it keep the clear sky? We can ask the model. We give it a clear image with the noise of $t = 650$, the
+# prompt and the layout, and look at its guess of the image, $\hat z_0 = (z_t - \sqrt{1 - \bar\alpha_t}\,
+# \hat\epsilon) / \sqrt{\bar\alpha_t}$.
 
 # %%
 t, scheduler = 650, sampling.paper_scheduler(mini.scheduler)
@@ -308,8 +314,8 @@ for name in ("night", "snow", "rain", "fog"):
     taken_for[name] = diffusion.decode(mini, z_0_hat)[0].numpy()
 
 # %% [markdown]
-# How far has it gone from clear weather to the domain, in brightness? 0 % is the source, 100 % the truth. (Game is left out: it
-# is as bright as clear weather.)
+# How far has the guess moved from clear weather to the domain, in brightness? 0 % is the source, 100 % the truth.
+# (Game is left out because it is as bright as clear weather.)
 
 # %%
 bright = {name: quality.luminance([image]) for name, image in domains.items()}
@@ -325,8 +331,9 @@ plots.show(
 )  # fmt: skip
 
 # %% [markdown]
-# The reason is the noise. It is independent from latent to latent, so that it averages out, and the *mean* of a frame is
-# known long before anything else is. How far are clear weather and night apart in it, beside its noise?
+# The reason is the noise. It is independent from latent to latent, so it averages out, and the *mean* of a frame is
+# known long before anything else. How far apart are the means of clear weather and night, compared with the noise of
+# the mean?
 
 # %%
 count = z_0[0, 0].numel()
@@ -339,21 +346,23 @@ Markdown(
 )
 
 # %% [markdown]
-# In training the prompt has never contradicted that mean, so the model had no need to learn whom to believe. *Coarse noise*
-# in pretraining, one value a channel and a grid of 3 x 6, hides the mean (`pretrain`, setting `coarse_noise`), and the prompt
-# has to be believed. The tries below have what it changes; the shipped checkpoint was trained without it.
+# In training the prompt never contradicted that mean, so the model did not need to learn which of the two to believe.
+# *Coarse noise* in pretraining, one value per channel and a grid of 3 x 6, hides the mean (`pretrain`, setting
+# `coarse_noise`), so the model has to rely on the prompt. The attempts below show what it changes; the checkpoint in
+# the package was trained without it.
 #
-# **Photometric changes win in rain.** A darker, greyer image with streaks is what the renderer calls rain; a hand-made rule
-# can be right when its author has seen the target. In snow and in the game's graphics it is far behind.
+# **Photometric changes win in rain.** The renderer's rain is a darker, greyer image with streaks; a hand-made rule
+# can be right if its author has seen the target. In snow and in the game's graphics it is far behind.
 #
-# **Speed.** Twelve steps are what the colours of fog and night take; eight would pass two images a second (tries, below).
+# **Speed.** The colours of fog and night need twelve steps; with eight the speed would exceed two images per second
+# (see the attempts below).
 #
 # ## What was tried
 #
-# Every try that mattered, with its reason and what it changed; the numbers were measured on held-out pretraining scenes
-# (training logs; `python -m zodi.studies try strength=0.75 --model FOLDER --results FOLDER`; for the round trips a throw-away
-# script that graded $D(E(x))$ of true images as `make quality` does in its row *truth_round_trip*, and for samples a second
-# a stop-watch around one step of `zodi.miniature.pretrain`).
+# Every attempt that mattered, with its reason and what it changed. The numbers were measured on held-out pretraining
+# scenes (training logs; `python -m zodi.studies try strength=0.75 --model FOLDER --results FOLDER`; for the round
+# trips a throw-away script that graded $D(E(x))$ of true images as `make quality` does in its row *truth_round_trip*;
+# for samples per second a stopwatch around one step of `zodi.miniature.pretrain`).
 
 # %%
 pd.read_csv(tries).style.hide(axis="index").set_properties(**{"text-align": "left", "white-space": "normal"})
@@ -361,8 +370,8 @@ pd.read_csv(tries).style.hide(axis="index").set_properties(**{"text-align": "lef
 # %% [markdown]
 # ## Retrain a toy
 #
-# `python -m zodi.miniature pretrain` trains the whole thing; it takes hours and can be stopped and resumed at any instant. Here
-# is the same code with a few scenes and steps; its progress bars are kept out of the page.
+# `python -m zodi.miniature pretrain` trains everything; this takes hours and can be stopped and resumed at any time.
+# Here is the same code with a few scenes and steps, without its progress bars.
 
 # %%
 config = pretrain.PretrainConfig(
@@ -379,8 +388,9 @@ with capture_output():
 toy = diffusion.load(toy_folder / "weights" / "mini")
 
 # %% [markdown]
-# What has it learnt in so short a time? Ask both models for the same night. A diffusion model that has just begun
-# draws mush in the mean colour of its data; everything that you recognise in the other picture is training.
+# What has it learnt in so short a time? We ask both models for the same night image. A diffusion model that has only
+# begun to train draws mush in the mean colour of its data; everything that you recognise in the other picture comes
+# from training.
 
 # %%
 scene, layout = domains["clear"], CITYSCAPES.colorize(layers.label)
@@ -396,10 +406,11 @@ plots.show(
 # %% [markdown]
 # ## Pitfalls
 #
-# - **Texture.** Noise in asphalt and facades eats the VAE's capacity and teaches the network nothing: keep it low.
-# - **Zero-initialised ControlNets.** They protect a pretrained UNet. When everything is new they only delay the layout.
+# - **Texture.** Noise in asphalt and facades uses up the VAE's capacity and teaches the network nothing: keep it low.
+# - **Zero-initialised ControlNets.** They protect a pretrained UNet. When everything is new, they only delay learning
+#   the layout.
 # - **Judging early.** Mean colours and brightness are learnt last; a sample sheet of the first minutes is always grey.
-# - **Guidance.** A small model wants little of it; the paper's value for Stable Diffusion burns its colours.
+# - **Guidance.** A small model needs little of it; the paper's value for Stable Diffusion oversaturates its colours.
 
 # %% [markdown]
 # ## Try it
@@ -419,7 +430,7 @@ plots.show(
 #
 # <details><summary>Solution</summary>
 #
-# A shader is a function of layers and a random generator. This one darkens and mirrors in one go:
+# A shader is a function of the layers and a random generator. This one darkens and adds reflections in one go:
 # ```python
 # from zodi.miniature import weather
 # rng = np.random.default_rng(0)
@@ -428,22 +439,21 @@ plots.show(
 # ```
 # </details>
 #
-# **3. Break:** give the decoder latents of another scale, `diffusion.decode(mini, 2 * z0)`. What is the scale good for?
+# **3. Break:** give the decoder latents at another scale, `diffusion.decode(mini, 2 * z0)`. What is the scale for?
 #
 # <details><summary>Solution</summary>
 #
 # ```python
 # plots.show(plots.image_grid([list(diffusion.decode(mini, 2 * z0).numpy()[:3])]), "Latents twice as large.")
 # ```
-# The scaling factor gives the latents unit variance, the variance that the noise has. With another scale the same
-# $\bar\alpha_t$ would mean another mixture of image and noise.
+# The scaling factor gives the latents unit variance, like the noise. At another scale the same $\bar\alpha_t$ would mean a different mixture of image and noise.
 # </details>
 
 # %% [markdown]
 # ## Recap
 #
-# Layers make scenes, shaders make truth, a VAE makes them small, and a diffusion model learns to draw them from a
-# sentence and a layout. Everything is seeded, so that you can make the same miniature again.
+# Layers make scenes, shaders make the true images, a VAE makes them small, and a diffusion model learns to draw them
+# from a sentence and a layout. Everything is seeded, so you can make the same miniature again.
 
 # %%
 metrics = {"psnr": psnr, "training_log": log.iloc[-1].to_dict()}

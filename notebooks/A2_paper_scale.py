@@ -18,25 +18,25 @@
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/zodi-companion/zodi/blob/v0.1.0/notebooks/A2_paper_scale.ipynb)
 #
-# **In one sentence.** The paper's experiment is one command; this notebook counts what it will take, names every place
-# where it differs from the published program, and says what to check before the first GPU hour is spent.
+# **In one sentence.** The paper's experiment is one command. This notebook calculates what it will take, names every
+# place where it differs from the published program, and says what to check before you spend the first GPU hour.
 #
-# **What you will learn:** reading the plan of a grid of runs · counting the operations of Stable Diffusion without its
-# weights · what is counted, what is measured, what is assumed and what is not known · shards, resuming, Slurm · a list
-# of checks, cheapest first.
+# **What you will learn:** reading the plan of a grid of runs · counting the operations of Stable Diffusion without
+# its weights · what is counted, measured, assumed or unknown · shards, resuming, Slurm · a list of checks, cheapest
+# first.
 #
 # **What you need:** [03 Layout-to-image](03_layout_to_image.ipynb) and [05 Adaptation](05_adaptation.ipynb). No GPU, no
 # download.
 #
 # **How long it takes:** half an hour to read, under a minute to run on two CPU cores.
 #
-# > **What was run by us, and what was not.** `PROFILE=paper` was **not**: its data and weights could not be had where this
-# > was made. All its parts run at small size, and its *speed* was measured on one NVIDIA H200, with networks of the same
-# > size and random weights. Every number below says where it comes from: *counted* here, *measured* here on this CPU or
-# > on the H200, *published* by the authors, or *assumed*.
+# > **What was run by us, and what was not.** `PROFILE=paper` was **not**: its data and weights were not available where
+# > this was made. All its parts run at small size, and its *speed* was measured on one NVIDIA H200, with networks of the
+# > same size and random weights. Every number below says where it comes from: *counted* here, *measured* here on this CPU
+# > or on the H200, *published* by the authors, or *assumed*.
 
 # %% [markdown]
-# On Google Colab this cell gets the course and installs what is missing; anywhere else it does nothing.
+# On Google Colab this cell fetches the course and installs what is missing; elsewhere it does nothing.
 
 # %%
 import sys
@@ -49,7 +49,7 @@ if "google.colab" in sys.modules and not Path("../pyproject.toml").exists():
     print("Installed. If Colab asks for it, restart the runtime before you go on.")
 
 # %% [markdown]
-# Most of what is needed is in the package; the planner and the lists of data sets and weights are scripts beside it.
+# Most of what we need is in the package; the planner and the lists of data sets and weights are separate scripts.
 
 # %%
 import re
@@ -81,7 +81,8 @@ plots.use_theme()
 start = time.perf_counter()
 
 # %% [markdown]
-# The parameters. The two assumptions are yours to change; nothing below depends on anything else of your machine.
+# The parameters. The two assumptions are yours to change; apart from what is measured, nothing below depends on
+# anything else about your machine.
 
 # %% tags=["parameters"]
 tflops: float = 100.0  # ASSUMED: sustained TFLOP/s of one GPU, the value that the profile's hours were reckoned with
@@ -90,7 +91,7 @@ repository: str = ".."  # folder of the repository, as seen from here
 out: str = "../results/course/paper_scale"  # folder of this notebook's results
 
 # %% [markdown]
-# The scripts are not part of the package; they are found by their folder.
+# The scripts are not part of the package, so we add their folders to the path.
 
 # %%
 sys.path += [str(Path(repository, folder).resolve()) for folder in ("workflow", "data_scripts")]
@@ -108,8 +109,8 @@ logging.set_verbosity_error()
 # %% [markdown]
 # ## The plan
 #
-# `make reproduce PROFILE=paper DRY_RUN=1` prints how many jobs are still to run and what they will take, and says what
-# is missing. These are the functions behind it, asked as if nothing were done yet.
+# `make reproduce PROFILE=paper DRY_RUN=1` prints how many jobs are still to run and what they will take, and says
+# what is missing. Here we call the functions behind it, as if nothing had been done yet.
 
 # %%
 grid = reproduce.read_profile("paper")
@@ -120,13 +121,14 @@ jobs = dict(reproduce.work_to_do(command).rules)
 print(reproduce.plan(jobs, grid["expected"]))
 
 # %% [markdown]
-# The hours are **assumed**: the profile says what a job takes, and that was reckoned from operation counts at 100
-# TFLOP/s. We check that below. The number of jobs is a product, so count it by hand:
+# The hours are **assumed**: the profile says how long a job takes, calculated from operation counts at 100 TFLOP/s.
+# We check this below. The number of jobs is a product that can be counted by hand:
 #
 # $$ \text{adapt} = \text{rows} \times \text{domains} \times \text{networks} \times \text{seeds}, \qquad
 # \text{transfer} = 2 \times \text{domains} ; $$
 #
-# the two are the training images and the *held-out* images, on which an epoch is chosen without looking at the target.
+# where the factor two stands for the training images and the *held-out* images, on which an epoch is chosen without
+# looking at the target.
 
 # %%
 domains, networks, seeds = grid["domains"], grid["networks"], grid["seeds"]
@@ -143,7 +145,7 @@ by_hand = {
 assert by_hand.items() <= jobs.items()
 
 # %% [markdown]
-# What waits for what? Snakemake knows, because every job names its inputs. We ask it for the graph, and draw it.
+# Which jobs wait for which? Snakemake knows, because every job names its inputs. We ask it for the graph and draw it.
 
 # %%
 answer = subprocess.run(
@@ -159,7 +161,7 @@ places = {"data": (0, 1), "transfer_shard": (1, 1.7), "transfer": (2, 1.5), "sou
           "adapt": (2.95, 1.05), "tables": (4, 0.4), "published": (4, 1.65)}  # fmt: skip
 
 # %% [markdown]
-# In each box the rule with the number of its jobs, and the hours that the profile assumes.
+# Each box shows a rule, the number of its jobs, and the hours that the profile assumes.
 
 # %%
 texts = {}
@@ -190,7 +192,8 @@ plots.show(
 # %% [markdown]
 # ## Images
 #
-# Cityscapes' training part is transferred to every domain, and so is its validation part, the held-out images.
+# The training part of Cityscapes is transferred to every domain, and so is its validation part, which provides the
+# held-out images.
 
 # %%
 train, held_out = (part.count for part in cityscapes.CITYSCAPES.parts)
@@ -203,13 +206,14 @@ print(
 # %% [markdown]
 # ## Operations of one transfer
 #
-# With strength $s$ and 20 steps of the full grid, $n = \lfloor 20\, s \rfloor$ steps are walked. Stochastic inversion
-# asks the networks once, each step asks them twice, with and without the prompt. With $F_\epsilon$ the operations of
-# UNet and ControlNet together, $F_E, F_D$ those of the VAE's two halves and $F_T$ those of the text encoder,
+# With strength $s$ and 20 steps in the full grid, $n = \lfloor 20\, s \rfloor$ steps are taken. Stochastic inversion
+# evaluates the networks once, and each step evaluates them twice, with the prompt and with the negative prompt. Let
+# $F_\epsilon$ be the operations of the UNet and the ControlNet together, $F_E, F_D$ those of the two halves of the
+# VAE and $F_T$ those of the text encoder. Then
 #
 # $$ F(s) = F_E + (1 + 2n)\, F_\epsilon + F_D + 2 F_T . $$
 #
-# PyTorch counts while a network runs.
+# PyTorch can count operations while a network runs.
 
 
 # %%
@@ -221,8 +225,8 @@ def flop(call) -> int:
 
 
 # %% [markdown]
-# It can even count without a network: on the device `meta`, tensors have a shape and no content, so a model of a
-# gigabyte costs nothing. These are the four terms, for one image.
+# It can even count without any weights: on the device `meta`, tensors have a shape but no content, so a model of a
+# gigabyte takes no memory. These are the four terms, for one image.
 
 
 # %%
@@ -257,8 +261,8 @@ def per_transfer(piece: dict[str, int], config: transfer.TransferConfig) -> int:
 
 
 # %% [markdown]
-# Is it right? On the miniature a whole transfer can be counted while it runs (`zodi.studies.bench.flops_per_image`, the number
-# that `make bench` records):
+# Is it right? For the miniature we can count a whole transfer while it runs (`zodi.studies.bench.flops_per_image`,
+# the number that `make bench` records):
 
 # %%
 mini = diffusion.load("mini")
@@ -284,12 +288,13 @@ cost["miniatures"] = cost["TFLOP an image"] / (formula / 1e12)
 cost.round(2)
 
 # %% [markdown]
-# The last column says how many transfers of the miniature one of them is worth. The night is the most expensive domain,
-# only because it has the highest strength.
+# The last column says how many transfers with the miniature cost as much as one of these. Night is the most expensive
+# domain, only because it has the highest strength.
 #
 # ## Operations of one training
 #
-# A step of ZoDi sends two batches forward and backward, one of source-only sends one. Count one batch of each network:
+# A step of ZoDi sends two batches forward and backward, a step of source-only sends one. We count one batch for each
+# network:
 
 # %%
 recipe = adaptation.recipe("paper")
@@ -319,7 +324,8 @@ training.assign(parameters=training["parameters"] / 1e6).rename(
 ).round(3)  # fmt: skip
 
 # %% [markdown]
-# A run then costs its steps and, for ZoDi's rows, the scores of its epochs on source, synthetic and target images:
+# The cost of a run is then that of its steps and, for ZoDi's rows, of scoring its epochs on source, synthetic and
+# target images:
 
 # %%
 epoch = adaptation.epoch_length(train, recipe)
@@ -350,7 +356,7 @@ stages = pd.Series({
 hours = stages * 1e6 / tflops / 3600
 
 # %% [markdown]
-# A bar of parts:
+# A stacked bar:
 
 
 # %%
@@ -366,7 +372,7 @@ def stacked(values: pd.Series, labels: list[str], colormap: str, xlabel: str) ->
 
 
 # %% [markdown]
-# It has two scales: operations are counted, hours follow from the assumption.
+# It has two scales: the operations are counted, and the hours follow from the assumption.
 
 # %%
 labels = [f"{stage}: {value:.1f} EFLOP, {hours[stage]:.0f} h" for stage, value in stages.items()]
@@ -382,7 +388,7 @@ plots.show(
 )
 
 # %% [markdown]
-# Does the profile agree with its own assumption? Its hours per job against ours, at 100 TFLOP/s:
+# Does the profile agree with its own assumption? We compare its hours per job with ours, at 100 TFLOP/s:
 
 # %%
 shards = grid["transfer"]["shards"]
@@ -398,8 +404,8 @@ pd.DataFrame({
 }).round(2)  # fmt: skip
 
 # %% [markdown]
-# The profile rounds up. But is 100 TFLOP/s a rate that one gets? Here the authors help: their logs say how long a
-# training took. **Published** (their repository, fog, seed 1, one Tesla V100 with 16 GB):
+# The profile rounds up. But is 100 TFLOP/s a realistic rate? The authors' logs help here: they say how long a
+# training run took. **Published** (their repository, fog, seed 1, one Tesla V100 with 16 GB):
 
 # %% tags=["nbval-check-output"]
 published_minutes = {
@@ -411,8 +417,8 @@ pd.Series(published_minutes, name="published: hours on a V100").div(60).round(1)
 
 # %% [markdown]
 # Their program sends each batch through the network once and through the encoder once more, for the similarity: four
-# passes a step where ours has two. They score two parts after each epoch, ours three. Operations over time is the rate
-# that they got, everything included:
+# passes per step where ours has two. It scores two parts after each epoch, ours three. Operations divided by time is
+# the rate that they achieved, everything included:
 
 # %%
 known = training[training.index.isin(published_minutes)].copy()
@@ -428,8 +434,9 @@ known[["rate", "ours"]].round(1).rename(
 # %% [markdown]
 # ## Can the CPU keep up?
 #
-# A GPU that waits for images is an expensive heater. One thing can be **measured** on any CPU: how long one core takes
-# to cut and flip the two batches of a step at the paper's size. (The colours are jittered where the network is.)
+# A GPU that waits for images is an expensive heater. One thing can be **measured** on any CPU: how long one core
+# takes to crop and flip the two batches of a step at the paper's size. (The colours are jittered on the device where
+# the network runs.)
 
 # %%
 folder = Path(out, "toy")
@@ -447,8 +454,8 @@ seconds = (time.process_time() - begin) / 3
 torch.set_num_threads(threads)
 
 # %% [markdown]
-# From decoded images, as the workers get them from `datasets.pack`. That sets a floor under the hours of a training,
-# whatever the card can do:
+# We start from decoded images, as the workers get them from `datasets.pack`. This gives a lower bound for the hours
+# of a training run, however fast the card is:
 
 # %%
 workers = 2
@@ -461,9 +468,10 @@ print(
 # %% [markdown]
 # ## Measured on a card
 #
-# `make bench` has run on one NVIDIA H200. First the transfer to the night, images of 1024 x 512 pixels: the loop of the
-# authors' program (one image, float32, two calls a step), written again from its description, against ours (eight images,
-# bfloat16, one call a step). Where the command has run on your card, its records lie in `benchmarks/`, and are read here:
+# `make bench` was run on one NVIDIA H200. First the transfer to night, with images of 1024 x 512 pixels. The table
+# compares the loop of the authors' program (one image, float32, two calls per step), rewritten from its description,
+# with ours (eight images, bfloat16, one call per step). If you have run the command on your card, its records are in
+# `benchmarks/` and are read here:
 
 
 # %%
@@ -482,8 +490,8 @@ print(f"{machine['gpu']}, {machine['cpus']} CPU cores, torch {machine['packages'
 pd.DataFrame({title: {new: value[old] for old, new in keys.items()} for title, value in found.items()}).T.round(2)
 
 # %% [markdown]
-# The second half of the bill, the trainings: steps a second of two batches that lie on the card, and with workers that
-# read them, as in a run. In float32, as in the paper, PyTorch lets convolutions use TF32:
+# The second half of the bill is the training: steps per second with two batches that are already on the card, and
+# with workers that read them, as in a run. In float32, as in the paper, PyTorch lets convolutions use TF32:
 
 # %%
 trained = pd.DataFrame(record("training_gpu")["trainings"])
@@ -493,9 +501,11 @@ trained.set_index(["network", "precision"])[
 ].rename(columns=lambda name: name.replace("_", " "))
 
 # %% [markdown]
-# Batches of four are too small for such a card: the two small networks wait for their next instruction more than they
-# compute, their speed moved by a quarter between two runs of ours, and bfloat16 surely helps only the large one. A rate of
-# operations says little here. So take the measured seconds, not the rate, to reckon what the grid takes:
+# Batches of four are too small for such a card: the two small networks spend more time waiting for their next
+# instruction than computing. Their speed varied by a quarter between two of our runs. Against that variation the
+# table shows a clear gain from bfloat16 only for the large network; of the two small ones, one is faster with it and
+# the other is not. A rate of operations says little here. So we use the measured seconds, not the rate, to calculate
+# what the grid takes:
 
 # %%
 seconds_of_night = 1 / found["and with --compile"]["images_per_second"]
@@ -513,10 +523,11 @@ rates, per_second, count = np.geomspace(5, 300, 60), np.geomspace(0.1, 20, 60), 
 h200.round(1).to_frame()
 
 # %% [markdown]
-# The transfer, where all the thought of the paper goes, is the smallest part.
+# The transfer, the heart of the method, is the smallest part.
 #
-# So 100 TFLOP/s is a fair guess for the transfer and the large network on a new card, and a bad one for the small
-# networks. Nobody should book a cluster by one number. Here are the hours for every rate, with the H200's dots:
+# So on a new card 100 TFLOP/s is a cautious guess for the transfer, a fair one for the large network, and a bad one
+# for the small networks. Nobody should book a cluster on the basis of one number. Here are the hours for every rate,
+# with dots for the H200:
 
 # %%
 figure, axes = plt.subplots(1, 2, figsize=(9, 3), layout="constrained", width_ratios=[1, 1.2])
@@ -541,14 +552,14 @@ plots.show(
 )
 
 # %% [markdown]
-# Look at `nvidia-smi` in the first minutes: a card that is busy half of the time is waiting for its workers, and a
-# faster card will not help.
+# Look at `nvidia-smi` in the first minutes: a card that is busy only half of the time is waiting for its workers, and
+# a faster card will not help.
 #
 # ## Memory and disk
 #
-# Weights are counted; what lies between the layers while they run is measured, in the tables above. The authors'
-# trainings fitted into 16 GB (published). The VAE works image by image (`enable_slicing`), because a
-# batch of decodings would take more than all networks.
+# Weights are counted; the memory for activations is measured, in the tables above. The authors' training runs fitted
+# into 16 GB (published). The VAE works image by image (`enable_slicing`), because decoding a whole batch would take
+# more memory than all networks.
 
 # %%
 memory = diffusion.describe(stable).set_index("part")["parameters"]
@@ -557,7 +568,7 @@ table.loc["together"] = table.sum()
 table.round(2)
 
 # %% [markdown]
-# What must be downloaded, as the scripts know it. Where a script does not know a size, neither do we.
+# What has to be downloaded, according to the scripts. Where a script does not know a size, neither do we.
 
 
 # %%
@@ -577,9 +588,9 @@ table = pd.DataFrame({"download (GB)": download, "goes to": into}).round(2)
 table.astype({"download (GB)": object}).fillna("not known")
 
 # %% [markdown]
-# What the run writes. A PNG has at most three bytes a pixel, an image of labels one; photographs compress, by how much
-# is not known before. Packed copies, for the workers of a GPU, have exactly four. A run keeps its last state (weights
-# and momentum) and the networks of up to three epochs.
+# What the run writes: a PNG takes at most three bytes per pixel, a label image one; photographs are compressed, by an
+# amount that is not known beforehand. Packed copies, for the workers of a GPU, take exactly four. A run keeps its
+# last state (weights and momentum) and the networks of up to three epochs.
 
 # %%
 pixels = height * width
@@ -595,12 +606,13 @@ figure, _ = stacked(disk, [f"{what}: {value:.0f} GB" for what, value in disk.ite
 plots.show(figure, f"Disk that results/paper may take, {disk.sum():.0f} GB, besides the downloads.")
 
 # %% [markdown]
-# The plan at the top sums up only the rules that the profile gives a size; the prepared data are not among them, and
-# the game is most of these: all its frames are resized, for an oracle row that this profile does not even run.
+# The plan at the top adds up only the rules for which the profile gives a size. The prepared data are not among them.
+# Most of these data belong to the game: all its frames are resized, for an oracle row that this profile does not even
+# run.
 #
 # ## What is missing on this machine
 #
-# Before anything runs, everything that is missing is listed, all at once:
+# Before anything runs, everything that is missing is listed at once:
 
 # %%
 try:
@@ -613,8 +625,8 @@ except ValueError as error:
     )
 
 # %% [markdown]
-# And when a checkpoint is asked for that is not here, one message says what to get, how large it is and where to put
-# it. Nothing is ever downloaded that was not asked for.
+# If a checkpoint is requested that is not available, one message says what to get, how large it is and where to put
+# it. Nothing is ever downloaded without being asked for.
 
 # %%
 if reproduce.missing_models([diffusion.STABLE_DIFFUSION]):
@@ -626,23 +638,23 @@ else:
     print(f"{diffusion.STABLE_DIFFUSION} is on this machine")
 
 # %% [markdown]
-# A cluster's nodes often have no internet. Then download on the login node (`data_scripts/weights.py download`) with
-# `HF_HOME` and `TORCH_HOME` on a file system that the nodes share, or copy the folders there and give their paths as
-# `--model` and `--controlnet` in the profile.
+# The nodes of a cluster often have no internet. In that case download on the login node (`data_scripts/weights.py
+# download`) with `HF_HOME` and `TORCH_HOME` on a file system that the nodes share, or copy the folders there and give
+# their paths as `--model` and `--controlnet` in the profile.
 #
 # ## Options that change the speed
 #
 # | option | what it does | what it costs |
 # |---|---|---|
-# | `--dtype auto`, the default | bfloat16 where the card computes in it, float16 on older ones: halves weights and traffic | small differences, measured below |
-# | `--batch-size 8` | that many images a network call, both branches of the guidance in one | memory; other sizes change single values by one grey level |
+# | `--dtype auto`, the default | bfloat16 where the card supports it, float16 on older ones: halves weights and memory traffic | small differences, measured below |
+# | `--batch-size 8` | that many images per network call, both branches of the guidance in one | memory; other sizes change single values by one grey level |
 # | `--compile` | `torch.compile` for all networks | minutes at the start of *every shard*: fewer shards then |
 # | VAE slicing | always on: one image at a time through the VAE | nothing that we have measured |
 # | tiling | **there is none**: an image is resized to 512 pixels at its shorter side and back | detail beyond that size |
-# | `bf16: true` in the recipe | trains in bfloat16 | not the paper's; not tried by us at this size |
+# | `bf16: true` in the recipe | trains in bfloat16 | not the paper's setting; we have not tried it at this size |
 # | `--steps` | fewer denoising steps, fewer operations | other images: a deviation from the paper |
 #
-# What does bfloat16 change? On the miniature it can be seen, in grey levels (with few steps, because a CPU is slow at
+# What does bfloat16 change? We can see it on the miniature, in grey levels (with few steps, because a CPU is slow at
 # it):
 
 # %%
@@ -668,9 +680,9 @@ plots.show(
 # %% [markdown]
 # ## Shards and resuming
 #
-# `--shard I/N` does every $N$-th image from the $I$-th on. Processes that share a folder need not know of each other:
-# each writes its own manifest, and an image counts as done when its line is there and its checksum agrees. With the
-# photometric change, which needs no model, it can be tried in a blink:
+# `--shard I/N` takes every $N$-th image, starting with the $I$-th. Processes that share a folder need not know about
+# each other: each writes its own manifest, and an image counts as done when its line is there and its checksum
+# agrees. With the photometric change, which needs no model, we can try it in a moment:
 
 # %%
 config = transfer.domain_config("night", "photometric")
@@ -684,13 +696,13 @@ reports["after one file was lost"] = transfer_folder(*arguments, progress=False)
 pd.DataFrame({name: vars(report) for name, report in reports.items()}).T[["total", "done", "skipped"]]
 
 # %% [markdown]
-# The same holds for everything: a killed training goes on from its last saved state, a finished job is not run again,
-# and `make reproduce` with the same words is always the right way to go on.
+# The same holds for everything: a killed training run resumes from its last saved state, a finished job is not run
+# again, and the same `make reproduce` command is always the right way to continue.
 #
 # ## Slurm
 #
-# `make reproduce PROFILE=paper DATA=path CLUSTER=slurm` sends every job to the queue. What each asks for is in
-# `workflow/profiles/slurm/config.yaml`; rules that compute also ask for one GPU.
+# `make reproduce PROFILE=paper DATA=path CLUSTER=slurm` sends every job to the queue. The resources that each job
+# requests are in `workflow/profiles/slurm/config.yaml`; rules that compute also request one GPU.
 
 # %%
 slurm = yaml.safe_load(Path(repository, "workflow", "profiles", "slurm", "config.yaml").read_text(encoding="utf-8"))
@@ -702,10 +714,10 @@ limits = limits.fillna(limits.loc["every other rule"]).astype(int)
 limits.rename(columns={"runtime": "minutes", "mem_mb": "memory (MB)", "cpus_per_task": "CPUs"})
 
 # %% [markdown]
-# Two things to look at before you send it. A job that takes longer than its minutes is killed and, once, sent again,
-# where it goes on from its last state. And a training with one CPU reads its images and drives the card by turns: where
-# nodes have more to give, add the lines `adapt:cpus_per_task=4` and `source_only:cpus_per_task=4` to the file. What rate
-# do the limits take for granted?
+# Check two things before you send it. A job that exceeds its minutes is killed and sent again once; it then resumes
+# from its last state. And with one CPU, a training run alternates between reading its images and feeding the card: if
+# the nodes have more CPUs, add the lines `adapt:cpus_per_task=4` and `source_only:cpus_per_task=4` to the file. What
+# rate do the limits assume?
 
 # %%
 worst = {"transfer_shard": cost["TFLOP an image"].max() * train / shards,
@@ -715,7 +727,7 @@ for rule, value in needed.items():
     print(f"{rule}: the longest job fits into {limits.loc[rule, 'runtime']} minutes from {value:.1f} TFLOP/s on")
 
 # %% [markdown]
-# And the wall time of the whole, if $G$ GPUs are always busy, is at least
+# The wall time of the whole grid, if $G$ GPUs are always busy, is at least
 #
 # $$ T \ge \max\Big( \frac{\text{all hours}}{G},\ \text{longest chain: shard} + \text{training} \Big) . $$
 
@@ -727,8 +739,8 @@ wall.rename_axis(f"GPUs, at an assumed {tflops:.0f} TFLOP/s").round(1).to_frame(
 # %% [markdown]
 # ## The settings, beside the published ones
 #
-# The published values are those of the authors' program and of the arguments that their logs begin with; ours are read
-# from the code.
+# The published values come from the authors' program and from the arguments at the beginning of their logs; ours are
+# read from the code.
 
 # %%
 ours = transfer.domain_config("night")
@@ -756,19 +768,19 @@ settings.astype(str).set_index(["stage", "setting"])
 #
 # | what | the published program | `PROFILE=paper` | to go back |
 # |---|---|---|---|
-# | noise | seed 42 again for every image: all images get the same noise | drawn for each image by its name | `--noise paper --seed 42`, row `paper_noise` |
+# | noise | seed 42 again for every image: all images get the same noise | drawn for each image, seeded by its name | `--noise paper --seed 42`, row `paper_noise` |
 # | UNet's weights | `v1-5-pruned.ckpt`, not averaged | averaged (EMA) | `--variant non_ema` |
 # | precision of the transfer | float32 | bfloat16, on older cards float16 | `--dtype float32` |
 # | latent of the source image | a sample of the VAE's distribution | its mean | none |
-# | batches of the transfer | one image, two calls a step | eight images, one call | `--batch-size 1` |
-# | encoding time | `int(1000 s)`, although the walk begins earlier | kept | `--align` is the corrected one, row `aligned` |
+# | batches of the transfer | one image, two calls per step | eight images, one call | `--batch-size 1` |
+# | encoding time | `int(1000 s)`, although the denoising begins at an earlier time | kept | `--align` is the corrected one, row `aligned` |
 # | pairs | by the order of two directory listings | by file name | none |
 # | similarity | encoder runs once more: four passes | two passes, same gradient (a test shows it) | none |
 # | epoch that counts | best on the target's labels is kept, among others | best on transferred held-out images | all rules are tabulated |
 # | frames of the game for testing | a list of names | every $n$-th frame | `--gta5-test FILE` |
 #
-# What is *not* the authors' on purpose has a row of its own in `PROFILE=ablations`, so that its effect can be measured
-# instead of argued about.
+# Every deliberate difference has its own row in `PROFILE=ablations`, so that its effect can be measured instead of
+# argued about.
 #
 # ## What to check first, cheapest first
 #
@@ -778,11 +790,11 @@ settings.astype(str).set_index(["stage", "setting"])
 # | 2 | `make data DATA=path` | missing data sets and weights | no |
 # | 3 | `python data_scripts/paper.py --root path check` | unreadable, mismatched, mislabelled files | no |
 # | 4 | `make reproduce PROFILE=paper DATA=path DRY_RUN=1` | a wrong plan, everything that is missing | no |
-# | 5 | `make reproduce PROFILE=paper-smoke` | anything that breaks between raw files and tables, every size cut | no |
-# | 6 | `make test-cluster` | Slurm, killed in the middle and resumed | no |
+# | 5 | `make reproduce PROFILE=paper-smoke` | anything that breaks between raw files and tables, with every size cut | no |
+# | 6 | `make test-cluster` | errors with Slurm, with a run killed in the middle and resumed | no |
 # | 7 | `make bench` on one GPU node | the card's rate and memory: **put it on the axes above** | minutes |
 # | 8 | `python -m zodi transfer ... --limit 8` and *look* at `preview.png` | a wrong checkpoint, palette or label set | minutes |
-# | 9 | the whole, with one network and one seed | everything else | hours |
+# | 9 | the whole grid, with one network and one seed | everything else | hours |
 #
 # Step 2, here and now:
 
@@ -794,17 +806,17 @@ state[["state", "size"]]
 # ## Pitfalls
 #
 # - **Believing an hour that was measured elsewhere.** Step 7 takes minutes and replaces the assumption.
-# - **Many shards with `--compile`.** Each process compiles anew.
+# - **Many shards with `--compile`.** Each process compiles again.
 # - **The home directory.** Caches and results together exceed many quotas: set `HF_HOME`, `TORCH_HOME` and a `results`
 #   that is a link to a large disk.
 # - **Changing the code in the middle.** A job runs again when a module of `zodi` has changed. Use a clone for the long
 #   run.
-# - **Comparing with the paper's table by its best epoch.** Which rule it reports is not known to us
+# - **Comparing with the paper's table by its best epoch.** We do not know which rule it uses
 #   ([07](07_published_tables.ipynb)).
 #
 # ## Try it
 #
-# **1. Predict:** by what factor is a transfer to the night more expensive than one to fog, in network calls?
+# **1. Predict:** by what factor is a transfer to night more expensive than one to fog, in network calls?
 #
 # <details><summary>Solution</summary>
 #
@@ -826,11 +838,10 @@ state[["state", "size"]]
 # work += cost["TFLOP an image"].max() * (train + held_out) / 1e6
 # print(f"{work * 1e6 / 30 / 3600:.0f} hours")
 # ```
-# Write it down as a profile: copy `paper.yaml`, shorten its lists, give it another `results`. With one seed no
-# difference can be told from chance, so rather drop a network than the second seed.
+# Write it down as a profile: copy `paper.yaml`, shorten its lists, and give it another `results`. With one seed no difference can be told from chance, so drop a network rather than the second seed.
 # </details>
 #
-# **3. Break:** transfer into a folder that holds images of other settings.
+# **3. Break:** transfer into a folder that holds images made with other settings.
 #
 # <details><summary>Solution</summary>
 #
@@ -847,9 +858,9 @@ state[["state", "size"]]
 # %% [markdown]
 # ## Recap
 #
-# The grid is a product, the operations are counted, and the hours are an assumption until `make bench` has run on your
-# card, as it has on ours. Check from cheap to dear; kill and resume as you like; and what differs from the published
-# program has a name.
+# The grid is a product, the operations are counted, and the hours are an assumption until `make bench` has run on
+# your card, as it has on ours. Start with the cheapest checks. Kill and resume runs as you like. Everything that
+# differs from the published program has a name.
 
 # %%
 metrics = {
@@ -860,7 +871,7 @@ metrics = {
 _ = runs.save_metrics(out, "paper_scale", {"tflops": tflops, "gpus": gpus}, metrics, time.perf_counter() - start)
 
 # %% [markdown]
-# **Next:** [00 Start here](00_start_here.ipynb), or [A3 Tables](A3_tables.ipynb) for what the runs become.
+# **Next:** [00 Start here](00_start_here.ipynb), or [A3 Tables](A3_tables.ipynb) for the results of the runs.
 #
 # **References.** The paper, Sections 3 and 4 · the authors' program and training logs, github.com/azuma164/ZoDi
 # (published settings and training times) · J. Mölder et al., *Sustainable data analysis with Snakemake*, F1000Research

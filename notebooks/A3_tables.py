@@ -18,19 +18,19 @@
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/zodi-companion/zodi/blob/v0.1.0/notebooks/A3_tables.ipynb)
 #
-# **In one sentence.** All runs of 01 and 05 become one table, mean and spread over seeds, and every claim about it is a
-# sentence that this notebook computes.
+# **In one sentence.** All runs of 01 and 05 become one table with mean and spread over seeds, and every claim about
+# it is a sentence that this notebook computes.
 #
 # **What you will learn:** why a single run proves nothing · how to compare two methods seed by seed · which rows a
 # table needs so that a gain can be *explained*.
 #
-# **What you need:** [01](01_domain_gap.ipynb) for mIoU, [05](05_adaptation.ipynb) for the rows. No GPU; when you have
-# no runs of your own, the record of ours is read.
+# **What you need:** [01](01_domain_gap.ipynb) for mIoU, [05](05_adaptation.ipynb) for the rows. No GPU; if you have
+# no runs of your own, the notebook reads the record of ours.
 #
 # **How long it takes:** half an hour to read, seconds to run.
 
 # %% [markdown]
-# On Google Colab this cell gets the course and installs what is missing; anywhere else it does nothing.
+# On Google Colab this cell fetches the course and installs what is missing; elsewhere it does nothing.
 
 # %%
 import sys
@@ -58,7 +58,7 @@ plots.use_theme()
 start = time.perf_counter()
 
 # %% [markdown]
-# The parameters. `make reproduce` fills in other values; these make the notebook run on its own.
+# The parameters. `make reproduce` fills in other values; with these, the notebook runs on its own.
 
 # %% tags=["parameters"]
 results: str = "../results/mini"  # results folder of a profile; its runs/ are read
@@ -68,8 +68,8 @@ out: str = "../results/course/tables"  # folder of the tables and figures
 # %% [markdown]
 # ## One tidy frame
 #
-# A run is a row (*variant*), the domain it was adapted to, a network and a seed. Each was tested on the domain's test
-# set and on clear. `class` is a class name, or `mean` for the mIoU.
+# A run is identified by a row (*variant*), the domain it was adapted to, a network and a seed. Each was tested on the
+# domain's test set and on clear. `class` is a class name, or `mean` for the mIoU.
 
 # %%
 frame, origin = tables.load_runs(results, record)
@@ -85,8 +85,9 @@ frame.groupby(["variant", "domain"], sort=False)["seed"].nunique().unstack().dro
 #
 # $$ \bar m = \frac1n \sum_{i=1}^n m_i, \qquad s = \sqrt{\frac{1}{n-1} \sum_{i=1}^n (m_i - \bar m)^2}. $$
 #
-# The last step counts in every run: no target label has chosen it. One thing was not blind: the training settings, which
-# all rows share, were tuned by looking at source-only and the oracle of one seed on these test scenes, never at ZoDi.
+# In every run the last step counts, so no target label has chosen it. One thing was not blind: the training settings,
+# which all rows share, were tuned on these test scenes with the source-only and oracle rows of one seed, never with
+# ZoDi.
 
 # %%
 table = tables.main_table(frame)
@@ -94,7 +95,7 @@ _ = tables.write_table(table, Path(out) / "main")
 display(table)
 
 # %% [markdown]
-# A standard deviation of three numbers is a rough thing. Look at the numbers themselves: each dot is a run.
+# The standard deviation of three numbers is only a rough guide. Look at the numbers themselves: each dot is a run.
 
 # %%
 tested = tables.on_target(frame)
@@ -107,7 +108,7 @@ plots.show(
 # %% [markdown]
 # ## Seed by seed
 #
-# Two rows of one seed start from the same weights. Part of the spread is therefore shared, and drops out when we
+# Two rows with the same seed start from the same weights. Part of the spread is therefore shared and cancels when we
 # subtract *before* we average:
 #
 # $$ d_i = m_i^{\text{variant}} - m_i^{\text{source only}} . $$
@@ -121,7 +122,7 @@ plots.show(
 )
 
 # %% [markdown]
-# The same as sentences. They are computed from the runs, so they change when the runs do.
+# The same as sentences. They are computed from the runs, so they change with the runs.
 
 # %%
 gains = tables.gains(pairs)
@@ -132,15 +133,15 @@ display(Markdown("\n".join(f"- {tables.statement(gain, 'source_only')}" for _, g
 # ## What explains the gain?
 #
 # ZoDi changes several things at once: it shows the network *other* images, *more* images, and it adds the similarity
-# term. A table that holds only source-only and ZoDi cannot tell which of them helped. Each of these rows takes one
+# term. A table with only source-only and ZoDi cannot tell which of these helped. Each of these rows takes one
 # explanation away:
 #
-# - *source only, longer*: as many images as ZoDi sees. Is it just more training?
+# - *source only, as many images*: a training that sees as many images as ZoDi's. Is it just more training?
 # - *clear prompt*: redrawn by the diffusion model, but not in another domain. Is it just augmentation?
-# - *RandAugment*, *AugMix*, *random weather*: the image itself, changed anew at every step by operations that know no
-#   domain. Is strong plain augmentation as good?
+# - *RandAugment*, *AugMix*, *random weather*: the image itself, changed differently at every step by operations that
+#   know no domain. Is strong plain augmentation as good?
 # - *photometric*: darkened or veiled by hand. Is a diffusion model needed at all?
-# - *without similarity*: the second term of the paper taken away.
+# - *without similarity*: without the third term of the loss. Is it the similarity term?
 
 # %%
 plain = ["randaugment", "augmix", "weather", "photometric"]
@@ -154,8 +155,8 @@ lines = [
 display(Markdown("\n".join(lines) or "No ZoDi runs to compare with these rows."))
 
 # %% [markdown]
-# The **oracle** trains on true target images of the training scenes. No zero-shot method can be expected to pass it, so
-# it measures what there is to win:
+# The **oracle** trains on true target images of the training scenes. No zero-shot method can be expected to surpass
+# it, so it measures how much there is to gain:
 #
 # $$ \text{gap closed} = 100\,\% \cdot \frac{\bar m - \bar m^{\text{source only}}}
 # {\bar m^{\text{oracle}} - \bar m^{\text{source only}}} . $$
@@ -167,8 +168,8 @@ closed.round(0)
 # %% [markdown]
 # ## What it costs at home
 #
-# An adapted network still has to work in clear weather. Columns are the domains that a row was adapted to; the number
-# is the mIoU on **clear** test images.
+# An adapted network still has to work in clear weather. The columns are the domains that a row was adapted to; the
+# numbers are the mIoU on **clear** test images.
 
 # %%
 home = frame[(frame["test_domain"] == "clear") & (frame["class"] == tables.MEAN)]
@@ -181,7 +182,7 @@ clear.pivot(index=index, columns="domain", values="cell").reindex(clear.set_inde
 # %% [markdown]
 # ## Class by class
 #
-# The mIoU gives a class with ten pixels the weight of the road. Which classes gain, and which pay?
+# In the mIoU a class with ten pixels counts as much as the road. Which classes gain, and which lose?
 
 # %%
 classes = tables.gains(tables.paired(frame, classes=None))
@@ -196,8 +197,8 @@ if len(zodi):
 # %% [markdown]
 # ## In pictures
 #
-# Numbers say how much, pictures say what. The first test images of every domain, and what networks of one seed see in
-# them. Look for things that appear from left to right, and for what even the oracle misses.
+# Numbers say how much, pictures say what. Here are the first test images of every domain, and the predictions of the
+# networks of one seed. Look for objects that appear from left to right, and for what even the oracle misses.
 
 # %%
 shown = ["source_only", "photometric", "zodi", "oracle"]
@@ -215,9 +216,9 @@ for name in dict.fromkeys(tested["domain"] if origin.startswith("the runs") else
 # ## In the paper
 #
 # The paper's tables hold DeepLabv3+ and RefineNet on Cityscapes, adapted to ACDC (night, snow, rain, fog) and GTA5
-# (game), with Stable Diffusion. The column *published* **was not run by us**: it is averaged from the training logs that
-# the authors publish in their repository; *reproduced* is what `make reproduce PROFILE=paper` has left in these results,
-# and `-` where it was not run. [07](07_published_tables.ipynb) takes the logs apart.
+# (game), with Stable Diffusion. The column *published* **was not run by us**: it is averaged from the training logs
+# that the authors publish in their repository. The column *reproduced* comes from `make reproduce PROFILE=paper`, and
+# is `-` where it was not run. [07](07_published_tables.ipynb) analyses the logs.
 
 # %%
 comparison = tables.beside_published(tables.collect_epochs(results), tables.published_logs())
@@ -226,9 +227,9 @@ network = "DeepLabv3+-resnet50"
 comparison.xs(network, level="network").rename_axis(index=["domain", f"rule ({network})"])
 
 # %% [markdown]
-# Where runs have scored their epochs (with held-out transferred images, as at the paper's scale), each rule's *regret* is
-# what the best epoch on the target's labels, an oracle, would have brought more. Mean over the runs of a row, in points;
-# empty where there are no such runs.
+# Where runs have scored their epochs (with held-out transferred images, as at the paper's scale), each rule has a
+# *regret*: how much better the best epoch on the target's labels, an oracle, would have been. The table shows the
+# mean over the runs of a row, in points; it is empty if there are no such runs.
 
 # %%
 epochs = tables.epoch_regret(tables.collect_epochs(results))
@@ -238,11 +239,11 @@ epochs.round(2) if len(epochs) else Markdown("No run in these results has scored
 # %% [markdown]
 # ## Pitfalls
 #
-# - **Comparing the best epoch of one row with the last of another.** Rows whose epochs were scored count the
-#   one that is best on synthetic images, all others the last; the table of rules says what that is worth.
-# - **Reading ± as certainty.** With three seeds, a difference of one standard deviation happens by chance all the time.
-# - **A weak baseline.** Source-only must have converged, and must be allowed to train as long as the method: 01 shows
-#   the curve, the row *source only, longer* is the check.
+# - **Comparing the best epoch of one row with the last of another.** For rows whose epochs were scored, the epoch
+#   that is best on synthetic images counts, for all others the last; the table of rules says how much that matters.
+# - **Reading ± as certainty.** With three seeds, a difference of one standard deviation often arises by chance.
+# - **A weak baseline.** Source-only has to converge, and has to be allowed to train for as long as the method: 01
+#   shows the curve, and the row *source only, as many images* is the check.
 # - **Absent classes.** A class without a pixel in the truth has no IoU. It is left out, not counted as zero.
 
 # %% [markdown]
@@ -258,8 +259,8 @@ epochs.round(2) if len(epochs) else Markdown("No run in these results has scored
 # ```
 # </details>
 #
-# **2. Modify:** drop one seed and make the main table again. Does the ranking of the rows survive, for every seed you
-# may drop?
+# **2. Modify:** drop one seed and make the main table again. Does the ranking of the rows stay the same, whichever
+# seed you drop?
 #
 # <details><summary>Solution</summary>
 #
@@ -267,11 +268,11 @@ epochs.round(2) if len(epochs) else Markdown("No run in these results has scored
 # for seed in frame["seed"].unique():
 #     display(tables.main_table(frame[frame["seed"] != seed]))
 # ```
-# Rows that change places were never ranked.
+# Rows that change places cannot be ranked.
 # </details>
 #
-# **3. Break:** compare ZoDi with the *worst* seed of source-only. How large does the gain get? What does that tell you
-# about papers that run the baseline once?
+# **3. Break:** compare ZoDi with the *worst* seed of source-only. How large does the gain become? What does this tell
+# you about papers that run the baseline once?
 #
 # <details><summary>Solution</summary>
 #
@@ -279,15 +280,14 @@ epochs.round(2) if len(epochs) else Markdown("No run in these results has scored
 # worst = tested[tested["variant"] == "source_only"].groupby("domain")["iou"].min()
 # tested[tested["variant"] == "zodi"].groupby("domain")["iou"].mean() - worst
 # ```
-# The bias is the distance between the mean and the smallest of the seeds, and it grows with the number of seeds from
-# which one may choose.
+# The bias is the distance between the mean and the lowest of the seeds, and it grows with the number of seeds to choose from.
 # </details>
 
 # %% [markdown]
 # ## Recap
 #
 # Differences are taken seed by seed, explained by rows that remove one cause each, and bounded by the oracle. The
-# tables and figures are files now, and so are the numbers.
+# tables, figures and numbers are now stored in files.
 
 # %%
 means = tables.summary(tested)
