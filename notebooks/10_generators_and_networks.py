@@ -27,7 +27,7 @@
 #
 # **What you need:** [03 Layout-to-image](03_layout_to_image.ipynb) and [05 Adaptation](05_adaptation.ipynb).
 #
-# **How long it takes:** half an hour to read, two minutes to run on two CPU cores. Level: advanced.
+# **How long it takes:** half an hour to read, three minutes to run on two CPU cores. Level: advanced.
 
 # %% [markdown]
 # On Google Colab this cell fetches the course and installs what is missing; elsewhere it does nothing.
@@ -56,6 +56,9 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from IPython.display import Markdown
 
+# %% [markdown]
+# And the modules of the course:
+# %%
 from zodi import adaptation, datasets, diffusion, evaluation, sampling, segmentation, transfer
 from zodi.generators.schedules import StraightPath, few_step_scheduler
 from zodi.miniature import dataset
@@ -140,6 +143,11 @@ def exact_velocity(name: str) -> sampling.Predict:
     return predict
 
 
+# %% [markdown]
+# The blobs themselves:
+
+
+# %%
 def blobs(name: str, generator: torch.Generator) -> torch.Tensor:
     """Points of a domain, float64 (points, 2, 1, 1)."""
     mu = torch.tensor(CENTRES[name], dtype=torch.float64)
@@ -167,6 +175,9 @@ for eta in (0.0, 0.5, 1.0):
 
     sampling.denoise(exact_velocity("night"), noise[0], times, noise[1:], schedule, eta, note)
 ratios = pd.DataFrame(rows).pivot(index="t", columns="eta", values="ratio")
+
+# %% [markdown]
+# All three lines should stay near 1.
 
 # %%
 figure, ax = plt.subplots(figsize=(6.5, 2.6), layout="constrained")
@@ -197,6 +208,9 @@ for strength in strengths:
     sampler = sampling.Sampler(predict, predict, schedule, visited, visited[0] if visited else 0.0, noise)
     moved[strength] = sampling.stochastic_inversion(sampler, source) if visited else source
 assert torch.equal(moved[0.0], source)
+
+# %% [markdown]
+# Two things are to be seen: how far the points have gone, and whether they are still on the side where they began.
 
 # %%
 figure, axes = plt.subplots(1, len(strengths), figsize=(11, 2.3), sharex=True, sharey=True, layout="constrained")
@@ -304,23 +318,30 @@ root = dataset.prepare(data)
 train = datasets.open_split(root, "train")
 config = adaptation.recipe("mini", "source_only", steps=steps)
 reference, _ = adaptation.train(config, train, None, None)
+
+# %% [markdown]
+# The images of the other program, and copies of the source images that it was given:
+
+# %%
 shutil.rmtree(out, ignore_errors=True)
 images, labels, theirs = root / "train" / "images", root / "train" / "labels", Path(out) / "theirs"
 settings = transfer.domain_config("fog", "photometric")
 made = Path(out) / "made"
 transfer_folder(None, images, labels, made, settings, train.label_set, limit=limit, progress=False)
-theirs.mkdir(parents=True)
+few_sources = Path(out) / "source"
+for folder in (theirs, few_sources):
+    folder.mkdir(parents=True)
 shifted = train.keys[: min(4, limit)]
 for key in train.keys[:limit]:
     image = datasets.read_image(made / "images" / f"{key}.png")
     plt.imsave(theirs / f"{key}_fog.png", np.roll(image, 40, axis=1) if key in shifted else image)
+    shutil.copyfile(images / f"{key}.png", few_sources / f"{key}.png")
+
+# %% [markdown]
+# Now the import, and the audit by the reference network:
 
 # %%
 named = importing.ImportConfig("{key}_fog", origin="photometric fog")
-few_sources = Path(out) / "source"
-few_sources.mkdir()
-for key in train.keys[:limit]:
-    shutil.copyfile(images / f"{key}.png", few_sources / f"{key}.png")
 taken = Path(out) / "imported"
 report = importing.import_folder(theirs, few_sources, labels, taken, train.label_set, named, progress=False)
 print(f"{report.done} of {report.total} taken over")
@@ -382,6 +403,9 @@ for name, folder in shown.items():
     part = datasets.FolderDataset(folder, their_labels, train.label_set)
     scores[name] = evaluation.evaluate(reference, part, train.label_set, batch_size=10)["miou"]
 
+# %% [markdown]
+# Two of the photographs:
+
 # %%
 rows = [[datasets.read_image(folder / f"{key}.png") for folder in shown.values()] for key in test.keys[:2]]
 plots.show(
@@ -402,6 +426,15 @@ Markdown(
 )
 
 # %% [markdown]
+# ## Pitfalls
+#
+# - **Taking a strength from one family to another.** On a straight path that is moved towards noise, strength 0.65 is a
+#   later time than in Stable Diffusion 1.5. Look at pictures first.
+# - **Too many steps with few-step weights, or guidance.** They were distilled for a few steps and replace guidance.
+# - **Reading the audit as truth.** The reference has not seen the new domain either: compare with what it loses on
+#   images whose layout you trust.
+# - **Another cut of the scene.** Programs that crop or pad move every pixel away from its label; `import` refuses them.
+#
 # ## Try it
 #
 # **1. Predict:** at which strength does a straight path of 40 steps take no step at all? And why is this not a bug?
