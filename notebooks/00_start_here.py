@@ -241,8 +241,8 @@ if script.exists():
 # <details><summary>Solution</summary>
 #
 # Walls, roads and cars stay in place. Thin poles, traffic signs and distant pedestrians suffer most: the model works
-# on latents a quarter as wide as the image, where a pole is less than one cell wide. The layout still says that it is
-# there, and 03 shows how much the ControlNet listens. </details>
+# on latents a quarter as wide as the image, where a pole is less than one cell wide. The layout still says that the
+# pole is there, and 03 shows how closely the ControlNet follows it. </details>
 #
 # **2.** Before you run it: what happens to the night image when you give the *snow* prompt with night's strength?
 #
@@ -253,7 +253,8 @@ if script.exists():
 # (image,) = transfer.transfer_images(mini, [source.image], [layout], ["0"], config)
 # plots.show(plots.image_grid([[image]], width=4), "Snow at strength 0.90.")
 # ```
-# You get snow, not night: the prompt decides the domain. The strength decides how much of the source's colours and shapes may be replaced, so the street stays the same but its houses change colour.
+# You get snow, not night: the prompt decides the domain. The strength decides how much of the source's colours and
+# shapes may be replaced, so the street stays the same but its houses change colour.
 # </details>
 
 # %% [markdown]

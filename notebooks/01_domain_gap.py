@@ -273,7 +273,8 @@ plots.show(
 #
 # <details><summary>Solution</summary>
 #
-# Ten of fifteen pixels are right: the accuracy is 10/15. The IoU is 10/15 for class 0 and 0 for class 1, so the mIoU is half the accuracy. The mIoU notices that a class has been given up.
+# Ten of fifteen pixels are right: the accuracy is 10/15. The IoU is 10/15 for class 0 and 0 for class 1, so the mIoU
+# is half the accuracy. The mIoU notices that a class has been given up.
 # ```python
 # evaluation.iou(np.array([[10, 0], [5, 0]]))
 # ```

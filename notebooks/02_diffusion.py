@@ -639,7 +639,8 @@ explore.Explorer(
 # single = diffusion.decode(mini, sample(plain, noise[:2], [999])[0])[0].numpy()
 # plots.show(plots.image_grid([[layouts[0], single, truth[0]]], ["layout", "one step", "truth"]), "A single guess.")
 # ```
-# It is the mean of all images that fit the prompt and the layout. The light and the large areas are right; everything that can vary from image to image is blurred.
+# It is the mean of all images that fit the prompt and the layout. The light and the large areas are right; everything
+# that can vary from image to image is blurred.
 # </details>
 #
 # **2. Modify:** let four steps begin at 999, where there is only noise: 999, 749, 499, 249. Compare with
@@ -654,8 +655,9 @@ explore.Explorer(
 # off = [f"{name}: {np.abs(images.astype(int) - true_round_trips).mean():.1f}" for name, images in pair.items()]
 # plots.show(plots.image_grid([[images[0] for images in pair.values()]], off), "Distance to the true scenes.")
 # ```
-# It takes the same time and gives a better picture: what the network is told about the noise is now true. The distance is even smaller than that of many steps in the figure. S. Lin et al. call the two choices *leading* and *trailing*; the paper's program
-# uses the first, and so do we.
+# It takes the same time and gives a better picture: what the network is told about the noise is now true. The
+# distance is even smaller than that of many steps in the figure. S. Lin et al. call the two choices *leading* and
+# *trailing*; the paper's program uses the first, and so do we.
 # </details>
 #
 # **3. Break:** give the sampler the noise where it expects the velocity. What does it draw?

@@ -509,7 +509,9 @@ explore.Explorer(
 # pictures = [redraw(strength=0.0)[0], redraw(strength=1.0)[0], by_method["controlnet_only"][0]]
 # plots.show(plots.image_grid([pictures], ["strength 0", "strength 1", "controlnet_only"]), "The extremes.")
 # ```
-# Strength 0 takes no step and returns the VAE round trip. Strength 1 encodes at $t = 999$, where the miniature has no signal left: $\hat\epsilon = \epsilon$, nothing of the image goes in, and the method equals *ControlNet only*, up to rounding.
+# Strength 0 takes no step and returns the VAE round trip. Strength 1 encodes at $t = 999$, where the miniature has no
+# signal left: $\hat\epsilon = \epsilon$, nothing of the image goes in, and the method equals *ControlNet only*, up to
+# rounding.
 # </details>
 #
 # **2. Modify:** clear the road. In clear weather, paint all cars, trucks and buses in the layout in the colour of the
@@ -527,7 +529,8 @@ explore.Explorer(
 # ]
 # plots.show(plots.image_grid([[edited, *pictures]], ["layout", "pure noise", "strength 0.5"]), "An empty road.")
 # ```
-# Both. From pure noise the road is simply empty. From the source the cars dissolve too, apart from a smear: the colour of the houses and the crossing come from the image, but the layout decides what stands where.
+# Both. From pure noise the road is simply empty. From the source the cars dissolve too, apart from a smear: the
+# colour of the houses and the crossing come from the image, but the layout decides what stands where.
 # </details>
 #
 # **3. Break:** flip the source images from left to right, but not their layouts. Which of the two wins at strength
@@ -543,7 +546,8 @@ explore.Explorer(
 # row = [*flipped, *pictures, layouts[0]]
 # plots.show(plots.image_grid([row], ["source, flipped", "0.3", f"{strength}", "layout"]), "Who wins?")
 # ```
-# At low strength the image wins, at high strength the layout. A network that learns from such pairs learns from false labels.
+# At low strength the image wins, at high strength the layout. A network that learns from such pairs learns from false
+# labels.
 # </details>
 
 # %% [markdown]

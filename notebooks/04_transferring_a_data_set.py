@@ -682,7 +682,10 @@ cost.round(3)
 #
 # <details><summary>Solution</summary>
 #
-# With blocks a new name moves the boundary, so that images move from one process to another; with strides they do so as well. This does no harm in either case, because every shard reads *all* manifests and skips what another one has finished. The advantage of strides is balance: sequences of similar, similarly slow images are spread over all processes.
+# With blocks a new name moves the boundary, so that images move from one process to another; with strides they do so
+# as well. This does no harm in either case, because every shard reads *all* manifests and skips what another one has
+# finished. The advantage of strides is balance: sequences of similar, similarly slow images are spread over all
+# processes.
 # ```python
 # {i: keys[i::3] for i in range(3)}
 # ```

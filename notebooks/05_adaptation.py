@@ -517,7 +517,8 @@ Markdown(
 # g_s, g_t = (torch.cat([deepest(trained, image).mean((2, 3)) for image in images]) for images in zip(*twins))
 # print(f"mean cosine of the pairs without the term: {F.cosine_similarity(g_s, g_t).mean():.3f}")
 # ```
-# If the similarity rises here as well, the shared labels alone have brought it about, and little was left for the term to do.
+# If the similarity rises here as well, the shared labels alone have brought it about, and little was left for the
+# term to do.
 # </details>
 #
 # **3. Break:** give the synthesized images the wrong partners: shuffle `target.keys`. Which term of the loss notices

@@ -406,7 +406,8 @@ explore.Explorer(
 #
 # <details><summary>Solution</summary>
 #
-# It is wide, or missing: many resamples do not contain the class at all. `estimate` calls it rare and leaves it out of the mean.
+# It is wide, or missing: many resamples do not contain the class at all. `estimate` calls it rare and leaves it out
+# of the mean.
 # ```python
 # found.classes.assign(width=found.classes["high"] - found.classes["low"]).sort_values("images")
 # ```
@@ -423,7 +424,8 @@ explore.Explorer(
 # The miniature knows only the words of its six domains; Stable Diffusion knows more.
 # </details>
 #
-# **3. Break:** judge with labels that do not belong to the images, as if the layout had been lost. Does the estimate notice?
+# **3. Break:** judge with labels that do not belong to the images, as if the layout had been lost. Does the estimate
+# notice?
 #
 # <details><summary>Solution</summary>
 #

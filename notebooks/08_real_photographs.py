@@ -261,7 +261,7 @@ found.set_axis(["own labels (%)", "others' labels (%)", "told apart (%)"], axis=
 # ```python
 # epochs[epochs["rule"] == "best_target"].groupby("variant")["target"].mean()
 # ```
-# Every row gains by its regret, and the order may change.
+# Every row gains its regret, and the order may change.
 # </details>
 
 # %% [markdown]

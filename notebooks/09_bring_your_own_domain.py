@@ -689,7 +689,8 @@ sizes.pivot(index="your images", columns="model", values=["works at", "one cell 
 #
 # <details><summary>Solution</summary>
 #
-# The light stays as it was, so the task is easier for the reference than at night; whatever it misses is lost layout alone.
+# The light stays as it was, so the task is easier for the reference than at night; whatever it misses is lost layout
+# alone.
 # ```python
 # plain = redraw("driving in clear weather", strip, strength=0.9)
 # as_samples = [datasets.Sample(p, s.label, s.key) for p, s in zip(plain, strip)]
@@ -752,7 +753,7 @@ _ = runs.save_metrics(out, "own_domain", used, metrics, time.perf_counter() - st
 
 # %% [markdown]
 # **Next:** [10 Generators and networks of today](10_generators_and_networks.ipynb) for other models and images that
-# other programs made, [A1 How the miniature was made](A1_how_the_miniature_was_made.ipynb) for what is behind the
+# other programs made, [A1 How the miniature was made](A1_how_the_miniature_was_made.ipynb) for what lies behind the
 # stand-in, or [A2 Running at paper scale](A2_paper_scale.ipynb) for Stable Diffusion, GPUs and hours.
 #
 # **References.** The paper, Section 3 (transfer and adaptation) and Section 4 (estimating the performance) · Y. Wu, K.

@@ -446,7 +446,8 @@ plots.show(
 # ```python
 # plots.show(plots.image_grid([list(diffusion.decode(mini, 2 * z0).numpy()[:3])]), "Latents twice as large.")
 # ```
-# The scaling factor gives the latents unit variance, like the noise. At another scale the same $\bar\alpha_t$ would mean a different mixture of image and noise.
+# The scaling factor gives the latents unit variance, like the noise. At another scale the same $\bar\alpha_t$ would
+# mean a different mixture of image and noise.
 # </details>
 
 # %% [markdown]

@@ -838,7 +838,8 @@ state[["state", "size"]]
 # work += cost["TFLOP an image"].max() * (train + held_out) / 1e6
 # print(f"{work * 1e6 / 30 / 3600:.0f} hours")
 # ```
-# Write it down as a profile: copy `paper.yaml`, shorten its lists, and give it another `results`. With one seed no difference can be told from chance, so drop a network rather than the second seed.
+# Write it down as a profile: copy `paper.yaml`, shorten its lists, and give it another `results`. With one seed no
+# difference can be told from chance, so drop a network rather than the second seed.
 # </details>
 #
 # **3. Break:** transfer into a folder that holds images made with other settings.

@@ -280,7 +280,8 @@ epochs.round(2) if len(epochs) else Markdown("No run in these results has scored
 # worst = tested[tested["variant"] == "source_only"].groupby("domain")["iou"].min()
 # tested[tested["variant"] == "zodi"].groupby("domain")["iou"].mean() - worst
 # ```
-# The bias is the distance between the mean and the lowest of the seeds, and it grows with the number of seeds to choose from.
+# The bias is the distance between the mean and the lowest of the seeds, and it grows with the number of seeds to
+# choose from.
 # </details>
 
 # %% [markdown]
