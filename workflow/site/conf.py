@@ -52,6 +52,8 @@ add_module_names = False
 napoleon_use_ivar = True
 toc_object_entries_show_parents = "hide"
 autodoc_member_order = "bysource"
+# A name that a module passes on is explained where it is defined, and its source links there.
+viewcode_follow_imported_members = False
 autodoc_preserve_defaults = True
 python_maximum_signature_line_length = 100
 python_use_unqualified_type_names = True

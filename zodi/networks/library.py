@@ -1,7 +1,7 @@
 """Networks of segmentation_models_pytorch: convolutional and hierarchical encoders, and plain vision transformers.
 
-"Segformer/mit_b0" .. "mit_b5" is SegFormer, "UPerNet/tu-convnext_..." takes any encoder of timm with features at four
-sizes, "DPT/tu-vit_..." the plain vision transformers, DINOv2 and DINOv3 among them.
+"Segformer/mit_b0" .. "mit_b5" is SegFormer, "UPerNet/tu-ENCODER" takes any encoder of timm with features at four
+sizes, "DPT/tu-ENCODER" the plain vision transformers, DINOv2 and DINOv3 among them.
 """
 
 import segmentation_models_pytorch as smp

@@ -127,7 +127,7 @@ def corrections(classes: pd.DataFrame) -> pd.DataFrame:
 def conformal(frame: pd.DataFrame, value: str, spread: str, level: float = 0.95) -> pd.DataFrame:
     """Intervals whose width other domains and other trainings teach (split conformal prediction, by domain).
 
-    A line is one training in one domain. Its interval comes from the errors |truth - value| / spread of all other
+    A line is one training in one domain. Its interval comes from the errors abs(truth - value) / spread of all other
     trainings in all other domains: their quantile in each of these domains says how far one has to go there, and the
     largest of them counts, because nothing says that the next domain is kinder than the worst one known. The quantile
     is `conformal_quantile` (Vovk et al., *Algorithmic Learning in a Random World*, 2005).
