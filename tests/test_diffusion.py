@@ -28,6 +28,14 @@ def photographs(count: int = 2, height: int = 16, width: int = 32) -> torch.Tens
     return torch.from_numpy(rng.integers(0, 256, (count, height, width, 3), dtype=np.uint8))
 
 
+def test_a_saved_checkpoint_does_not_say_where_its_parts_lay(model, tmp_path):
+    diffusion.save(model, tmp_path / "first")
+    diffusion.save(diffusion.load(tmp_path / "first"), tmp_path / "second")
+    texts = [file.read_text(encoding="utf-8") for file in (tmp_path / "second").rglob("*.json")]
+    assert len(texts) > 4 and not [text for text in texts if str(tmp_path) in text]
+    assert diffusion.fingerprint(diffusion.load(tmp_path / "second")) == diffusion.fingerprint(model)
+
+
 def test_save_and_load_give_the_same_model(model, tmp_path):
     diffusion.save(model, tmp_path / "checkpoint")
     loaded = diffusion.load(tmp_path / "checkpoint")

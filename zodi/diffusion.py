@@ -298,11 +298,13 @@ def save(model: Generator, folder: str | Path, dtype: torch.dtype | None = None)
             for file in temporary.rglob("*.safetensors"):
                 weights = {name: value.to(dtype) for name, value in load_file(file).items()}
                 save_file(weights, file, metadata={"format": "pt"})
-        if isinstance(model.vae, AutoencoderTiny):
-            # AutoencoderTiny stores an entry that its own constructor does not take and warns about when it loads.
-            config = read_json(temporary / "vae" / "config.json")
-            del config["block_out_channels"]
-            write_json(temporary / "vae" / "config.json", config)
+        # Where a part lay on this machine is nobody's business; and AutoencoderTiny stores an entry that its own
+        # constructor does not take and warns about when it loads.
+        superfluous = {"_name_or_path"} | ({"block_out_channels"} if isinstance(model.vae, AutoencoderTiny) else set())
+        for file in temporary.glob("*/config.json"):
+            unwanted = superfluous if file.parent.name == "vae" else {"_name_or_path"}
+            config = read_json(file)
+            write_json(file, {name: value for name, value in config.items() if name not in unwanted})
         write_json(temporary / DEFAULTS_FILE, model.defaults)
 
 

@@ -31,11 +31,11 @@ from zodi.miniature.pretrain import (
 )
 from zodi.segmentation import DEFAULT_NETWORK, build_network
 from zodi.support.files import read_json
-from zodi.support.tensors import read_state
+from zodi.support.tensors import read_state, read_tensors
 
 TOY = PretrainConfig(
     scene_count=4, held_out=2, height=64, width=96, vae_steps=3, vae_batch_size=2, vae_crop=32, steps=4,
-    batch_size=4, segmenter_steps=2, segmenter_batch_size=2, bf16=False,
+    batch_size=4, decoder_steps=2, drawn=8, segmenter_steps=2, segmenter_batch_size=2, bf16=False,
 )  # fmt: skip
 
 
@@ -59,7 +59,7 @@ def test_checkpoint_from_nothing_loads_like_any_other(trained):
 
 def test_training_goes_on_from_a_checkpoint_and_counts_its_steps_on(trained, tmp_path):
     start = trained / "weights" / "mini"
-    config = dataclasses.replace(TOY, start_from=str(start), vae_steps=0, seed=1)
+    config = dataclasses.replace(TOY, start_from=str(start), vae_steps=0, decoder_steps=0, seed=1)
     pretrain(config, tmp_path / "run", tmp_path / "weights", ["diffusion"])
     before, after = diffusion.load(start), diffusion.load(tmp_path / "weights" / "mini")
     weights, changed = before.vae.state_dict(), after.vae.state_dict()
@@ -92,6 +92,29 @@ def test_a_vae_that_is_trained_on_keeps_the_scale_that_the_diffusion_model_knows
     before, after = diffusion.load(start).vae, diffusion.load(tmp_path / "weights" / "mini").vae
     assert after.config.scaling_factor == before.config.scaling_factor
     assert not torch.equal(before.decoder.layers[-1].weight, after.decoder.layers[-1].weight)
+
+
+def test_the_decoder_learns_from_what_the_model_draws_and_the_encoder_stays(trained, tmp_path):
+    start = trained / "weights" / "mini"
+    config = dataclasses.replace(TOY, start_from=str(start), vae_steps=0, seed=1)
+    pretrain(config, tmp_path / "run", tmp_path / "weights", ["diffusion"])
+    before, after = diffusion.load(start).vae, diffusion.load(tmp_path / "weights" / "mini").vae
+    assert torch.equal(before.encoder.layers[0].weight, after.encoder.layers[0].weight)
+    assert not torch.equal(before.decoder.layers[-1].weight, after.decoder.layers[-1].weight)
+    drawn = read_tensors(tmp_path / "run" / "drawn.safetensors", "")["latents"]
+    assert drawn.shape == (8, 8, 16, 24) and drawn.float().isfinite().all()
+    log = pd.read_csv(tmp_path / "weights" / "mini" / "decoder_log.csv")
+    assert log["step"].tolist() == [2] and {"edges", "perceptual", "psnr_night"} <= set(log)
+
+    longer = dataclasses.replace(config, steps=TOY.steps + 1)
+    pretrain(longer, tmp_path / "run", tmp_path / "weights", ["diffusion"])
+    again = read_tensors(tmp_path / "run" / "drawn.safetensors", "")["latents"]
+    assert not torch.equal(drawn, again), "another model draws other latents"
+
+
+def test_a_decoder_that_nothing_is_drawn_for_is_refused():
+    with pytest.raises(ValueError, match="drawn=4: expected at least 8"):
+        dataclasses.replace(TOY, drawn=4)
 
 
 def test_a_vae_of_other_channels_cannot_be_kept(trained, tmp_path):

@@ -28,7 +28,7 @@ from tqdm.auto import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from zodi.datasets import Sample
-from zodi.diffusion import MINI_FOLDER, DiffusionModel, TransferDefaults, load, save
+from zodi.diffusion import MINI_FOLDER, DiffusionModel, TransferDefaults, embed, load, save
 from zodi.domains import DOMAINS, NEGATIVE_PROMPT, PROMPT_SUFFIX, SOURCE
 from zodi.evaluation import confusion, miou
 from zodi.labels import CITYSCAPES, IGNORE_INDEX
@@ -36,7 +36,9 @@ from zodi.miniature import scenes
 from zodi.miniature.optimise import OPTIMIZERS, restore_averaged, train
 from zodi.miniature.samples import sample_sheet
 from zodi.miniature.weather import SHADERS
+from zodi.sampling import add_noise, denoise, paper_scheduler, predictor, visited_timesteps
 from zodi.segmentation import DEFAULT_NETWORK, MINI_SEGMENTER_FILE, body_state, build_network, normalise
+from zodi.support.checkpoints import placed
 from zodi.support.files import atomic_path, read_json, to_plain, write_json
 from zodi.support.plots import png
 from zodi.support.runs import best_dtype, check_device, image_format
@@ -51,7 +53,9 @@ STAGES = ("diffusion", "segmenter")
 WEIGHTS_FOLDER = MINI_FOLDER.parent
 SHEET_FILE = "samples.png"
 # A longer training may go on from a shorter one; any other setting would make it another training.
-MAY_CHANGE = ("vae_steps", "steps", "minutes", "segmenter_steps")
+MAY_CHANGE = ("vae_steps", "steps", "minutes", "decoder_steps", "segmenter_steps")
+# The decoder's training: images that are drawn in one batch, and how far they go back.
+DRAWN_TOGETHER, DRAWN_STRENGTHS = 8, (0.3, 0.8)
 # Chosen on pretraining scenes (`python -m zodi.studies try`); the paper's 9 is for Stable Diffusion and burns the
 # miniature's colours. Its weather is heavier than a photograph's, so most domains go further back than in the paper.
 DEFAULTS = TransferDefaults(
@@ -81,6 +85,9 @@ class PretrainConfig:
         batch_size: frames a step.
         optimizer: "adamw", or "muon" for the matrices inside the networks with AdamW for the rest.
         coarse_noise: standard deviation of the smooth noise that is added to independent noise, 0 .. 1; see `_noise`.
+        decoder_steps: optimisation steps of the decoder alone, on latents that the finished model draws; 0 = none.
+        decoder_learning_rate: peak value of AdamW.
+        drawn: so many pretraining images are drawn again for it.
         prompt_dropout, layout_dropout: share of samples that see the negative prompt, or no layout, 0 .. 1.
         segmenter_steps, segmenter_batch_size, segmenter_learning_rate: training of the segmentation network that all
             rows of the tables start from.
@@ -109,6 +116,9 @@ class PretrainConfig:
     optimizer: str = "muon"
     coarse_noise: float = 0.3
     learning_rate: float = 5e-4
+    decoder_steps: int = 0
+    decoder_learning_rate: float = 4e-4
+    drawn: int = 1600
     prompt_dropout: float = 0.1
     layout_dropout: float = 0.05
     segmenter_steps: int = 4000
@@ -121,6 +131,10 @@ class PretrainConfig:
     start_from: str = ""
 
     def __post_init__(self) -> None:
+        if self.decoder_steps and self.drawn < DRAWN_TOGETHER:
+            raise ValueError(
+                f"drawn={self.drawn}: expected at least {DRAWN_TOGETHER} images for the decoder's training"
+            )
         if not 0 < self.held_out < self.scene_count:
             raise ValueError(
                 f"held_out={self.held_out}: expected between 1 and scene_count - 1 = {self.scene_count - 1}"
@@ -585,6 +599,103 @@ def train_diffusion(
     return modules, tokenizer, scheduler
 
 
+# ---------------------------------------------------------------- the decoder, on what the model draws
+
+
+@torch.inference_mode()
+def draw_again(
+    config: PretrainConfig, model: DiffusionModel, latents: Tensor, labels: np.ndarray, out: Path, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Latents that the model draws of its own pretraining images: noised, then denoised under their prompt and layout.
+
+    Nothing is transferred: each image is drawn in its own domain, so that it is the truth of what was drawn.
+
+    Returns:
+        Drawn latents, scaled, bfloat16 (N, C, h, w), computed once; scenes and domains, int64 (N, 2).
+    """
+    generator = torch.Generator().manual_seed(config.seed)
+    batches = config.drawn // DRAWN_TOGETHER
+    scene = torch.randint(config.scene_count - config.held_out, (batches, DRAWN_TOGETHER), generator=generator)
+    domain = torch.arange(batches) % len(PRETRAIN_DOMAINS)
+    low, high = DRAWN_STRENGTHS
+    strengths = low + (high - low) * torch.rand(batches, generator=generator)
+    places = torch.stack([scene.flatten(), domain.repeat_interleave(DRAWN_TOGETHER)], dim=1)
+    file = out / "drawn.safetensors"
+    if not file.exists():
+        scheduler, palette, drawn = paper_scheduler(model.scheduler), _palette(device), []
+        for index in tqdm(range(batches), "draw again", unit="batch"):
+            visited = visited_timesteps(strengths[index].item(), DEFAULTS.num_inference_steps, scheduler)
+            z_0 = latents[scene[index], domain[index]].float()
+            noise = [torch.randn(z_0.shape, generator=generator).to(device) for _ in range(len(visited) + 1)]
+            prompt = DOMAINS[PRETRAIN_DOMAINS[domain[index]]].prompt + PROMPT_SUFFIX
+            embeds = embed(model, [prompt]).expand(DRAWN_TOGETHER, -1, -1)
+            layout = _layout(torch.from_numpy(labels[scene[index].numpy()]).to(device), palette)
+            predict = predictor(model.unet, model.controlnet, embeds, layout)
+            with _autocast(config, device):
+                z_t = add_noise(z_0.to(device), noise[0], visited[0], scheduler)
+                drawn.append(denoise(predict, z_t, visited, noise[1:], scheduler, 1.0).bfloat16().cpu())
+        with atomic_path(file) as temporary:
+            save_file({"latents": torch.cat(drawn)}, temporary)
+    return read_tensors(file, "delete it, and it is made anew")["latents"], places
+
+
+def forget_decoder_of_another_model(out: Path) -> None:
+    """Delete what was drawn, and learnt from it, before the diffusion model was trained for longer."""
+    file, now = out / "drawn_from.json", int(pd.read_csv(out / "diffusion_log.csv")["step"].iloc[-1])
+    if not file.exists() or read_json(file) != now:
+        for name in ("drawn.safetensors", "decoder_state.pt", "decoder_log.csv"):
+            (out / name).unlink(missing_ok=True)
+        write_json(file, now)
+
+
+def train_decoder(
+    config: PretrainConfig, vae: AutoencoderTiny, drawn: tuple[Tensor, Tensor], latents: Tensor, images: np.ndarray,
+    out: Path, device: torch.device,
+) -> None:  # fmt: skip
+    """Train the decoder alone: half of a batch are drawn latents, half the encoder's of the same images.
+
+    What a small model draws is softer than what the encoder gives: rain drops and flakes are missing in it. The loss
+    on edges asks the decoder to put them back.
+    """
+    vae.to(device, memory_format=image_format(device)).requires_grad_(False)
+    vae.decoder.requires_grad_(True)
+    encoder = build_network(DEFAULT_NETWORK, CITYSCAPES.num_classes, "mini").model.encoder
+    encoder.to(device).eval().requires_grad_(False)
+    held_out = _held_out_images(config, images)
+    z_drawn, places = drawn
+    half = max(1, config.vae_batch_size // 2)
+
+    def loss_of(step: int) -> dict[str, Tensor]:
+        rng = np.random.default_rng([config.seed, step])
+        chosen = rng.integers(len(places), size=half)
+        (_, _, top, left), *_ = _crops(config, rng)
+        height, width = config.vae_crop, 2 * config.vae_crop
+        scene, domain = places[chosen].T
+        z = torch.cat([z_drawn[chosen], latents[scene, domain]])
+        z = z[:, :, top // FACTOR : (top + height) // FACTOR, left // FACTOR : (left + width) // FACTOR]
+        whole = _to_float(np.stack([images[s, d] for s, d in places[chosen].tolist()]))
+        x = whole[:, :, top : top + height, left : left + width].repeat(2, 1, 1, 1).to(device)
+        with _autocast(config, device):
+            y = vae.decode(z.to(device).float() / vae.config.scaling_factor).sample.float()
+        terms = {"reconstruction": _reconstruction_loss(x, y), "edges": _edge_loss(x, y)}
+        terms["perceptual"] = _perceptual_loss(encoder, x, y)
+        loss = terms["reconstruction"] + 2 * config.vae_edges * terms["edges"]
+        loss = loss + config.vae_perceptual * terms["perceptual"]
+        return {"loss": loss} | {name: term.detach() for name, term in terms.items()}
+
+    train(
+        "decoder",
+        nn.ModuleDict({"decoder": vae.decoder}),
+        loss_of,
+        partial(_psnr, vae, held_out),
+        config.decoder_steps,
+        config.decoder_learning_rate,
+        out,
+        500,
+        config.ema_decay,
+    )
+
+
 # ---------------------------------------------------------------- segmentation network
 
 
@@ -671,6 +782,8 @@ def assemble(config: PretrainConfig, out: Path) -> DiffusionModel:
         vae = build_vae(config.latent_channels)
         restore_averaged("vae", nn.ModuleDict({"vae": vae}), out)
         vae.register_to_config(scaling_factor=read_json(out / "scaling_factor.json"))
+    if (out / "decoder_state.pt").exists():
+        restore_averaged("decoder", nn.ModuleDict({"decoder": vae.decoder}), out)
     modules = build_diffusion(config.seed, tokenizer, config.latent_channels)
     restore_averaged("diffusion", modules, out)
     parts = {name: modules[name] for name in ("unet", "controlnet", "text_encoder")}
@@ -686,7 +799,7 @@ def export(config: PretrainConfig, out: Path, folder: Path) -> None:
     with atomic_path(folder) as temporary:
         save(model, temporary, torch.float16)
         write_json(temporary / SETTINGS_FILE, settings)
-        for name in ("vae_log.csv", "diffusion_log.csv"):
+        for name in ("vae_log.csv", "diffusion_log.csv", "decoder_log.csv"):
             logs = [file for file in (out / name, out / START / name) if file.exists()]
             if logs:
                 shutil.copyfile(logs[0], temporary / name)
@@ -721,8 +834,8 @@ def pretrain(
         config: the settings.
         out: folder of caches, states and logs; a run that was stopped goes on from them.
         weights: where the results go.
-        stages: "diffusion" = VAE, latents, UNet + ControlNet + text encoder, checkpoint `weights`/mini; "segmenter" =
-            the segmentation network that all rows of the tables start from.
+        stages: "diffusion" = VAE, latents, UNet + ControlNet + text encoder, the decoder once more, checkpoint
+            `weights`/mini; "segmenter" = the segmentation network that all rows of the tables start from.
         device: where to train, see `zodi.support.runs.check_device`.
     """
     where = check_device(device)
@@ -739,7 +852,15 @@ def pretrain(
         else:
             vae = train_vae(config, images, out, where)
             write_json(out / "scaling_factor.json", vae.config.scaling_factor)
-        train_diffusion(config, cache_latents(config, vae, images, out, where), labels, out, where)
+        latents = cache_latents(config, vae, images, out, where)
+        train_diffusion(config, latents, labels, out, where)
+        if config.decoder_steps:
+            forget_decoder_of_another_model(out)
+            model = assemble(config, out)
+            for network in model.networks().values():
+                placed(network, where)
+            drawn = draw_again(config, model, latents, labels, out, where)
+            train_decoder(config, vae, drawn, latents, images, out, where)
         export(config, out, weights / MINI_FOLDER.name)
     if "segmenter" in stages:
         network = train_segmenter(config, images, labels, out, where)
