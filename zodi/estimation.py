@@ -73,7 +73,7 @@ def generator_error(model: diffusion.DiffusionModel, file: str | Path = MINI_ERR
     """
     if not Path(file).exists():
         return None
-    found, advice = read_json(file), "make it again with `python -m zodi.studies estimates`"
+    found, advice = read_json(file), "delete it: intervals are of the sampling only without it"
     try:
         error = GeneratorError(**found)
     except (TypeError, ValueError) as cause:
@@ -111,9 +111,7 @@ class Estimate:
     @property
     def interval(self) -> tuple[float, float]:
         """Where the truth should be: `low` and `high`, widened by what the generator does; NaN where it is unknown."""
-        if self.error is None:
-            return float("nan"), float("nan")
-        return _widened(self.miou, self.low, self.high, self.error.estimate)
+        return _widened(self.miou, self.low, self.high, self.error and self.error.estimate)
 
     @property
     def rare(self) -> list[str]:
@@ -134,8 +132,13 @@ class Estimate:
         return f"estimated mIoU {self.miou:.1f} % ({interval}; {counts})"
 
 
-def _widened(value: float, low: float, high: float, generator: float) -> tuple[float, float]:
-    """An interval around a value: sampling and generator err independently, so that squares of half widths add up."""
+def _widened(value: float, low: float, high: float, generator: float | None) -> tuple[float, float]:
+    """An interval around a value: sampling and generator err independently, so that squares of half widths add up.
+
+    NaN where it is not known what the generator does.
+    """
+    if generator is None:
+        return float("nan"), float("nan")
     sampling = (high - low) / 2
     half = float(np.hypot(0 if np.isnan(sampling) else sampling, generator))
     return value - half, value + half
@@ -174,9 +177,7 @@ class Comparison:
     @property
     def interval(self) -> tuple[float, float]:
         """Where the true difference should be; NaN where the generator's errors are unknown."""
-        if self.error is None:
-            return float("nan"), float("nan")
-        return _widened(self.difference, self.low, self.high, self.error.difference)
+        return _widened(self.difference, self.low, self.high, self.error and self.error.difference)
 
     @property
     def decided(self) -> bool:
@@ -276,19 +277,13 @@ def estimate_on(
     min_fidelity: float = 0.5,
 ) -> Estimate:
     """`estimate` on images that are there, from `generate` or `opened`; knows nothing of their generator's errors."""
-    names = generated[0].label_set.names
-    for judge in filter(None, (network, reference)):
-        check_network(judge, names)
     found = None if reference is None else _scores(reference, generated)
-    return estimate_from(_scores(network, generated), names, found, min_fidelity)
+    return estimate_from(_scores(network, generated), generated[0].label_set.names, found, min_fidelity)
 
 
 def compare_on(generated: Sequence[FolderDataset], first: nn.Module, second: nn.Module) -> Comparison:
     """`compare` on images that are there, from `generate` or `opened`."""
-    names = generated[0].label_set.names
-    for network in (first, second):
-        check_network(network, names)
-    return compare_from(_scores(first, generated), _scores(second, generated), names)
+    return compare_from(_scores(first, generated), _scores(second, generated), generated[0].label_set.names)
 
 
 def opened(folders: Sequence[str | Path], labels: str | Path, label_set: LabelSet = CITYSCAPES) -> list[FolderDataset]:

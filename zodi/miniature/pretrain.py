@@ -264,6 +264,18 @@ def _perceptual_loss(encoder: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     return torch.stack(terms).mean()
 
 
+def _street_encoder(device: torch.device) -> nn.Module:
+    """The encoder of `_perceptual_loss`."""
+    encoder = build_network(DEFAULT_NETWORK, CITYSCAPES.num_classes, "mini").model.encoder
+    return encoder.to(device).eval().requires_grad_(False)
+
+
+def _weighted(terms: dict[str, Tensor], weights: dict[str, float]) -> dict[str, Tensor]:
+    """What `train` asks for: the weighted sum as `loss`, and the terms for the log."""
+    loss = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
+    return {"loss": loss} | {name: term.detach() for name, term in terms.items()}
+
+
 def _features(encoder: nn.Module, x: Tensor) -> list[Tensor]:
     """Features at a half, a quarter and an eighth of the size."""
     return encoder(normalise(x.clamp(-1, 1) / 2 + 0.5))[1:4]
@@ -306,8 +318,7 @@ def train_vae(config: PretrainConfig, images: np.ndarray, out: Path, device: tor
     A VAE that is trained on keeps its `scaling_factor`, to which the diffusion model is used.
     """
     torch.manual_seed(config.seed)
-    encoder = build_network(DEFAULT_NETWORK, CITYSCAPES.num_classes, "mini").model.encoder
-    encoder.to(device).eval().requires_grad_(False)
+    encoder = _street_encoder(device)
     vae, earlier = build_vae(config.latent_channels), []
     if config.start_from:
         start = load(out / START).vae
@@ -327,8 +338,7 @@ def train_vae(config: PretrainConfig, images: np.ndarray, out: Path, device: tor
         terms = {"reconstruction": _reconstruction_loss(x, y), "edges": _edge_loss(x, y)}
         terms |= {"perceptual": _perceptual_loss(encoder, x, y), "z2": z.float().square().mean()}
         weights = {"reconstruction": 1, "edges": config.vae_edges, "perceptual": config.vae_perceptual, "z2": 1e-3}
-        loss = sum((weights[name] * term for name, term in terms.items()), start=x.new_zeros(()))
-        return {"loss": loss} | {name: term.detach() for name, term in terms.items()}
+        return _weighted(terms, weights)
 
     modules, validate = nn.ModuleDict({"vae": vae}), partial(_psnr, vae, held_out)
     train(
@@ -659,8 +669,7 @@ def train_decoder(
     """
     vae.to(device, memory_format=image_format(device)).requires_grad_(False)
     vae.decoder.requires_grad_(True)
-    encoder = build_network(DEFAULT_NETWORK, CITYSCAPES.num_classes, "mini").model.encoder
-    encoder.to(device).eval().requires_grad_(False)
+    encoder = _street_encoder(device)
     held_out = _held_out_images(config, images)
     z_drawn, places = drawn
     half = max(1, config.vae_batch_size // 2)
@@ -679,9 +688,8 @@ def train_decoder(
             y = vae.decode(z.to(device).float() / vae.config.scaling_factor).sample.float()
         terms = {"reconstruction": _reconstruction_loss(x, y), "edges": _edge_loss(x, y)}
         terms["perceptual"] = _perceptual_loss(encoder, x, y)
-        loss = terms["reconstruction"] + 2 * config.vae_edges * terms["edges"]
-        loss = loss + config.vae_perceptual * terms["perceptual"]
-        return {"loss": loss} | {name: term.detach() for name, term in terms.items()}
+        weights = {"reconstruction": 1, "edges": 2 * config.vae_edges, "perceptual": config.vae_perceptual}
+        return _weighted(terms, weights)
 
     train(
         "decoder",
