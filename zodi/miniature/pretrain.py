@@ -57,13 +57,13 @@ MAY_CHANGE = ("vae_steps", "steps", "minutes", "decoder_steps", "segmenter_steps
 # The decoder's training: images that are drawn in one batch, and how far they go back.
 DRAWN_TOGETHER, DRAWN_STRENGTHS = 8, (0.3, 0.8)
 # Chosen on pretraining scenes (`python -m zodi.studies try`); the paper's 9 is for Stable Diffusion and burns the
-# miniature's colours. Its weather is heavier than a photograph's, so most domains go further back than in the paper.
+# miniature's colours. Night and fog go further back than the paper does: their light differs most from a clear day's.
 DEFAULTS = TransferDefaults(
     guidance_scale=2.0,
     num_inference_steps=12,
     short_side=96,
     multiple=16,
-    strengths={"night": 0.92, "snow": 0.92, "rain": 0.88, "fog": 0.92, "game": 0.8},
+    strengths={"night": 0.75, "snow": 0.6, "rain": 0.6, "fog": 0.75, "game": 0.6},
 )
 
 

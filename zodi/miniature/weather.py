@@ -87,13 +87,13 @@ def night(layers: Layers, rng: np.random.Generator) -> np.ndarray:
     v, u = np.mgrid[0:height, 0:width].astype(np.float32)
     across = (u - width / 2) / width
     beam = np.exp(-layers.depth / 14) * np.exp(-((across / 0.38) ** 2)) * np.clip((v - layers.horizon) / 6 + 1, 0, 1)
-    ambient = np.array([0.105, 0.11, 0.15], np.float32) * rng.uniform(0.8, 1.3)
+    ambient = np.array([0.2, 0.21, 0.28], np.float32) * rng.uniform(0.8, 1.3)
     image = layers.albedo * (ambient + 0.55 * beam[..., None] * np.array([1.0, 0.93, 0.78], np.float32))
     sky = np.array([0.018, 0.02, 0.05], np.float32) * (1 + v / height)[..., None]
     image = np.where((layers.label == SKY)[..., None], sky, image)
     glow = _blur(layers.lights, height / 48) * 0.55 + _blur(layers.lights, height / 12) * 0.5
     image = image + layers.lights * 0.9 + glow
-    return image + rng.normal(0, 0.014, image.shape)
+    return image + rng.normal(0, 0.002, image.shape)
 
 
 def fog(layers: Layers, rng: np.random.Generator) -> np.ndarray:
@@ -118,8 +118,8 @@ def rain(layers: Layers, rng: np.random.Generator) -> np.ndarray:
     wet = (layers.label == ROAD) * (0.25 + 0.45 * _smooth_noise(rng, (height, width), 10))
     mirrored = _blur((image + layers.lights * 0.25)[mirror_row], height / 60)
     image = image * (1 - wet[..., None]) * 0.95 + mirrored * wet[..., None]
-    streaks = _drops(rng, (height, width), 90, height * 0.09, rng.uniform(-0.3, 0.3), 1)[..., None]
-    return image * (1 - 0.35 * streaks) + 0.6 * 0.35 * streaks
+    streaks = _drops(rng, (height, width), 30, height * 0.09, rng.uniform(-0.3, 0.3), 1)[..., None]
+    return image * (1 - 0.3 * streaks) + 0.6 * 0.3 * streaks
 
 
 def snow(layers: Layers, rng: np.random.Generator) -> np.ndarray:
@@ -134,7 +134,7 @@ def snow(layers: Layers, rng: np.random.Generator) -> np.ndarray:
     veil = (1 - np.exp(-layers.depth / 60))[..., None]
     pale = np.array([0.76, 0.78, 0.82], np.float32)
     image = image * (1 - veil) + pale * veil
-    flakes = _drops(rng, (height, width), 160, 0, 0, 1)[..., None]
+    flakes = _drops(rng, (height, width), 110, 0, 0, 1)[..., None]
     return image * (1 - 0.8 * flakes) + 0.97 * 0.8 * flakes
 
 
