@@ -11,7 +11,7 @@ from torch import nn
 from zodi import diffusion, estimation
 from zodi.datasets import FolderDataset, open_split
 from zodi.evaluation import confusion, image_confusions, iou
-from zodi.labels import CAMVID, CITYSCAPES
+from zodi.labels import CAMVID, CITYSCAPES, IGNORE_INDEX
 from zodi.miniature.dataset import write_miniature
 from zodi.segmentation import build_network, load_network, save_network
 from zodi.studies import agreement, evidence
@@ -201,8 +201,10 @@ def test_corrections_from_the_redrawn_source_on_a_case_reckoned_by_hand():
             "estimate": [80.0, 10.0],
             "source": [90.0, 40.0],
             "clear_prompt": [90.0, 10.0],
-            "strength_70": 0.0,
-            "strength_90": 0.0,
+            "vae_round_trip": [88.0, 38.0],
+            "strength_70": [80.0, 40.0],
+            "strength_90": 30.0,
+            "masked": [90.0, 20.0],
             "truth": [82.0, 30.0],
         }
     )
@@ -212,6 +214,8 @@ def test_corrections_from_the_redrawn_source_on_a_case_reckoned_by_hand():
     assert (found["additive"], found["half"], found["multiplicative"]) == (60, 52.5, 45 * 65 / 50)
     assert found["per_class"] == (80 + 10 * 2) / 2, "a ratio of 4 counts as 2"
     assert found["weighted"] == pytest.approx((80 + 10 * 0.25) / 1.25)
+    assert found["round_trip"] == 47 and found["masked"] == 55 and np.isnan(found["masked_redrawn"])
+    assert found["strengths"] == 45 and found["spread"] == pytest.approx(15), "45, 60 and 30"
 
 
 def test_sign_accuracy_counts_pairs_that_differ():
@@ -462,8 +466,13 @@ def test_select_takes_the_best_on_generated_images(results):
 
 def test_candidates_are_scored_at_four_steps_and_tabulated(results, tmp_path):
     network = "DeepLabV3Plus/tu-resnet10t"
-    runs = [evidence.Candidate("oracle", domain, network, 0) for domain in ("night", "fog")]
-    runs += [evidence.Candidate("source_only", "", network, 1), evidence.Candidate("photometric", "fog", network, 0)]
+    for domain in ("night", "fog"):
+        redrawn = results / "held_out" / domain / agreement.REDRAWN
+        redrawn.mkdir(exist_ok=True)
+        (redrawn / "images").symlink_to(results / "held_out" / domain / "photometric" / "images")
+    runs = [evidence.source_reference()]
+    runs += [evidence.Candidate("oracle", domain, network, 0) for domain in ("night", "fog")]
+    runs += [evidence.Candidate("photometric", "fog", network, 0)]
     for run in runs:
         file = evidence.run_candidate(run, results, "photometric", steps=4)
         assert read_json(file)["metrics"]["variant"] == run.variant
@@ -479,7 +488,9 @@ def test_candidates_are_scored_at_four_steps_and_tabulated(results, tmp_path):
     last = evidence.last_steps(frame)
     assert len(last) == len(runs) * 2 and last["training"].nunique() == len(runs)
     assert last[list(evidence.PHOTOGRAPH_SCORES)].notna().all().all(), "photographs are scored at the last step"
-    assert frame.loc[frame["step"] < 4, "photo_mano"].isna().all()
+    at_last_only = ["photo_mano", agreement.REDRAWN, agreement.LOST, *agreement.MASKS]
+    assert frame.loc[frame["step"] < 4, at_last_only].isna().all().all()
+    assert last[at_last_only].notna().all().all() and last[list(agreement.STRENGTHS)].isna().all().all()
     classes = evidence.class_table(results)
     means = classes.groupby(["variant", "adapted_to", "domain"])[["estimate", "source", "truth"]].mean()
     expected = last.set_index(["variant", "adapted_to", "domain"])[["estimate", "source", "truth"]].sort_index()
@@ -495,6 +506,19 @@ def test_candidates_are_scored_at_four_steps_and_tabulated(results, tmp_path):
     assert origin.startswith("our recorded candidates") and (tmp_path / evidence.CLASSES_FILE).exists()
     layout = evidence.layout_table(results)
     assert list(layout["domain"]) == ["night", "fog"] and layout["fidelity"].between(0, 100).all()
+
+
+def test_pixels_count_that_were_never_found_or_are_found_still(results):
+    images = open_split(results / "data", "val").only(open_split(results / "data", "val").keys[:1])
+    label = images[0].label
+    other = np.where(label == 0, 1, 0).astype(np.uint8)
+    before, after = label.copy(), label.copy()
+    before[:8], after[:8] = other[:8], other[:8]  # never found
+    before[8:16], after[8:16] = label[8:16], other[8:16]  # lost
+    before[16:24], after[16:24] = other[16:24], label[16:24]  # found only now
+    masked = evidence.without_lost(images, [before], [after])[0]
+    assert masked.key == images.keys[0] and (masked.label[8:16] == IGNORE_INDEX).all()
+    assert np.array_equal(np.delete(masked.label, np.s_[8:16], 0), np.delete(label, np.s_[8:16], 0))
 
 
 def test_cleaning_compares_the_last_steps_of_pairs_in_their_own_domain():

@@ -16,9 +16,13 @@ from zodi.datasets import FolderDataset
 from zodi.estimation import estimate_from
 from zodi.evaluation import image_confusions
 
-# The source redrawn as itself, and the held-out images at other strengths: names of methods in `zodi.rows.ABLATIONS`.
-REDRAWN = "clear_prompt"
-VARIATIONS = (REDRAWN, "strength_70", "strength_90")
+# Methods of the held-out images: redrawn as the source that they are, only encoded and decoded, with other strengths.
+REDRAWN, ROUND_TRIP, STRENGTHS = "clear_prompt", "vae_round_trip", ("strength_70", "strength_90")
+VARIATIONS = (REDRAWN, ROUND_TRIP, *STRENGTHS)
+# Estimates without the pixels that a source-trained network no longer finds: in the transfer, or in the redrawn source.
+MASKS = ("masked", "masked_redrawn")
+# The redrawn source with the labels of other images: what a generator that loses the layout would be worth.
+LOST = "lost"
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,8 @@ def leave_one_domain_out(frame: pd.DataFrame) -> pd.DataFrame:
 def corrections(classes: pd.DataFrame) -> pd.DataFrame:
     """Estimates corrected by what redrawing the source as itself costs the same network; nothing looks at a target.
 
-    With E_c, S_c and R_c the IoU of class c on the generated target, the source and the redrawn source, in percent:
+    With E_c, S_c, R_c and V_c the IoU of class c on the generated target, on the source, on the redrawn source and on
+    what the VAE makes of the source, in percent:
 
     - `raw`: mean of E_c
     - `additive`: raw + mean S_c - mean R_c
@@ -92,29 +97,39 @@ def corrections(classes: pd.DataFrame) -> pd.DataFrame:
     - `multiplicative`: raw * mean S_c / mean R_c
     - `per_class`: mean of min(100, E_c S_c / R_c), the ratio at most 2
     - `weighted`: mean of E_c with weights R_c / S_c, at most 1: classes that the generator draws badly count less
+    - `round_trip`: raw + mean S_c - mean V_c
+    - `strengths`: mean of E_c over the domain's own strength and `STRENGTHS`
+    - `masked`, `masked_redrawn`: mean of E_c without the pixels of `MASKS`
 
     Args:
         classes: from `zodi.studies.evidence.class_table`.
 
     Returns:
-        A line for each candidate and domain: the columns that name them, `loss` = mean S_c - mean R_c, the corrections
-        and `truth`.
+        A line for each candidate and domain: the columns that name them, `loss` = mean S_c - mean R_c, `spread` = the
+        standard deviation over strengths, the corrections, and `truth`. What was not scored is NaN.
     """
-    key = [name for name in classes.columns if name not in ("class", "estimate", "source", "truth", *VARIATIONS)]
+    scored = ("estimate", "source", "truth", *VARIATIONS, *MASKS)
+    key = [name for name in classes.columns if name not in ("class", *scored)]
+    classes = classes.reindex(columns=[*key, "class", *scored])
     rows = []
     for where, part in classes.groupby(key, sort=False):
         estimate, source, redrawn = (part[name].to_numpy() for name in ("estimate", "source", REDRAWN))
         ratio = source / np.maximum(redrawn, 1)
         weight = np.clip(redrawn / np.maximum(source, 1), 0, 1)
         raw, loss = estimate.mean(), source.mean() - redrawn.mean()
+        at_strengths = [raw, *(part[name].mean() for name in STRENGTHS)]
         found = {
             "loss": loss,
+            "spread": np.std(at_strengths, ddof=1),
             "raw": raw,
             "additive": raw + loss,
             "half": raw + loss / 2,
             "multiplicative": raw * source.mean() / max(redrawn.mean(), 1),
             "per_class": np.minimum(100, estimate * np.clip(ratio, 0, 2)).mean(),
             "weighted": (estimate * weight).sum() / max(weight.sum(), 1e-9),
+            "round_trip": raw + source.mean() - part[ROUND_TRIP].mean(),
+            "strengths": np.mean(at_strengths),
+            **{name: part[name].mean() for name in MASKS},
             "truth": part["truth"].mean(),
         }
         rows.append(dict(zip(key, where, strict=True)) | found)

@@ -6,7 +6,7 @@ makes of them, and on the true images of every domain. `table` turns the scores 
 """
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,13 @@ from zodi import estimation
 from zodi.adaptation import recipe
 from zodi.datasets import AnyDataset, Sample, dataset_info, label_set_of, open_split
 from zodi.domains import SOURCE
-from zodi.evaluation import image_confusions, iou
+from zodi.evaluation import image_confusions, iou, predict
 from zodi.experiment import TrainingSets, train_row, training_sets
-from zodi.labels import LabelSet
+from zodi.labels import IGNORE_INDEX, LabelSet
 from zodi.rows import get_row
 from zodi.segmentation import DEFAULT_NETWORK, load_network, save_network
 from zodi.studies import agreement, unlabelled
-from zodi.studies.agreement import VARIATIONS
+from zodi.studies.agreement import LOST, MASKS, REDRAWN, VARIATIONS
 from zodi.support.files import atomic_path, folder_name, read_json
 from zodi.support.runs import METRICS_FILE, device_text, save_metrics
 
@@ -105,7 +105,9 @@ def run_candidate(
 
     def score(step: int, network: nn.Module) -> None:
         if step in quarters:
-            now = scored if step < config.steps else scored | varied
+            now = scored
+            if step == config.steps:
+                now = scored | varied | masked_sets(candidate, network, results, scored | varied)
             for name, values in score_network(network, now, sets.first.label_set).items():
                 scores.setdefault(name, []).append(values)
 
@@ -131,6 +133,11 @@ def reference_of(domain: str) -> Candidate:
     return Candidate("oracle", domain, DEFAULT_NETWORK, 0)
 
 
+def source_reference() -> Candidate:
+    """The network that a user has too, who has no target: it says which pixels the generator lost."""
+    return Candidate("source_only", "", DEFAULT_NETWORK, 0)
+
+
 def scored_sets(results: Path, candidate: Candidate, method: str) -> dict[str, AnyDataset]:
     """Data sets to score on, by `KIND/DOMAIN`: the held-out source images, what is made of them, and the truth."""
     data, held_out = results / "data", held_out_split(results)
@@ -148,7 +155,7 @@ def scored_sets(results: Path, candidate: Candidate, method: str) -> dict[str, A
 
 
 def varied_sets(results: Path) -> dict[str, AnyDataset]:
-    """The held-out images as `VARIATIONS` make them, and `photographs`: some of the true images, for their pixels."""
+    """The held-out images as `VARIATIONS` and `LOST` make them, and `photographs`, some true images without labels."""
     data, held_out = results / "data", held_out_split(results)
     sets: dict[str, AnyDataset] = {}
     for domain in [name for name in dataset_info(data)["domains"] if name != SOURCE]:
@@ -156,9 +163,56 @@ def varied_sets(results: Path) -> dict[str, AnyDataset]:
             images = results / TRANSFERS[0] / domain / method / "images"
             if images.is_dir():
                 sets[f"{method}/{domain}"] = open_split(data, held_out, images=images)
+        if f"{REDRAWN}/{domain}" in sets:
+            sets[f"{LOST}/{domain}"] = shuffled(sets[f"{REDRAWN}/{domain}"])
         truth = open_split(data, f"test/{domain}")
         sets[f"photographs/{domain}"] = truth.only(truth.keys[:PHOTOGRAPHS])
     return sets
+
+
+def masked_sets(
+    candidate: Candidate, network: nn.Module, results: Path, sets: Mapping[str, AnyDataset]
+) -> dict[str, AnyDataset]:
+    """The transfers by `MASKS/DOMAIN`, without the pixels that the generator lost.
+
+    A pixel is lost if `source_reference` finds its label in the source image, but no longer in the transfer ("masked"),
+    or in the source image redrawn as such ("masked_redrawn").
+
+    Args:
+        candidate, network: which training, and what it has come to.
+        results: see `run_candidate`.
+        sets: from `scored_sets` and `varied_sets`; domains whose source was not redrawn are left out.
+    """
+    domains = [name.partition("/")[2] for name in sets if name.startswith(f"{REDRAWN}/")]
+    if not domains:
+        return {}
+    own = candidate == source_reference()
+    reference = network if own else load_network(source_reference().folder(results) / "network")
+    source, masked = _predictions(reference, sets[f"source/{SOURCE}"]), {}
+    for domain in domains:
+        transfers = sets[f"{TRANSFERS[0]}/{domain}"]
+        for mask, images in zip(MASKS, (transfers, sets[f"{REDRAWN}/{domain}"]), strict=True):
+            masked[f"{mask}/{domain}"] = without_lost(transfers, source, _predictions(reference, images))
+    return masked
+
+
+def _predictions(network: nn.Module, dataset: AnyDataset) -> list[np.ndarray]:
+    return [predict(network, dataset[index].image) for index in range(len(dataset))]
+
+
+def without_lost(dataset: AnyDataset, before: Sequence[np.ndarray], after: Sequence[np.ndarray]) -> list[Sample]:
+    """Samples whose labels leave out the pixels that a network found in the source and does not find any more.
+
+    Args:
+        dataset: N images with their labels.
+        before, after: train ids uint8 (H, W) that it sees in each source image, and in what was made of it.
+    """
+    samples = []
+    for index, (old, new) in enumerate(zip(before, after, strict=True)):
+        label = dataset[index].label
+        lost = (old == label) & (new != label)
+        samples.append(replace(dataset[index], label=np.where(lost, np.uint8(IGNORE_INDEX), label)))
+    return samples
 
 
 def held_out_split(results: Path) -> str:
@@ -190,9 +244,9 @@ def table(results: str | Path) -> pd.DataFrame:
     """Scores and truth of all candidates, a line for each candidate, step and domain.
 
     Returns:
-        `RUN`, `step`, `steps`, `domain`, the columns of `SCORES`, `low` and `high` of the estimate, `redrawn` (the
-        source images redrawn as such), those of `VARIATIONS` and `PHOTOGRAPH_SCORES`, and `truth`; percent, but for the
-        norms, which are 0 .. 1. Means are over the classes that are not rare in the held-out images. NaN: not scored.
+        `RUN`, `step`, `steps`, `domain`, the columns of `SCORES`, `low` and `high` of the estimate, those of
+        `VARIATIONS`, `MASKS`, `LOST` and `PHOTOGRAPH_SCORES`, and `truth`; percent, but for the norms, which are
+        0 .. 1. Means are over the classes that are not rare in the held-out images. NaN: not scored.
 
     Raises:
         FileNotFoundError: if there is no candidate.
@@ -212,7 +266,7 @@ def class_table(results: str | Path) -> pd.DataFrame:
     """IoU of every class at the last step, a line for each candidate, domain and class that is not rare.
 
     Returns:
-        `RUN`, `domain`, `class`, and `estimate`, `source`, `truth`, `VARIATIONS`, percent.
+        `RUN`, `domain`, `class`, and `estimate`, `source`, `truth`, `VARIATIONS`, `MASKS`, percent.
 
     Raises:
         FileNotFoundError: if there is no candidate.
@@ -224,7 +278,7 @@ def class_table(results: str | Path) -> pd.DataFrame:
         for domain in [name.partition("/")[2] for name in scores if name.startswith("truth/")]:
             transfers, common = _transfers(last, domain, names)
             sets = {"estimate": transfers.sum(0), "source": last[f"source/{SOURCE}"], "truth": last[f"truth/{domain}"]}
-            sets |= {kind: last[f"{kind}/{domain}"] for kind in VARIATIONS if f"{kind}/{domain}" in last}
+            sets |= {kind: last[f"{kind}/{domain}"] for kind in (*VARIATIONS, *MASKS) if f"{kind}/{domain}" in last}
             values = {kind: 100 * iou(matrices.sum(0))[common] for kind, matrices in sets.items()}
             where = run | {"domain": domain, "class": [names[index] for index in common]}
             parts.append(pd.DataFrame(where | values))
@@ -316,7 +370,7 @@ def _line(scores: Mapping[str, np.ndarray], domain: str, names: tuple[str, ...])
         "photometric": mean(f"photometric/{domain}"),
         **without_labels(f"{TRANSFERS[0]}/{domain}"),
         **{f"photo_{name}": value for name, value in photographs.items()},
-        **{kind: mean(f"{kind}/{domain}") for kind in VARIATIONS},
+        **{kind: mean(f"{kind}/{domain}") for kind in (*VARIATIONS, *MASKS, LOST)},
         "truth": mean(f"truth/{domain}"),
     }
 
