@@ -313,6 +313,13 @@ def _estimate_options(sub: argparse.ArgumentParser) -> None:
     dtype_option(sub)
     sub.add_argument("--seeds", type=int, default=2, help="transfers of every image (default: 2)")
     sub.add_argument("--reference", type=folder, help="folder of a network that finds the layout in good images")
+    sub.add_argument(
+        "--check",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="redraw the images with the source's own prompt too, and abstain if that costs the network too much "
+        "(default: yes, where images are transferred)",
+    )
     sub.add_argument("--out", type=folder, required=True, help="folder of the generated images and of classes.csv")
     settings = sub.add_argument_group("settings of the transfer")
     add_fields(settings, TransferConfig, leave_out=("domain", "prompt", "seed"), short=SHORT, show_defaults=False)
@@ -320,6 +327,7 @@ def _estimate_options(sub: argparse.ArgumentParser) -> None:
 
 def _estimate(options: argparse.Namespace) -> int:
     from zodi import diffusion, estimation, segmentation
+    from zodi.datasets import FolderDataset
     from zodi.support import runs
     from zodi.support.checks import check_network
     from zodi.support.files import atomic_path
@@ -349,10 +357,14 @@ def _estimate(options: argparse.Namespace) -> int:
         places, seeds = (options.images, options.labels, options.domain, options.out), range(options.seeds)
         generated = estimation.generate(model, *places, label_set, seeds, **changes)
     found = replace(estimation.estimate_on(generated, networks[0], networks[1]), error=error)
+    if options.check and not options.generated:
+        redrawn = estimation.redraw(model, *places, label_set, **changes)
+        source = FolderDataset(options.images, options.labels, label_set, cache=False)
+        found = estimation.checked(found, networks[0], source, redrawn)
     print(found.classes.round(1).to_string())
     print(found)
     metrics = {"miou": found.miou, "low": found.low, "high": found.high, "kept": found.kept, "reliable": found.reliable}
-    metrics["interval"] = found.interval
+    metrics |= {"interval": found.interval, "source": found.source, "redrawn": found.redrawn}
     if networks[2] is not None:
         compared = replace(estimation.compare_on(generated, networks[0], networks[2]), error=error)
         print(f"{options.network} against {options.against}: {compared}")

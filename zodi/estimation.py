@@ -6,8 +6,9 @@ its mIoU on a target that nobody has photographed (claimed in the paper's Sectio
 
 The images must not have been trained on. Resampling images and noise says how far another sample would move a score
 ("sampling only"); what the generator does to scores can only be measured where the truth is known, and `GeneratorError`
-holds what was found there. A reference network says whether the layout is still there, without which the labels mean
-nothing. Nothing here looks at a target image; how good estimates are is measured in `zodi.studies`.
+holds what was found there. If the layout is gone, the labels mean nothing. Then the same network also fails on the
+source images redrawn with the source's own prompt, where its score should be the one on the images themselves: this
+loss is checked. Nothing here looks at a target image; how good estimates are is measured in `zodi.studies`.
 """
 
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ from torch import nn
 
 from zodi import diffusion, transfer
 from zodi.datasets import AnyDataset, FolderDataset, synthesized
+from zodi.domains import DOMAINS, SOURCE
 from zodi.evaluation import image_confusions, iou
 from zodi.labels import CITYSCAPES, LabelSet
 from zodi.networks.hub import MINI_FOLDER
@@ -34,6 +36,8 @@ from zodi.transfer_folder import transfer_folder
 MIN_IMAGES = 10
 # Half of the images must have kept their layout, or there is no estimate.
 MIN_KEPT = 0.5
+# The same of the network's own score, when the source is redrawn as it is and nobody has measured what is usual.
+MIN_SCORE_KEPT = 0.5
 # What the shipped generator does to scores; its own fingerprint is in it.
 MINI_ERROR_FILE = MINI_FOLDER.parent / "estimate_error_mini.json"
 
@@ -48,6 +52,7 @@ class GeneratorError:
         estimate: half width of the interval of an estimate, points of mIoU.
         difference: the same for the difference of two networks' estimates.
         domains, trainings: numbers of domains and of trained networks that it was measured on.
+        loss: largest `redrawing_loss` among them, points of mIoU; beyond it nothing is known.
     """
 
     generator: str
@@ -56,6 +61,7 @@ class GeneratorError:
     difference: float
     domains: int
     trainings: int
+    loss: float
 
     def __post_init__(self) -> None:
         if not (0 < self.level < 1 and self.estimate >= 0 and self.difference >= 0):
@@ -93,8 +99,9 @@ class Estimate:
             with a reference, the reference's IoU as `fidelity`.
         images, seeds: numbers of images and of transfers of each.
         kept: share of the images that kept their layout, 0 .. 1; NaN without a reference.
-        reliable: False = abstains: too few images kept their layout.
         error: what is known of the generator's errors; None = nothing.
+        source: mIoU of the network on the source images themselves, classes as in `miou`; NaN = not checked.
+        redrawn: the same on these images redrawn with the source's own prompt.
     """
 
     miou: float
@@ -105,8 +112,24 @@ class Estimate:
     images: int
     seeds: int
     kept: float = float("nan")
-    reliable: bool = True
     error: GeneratorError | None = None
+    source: float = float("nan")
+    redrawn: float = float("nan")
+
+    @property
+    def loss(self) -> float:
+        """What redrawing costs the network where the truth is known, points of mIoU; NaN = not checked."""
+        return self.source - self.redrawn
+
+    @property
+    def largest_loss(self) -> float:
+        """The loss beyond which there is no estimate: the largest measured one, or else half of the score."""
+        return (1 - MIN_SCORE_KEPT) * self.source if self.error is None else self.error.loss
+
+    @property
+    def reliable(self) -> bool:
+        """False = abstains: too few images kept their layout, or redrawing costs too much; True if neither is known."""
+        return not (self.kept < MIN_KEPT or self.loss > self.largest_loss)
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -119,8 +142,15 @@ class Estimate:
         return list(self.classes.index[self.classes["rare"]])
 
     def __str__(self) -> str:
-        if not self.reliable:
+        if self.kept < MIN_KEPT:
             return f"no estimate: only {100 * self.kept:.0f} % of the generated images kept their layout"
+        if not self.reliable:
+            known = "half of its score" if self.error is None else "the most that was measured with this generator"
+            return (
+                f"no estimate: redrawing the source images with their own prompt costs the network {self.loss:.1f} "
+                f"points of {self.source:.1f}, more than {self.largest_loss:.1f}, {known}; look at the images, and "
+                "lower the strength or change the generator"
+            )
         limit = min(MIN_IMAGES, self.images)
         rare = f"; left out, in fewer than {limit} images and so too rare: {', '.join(self.rare)}" if self.rare else ""
         interval = _interval_text(self.level, (self.low, self.high), self.interval)
@@ -207,6 +237,7 @@ def estimate(
     seeds: Sequence[int] = (0, 1),
     reference: nn.Module | None = None,
     min_fidelity: float = 0.5,
+    check: bool = True,
     progress: bool = True,
     **changes: Any,
 ) -> Estimate:
@@ -220,8 +251,10 @@ def estimate(
         label_set: meaning of the labels' pixel values.
         model: the diffusion model, or what `zodi.diffusion.load` takes.
         seeds: a transfer of every image for each.
-        reference: a network that finds the layout in good images of the domain; None = do not check.
+        reference: a network that finds the layout in good images of the domain, if there is one.
         min_fidelity: what `fidelity` must reach for an image to count as one that kept its layout, 0 .. 1.
+        check: whether the images are also redrawn with the source's own prompt, once, to see what that costs the
+            network; the estimate abstains if it is too much.
         progress: show a bar.
         changes: other settings of the transfer, for example `strength`, see `zodi.transfer.prompt_config`.
 
@@ -233,7 +266,11 @@ def estimate(
         check_network(judge, label_set.names)
     model = diffusion.load(model) if isinstance(model, str) else model
     generated = generate(model, images, labels, domain, out, label_set, seeds, progress, **changes)
-    return replace(estimate_on(generated, network, reference, min_fidelity), error=generator_error(model))
+    found = replace(estimate_on(generated, network, reference, min_fidelity), error=generator_error(model))
+    if not check:
+        return found
+    redrawn = redraw(model, images, labels, domain, out, label_set, progress, **changes)
+    return checked(found, network, FolderDataset(images, labels, label_set, cache=False), redrawn)
 
 
 def compare(
@@ -332,6 +369,40 @@ def generate(
     ]
 
 
+def redraw(
+    model: diffusion.DiffusionModel,
+    images: str | Path,
+    labels: str | Path,
+    domain: str,
+    out: str | Path,
+    label_set: LabelSet,
+    progress: bool = True,
+    **changes: Any,
+) -> FolderDataset:
+    """The source images redrawn as they are: the source's prompt, and all other settings of the domain's transfer."""
+    own = changes | {"prompt": DOMAINS[SOURCE].prompt}
+    return _generated(model, images, labels, domain, Path(out) / "redrawn", label_set, progress, **own)
+
+
+def checked(found: Estimate, network: nn.Module, source: FolderDataset, redrawn: FolderDataset) -> Estimate:
+    """The estimate with what redrawing the source costs the network, which may make it abstain.
+
+    Args:
+        found: the estimate.
+        network: the network.
+        source: the source images.
+        redrawn: the same images from `redraw`.
+    """
+    names = source.label_set.names
+    common = [names.index(name) for name in found.classes.index if name not in found.rare]
+    before, after = (_mean(_scores(network, [part.only(redrawn.keys)])[0].sum(0), common) for part in (source, redrawn))
+    return replace(found, source=before, redrawn=after)
+
+
+def _mean(confusion: np.ndarray, classes: Sequence[int]) -> float:
+    return float(100 * np.nanmean(iou(confusion)[classes]))
+
+
 def _scores(network: nn.Module, generated: Sequence[FolderDataset]) -> np.ndarray:
     """Confusion matrices int (S, N, C, C) of a network on S transfers of N images."""
     return np.stack([image_confusions(network, part, part.label_set.num_classes) for part in generated])
@@ -396,7 +467,7 @@ def estimate_from(
         kept = float((fidelity(reference) >= min_fidelity).mean())
         classes["fidelity"] = 100 * iou(reference.sum((0, 1)))[shown > 0]
     return Estimate(
-        float(values[common].mean()), *interval.tolist(), level, classes, images, seeds, kept, not kept < MIN_KEPT
+        float(values[common].mean()), *interval.tolist(), level, classes, images, seeds, kept
     )  # fmt: skip
 
 

@@ -21,6 +21,10 @@ REDRAWN, ROUND_TRIP, STRENGTHS = "clear_prompt", "vae_round_trip", ("strength_70
 VARIATIONS = (REDRAWN, ROUND_TRIP, *STRENGTHS)
 # Estimates without the pixels that a source-trained network no longer finds: in the transfer, or in the redrawn source.
 MASKS = ("masked", "masked_redrawn")
+# What `corrections` tries beside the raw estimate.
+CORRECTIONS = (
+    "additive", "half", "multiplicative", "per_class", "weighted", "round_trip", "strengths", *MASKS,
+)  # fmt: skip
 # The redrawn source with the labels of other images: what a generator that loses the layout would be worth.
 LOST = "lost"
 

@@ -10,13 +10,17 @@ import numpy as np
 import pandas as pd
 
 from zodi.estimation import GeneratorError
-from zodi.studies import agreement
+from zodi.studies import agreement, evidence
+from zodi.studies.evidence import named
 
 LEVEL = 0.95
 # Goals, set before measuring.
 LEAST_COVERAGE, GREATEST_WIDTH = 90, 10
 LEAST_SIGN_ACCURACY, LEAST_DIFFERENCE = 95, 1.0
 LEAST_TRAININGS = 20
+MOST_REFUSED = 10
+# Scores in the unit of mIoU, which may have an interval.
+IN_POINTS = ("estimate", "source", "photometric")
 # A correction may raise the mean error of a domain by so much, points.
 TOLERANCE = 0.3
 
@@ -36,6 +40,46 @@ def corrected_errors(frame: pd.DataFrame, corrections: Sequence[str]) -> pd.Data
     gain = errors.loc["raw"] - errors
     shipped = ((gain > 0).sum(axis=1) >= len(errors.columns) - 1) & (gain.min(axis=1) >= -TOLERANCE)
     return errors.assign(shipped=shipped).rename_axis(index="correction", columns=None)
+
+
+def best_correction(errors: pd.DataFrame) -> str:
+    """Of the corrections that may be shipped the one with the smallest mean error, or "raw" if none may.
+
+    Args:
+        errors: from `corrected_errors`.
+    """
+    means = errors.drop(columns="shipped").mean(axis=1)[errors["shipped"]]
+    return means.idxmin() if len(means) else "raw"
+
+
+def as_given(last: pd.DataFrame, corrected: pd.DataFrame, correction: str) -> pd.DataFrame:
+    """The last steps with `given`: what the tool says when it applies a correction.
+
+    Args:
+        last: from `zodi.studies.evidence.last_steps`.
+        corrected: from `zodi.studies.agreement.corrections`.
+        correction: its column.
+    """
+    given = named(corrected).set_index(["training", "domain"])[correction]
+    return last.join(given.rename("given"), on=["training", "domain"], validate="one_to_one")
+
+
+def summary(last: pd.DataFrame, value: str) -> pd.DataFrame:
+    """Everything that is known of every score, a line per score and domain.
+
+    Args:
+        last: from `zodi.studies.evidence.last_steps`, with the column `value`.
+        value: what the tool gives; it comes first, as "estimate".
+
+    Returns:
+        Index `score`, as readers see it, and `domain`; the columns of `zodi.studies.evidence.by_domain`, and for the
+        scores that are in the unit of mIoU `coverage`, percent, and `width`, points, of their intervals.
+    """
+    last = last.assign(estimate=last[value])
+    scores = evidence.by_domain(last).drop(columns="models").set_index(["score", "domain"])
+    widths = {score: coverage(with_intervals(last, score)) for score in IN_POINTS if score in last}
+    scores = scores.join(pd.concat(widths, names=["score", "domain"]))
+    return scores.rename(index=evidence.scores_in(last), level="score").rename_axis(index=["score", "domain"])
 
 
 def with_intervals(frame: pd.DataFrame, value: str = "estimate") -> pd.DataFrame:
@@ -108,7 +152,30 @@ def measured_error(frame: pd.DataFrame, generator: str, value: str = "estimate")
         agreement.new_domain_factor(differences["truth"] - differences["difference"], differences["domain"], LEVEL),
         frame["domain"].nunique(),
         frame["training"].nunique(),
+        float((frame["source"] - frame[agreement.REDRAWN]).max()),
     )
+
+
+def abstentions(frame: pd.DataFrame) -> pd.DataFrame:
+    """Would the tool have abstained, had it seen neither the domain nor the training? And with labels of other images?
+
+    The rule is that of `zodi.estimation.Estimate.reliable`: no estimate where redrawing the source costs a network more
+    than it cost any other training in any other domain.
+
+    Args:
+        frame: from `zodi.studies.evidence.last_steps`.
+
+    Returns:
+        A line per domain: `loss`, mean, and `lost`, mean loss with the labels of other images, points; `abstains` and
+        `abstains_lost`, percent of the trainings.
+    """
+    loss, lost = (frame["source"] - frame[name] for name in (agreement.REDRAWN, agreement.LOST))
+    known = [
+        loss[(frame["domain"] != domain) & (frame["training"] != training)].max()
+        for domain, training in zip(frame["domain"], frame["training"], strict=True)
+    ]
+    measures = {"loss": loss, "lost": lost, "abstains": 100.0 * (loss > known), "abstains_lost": 100.0 * (lost > known)}
+    return pd.DataFrame(measures).groupby(frame["domain"], sort=False).mean()
 
 
 # ---------------------------------------------------------------- the verdict
@@ -130,9 +197,10 @@ def verdicts(frame: pd.DataFrame, corrections: pd.DataFrame, shipped: str, value
     trainings = frame["training"].nunique()
     alone, compared = coverage(with_intervals(frame, value)), coverage(pair_intervals(pairs(frame, value)))
     signs = {
-        score: pd.Series({d: _sign_accuracy(part, score) for d, part in frame.groupby("domain")})[domains]
+        score: pd.Series({d: sign_accuracy_of(part, score) for d, part in frame.groupby("domain")})[domains]
         for score in (value, "photometric")
     }
+    refused = abstentions(frame)
     better = [domain for domain in domains if signs[value][domain] > signs["photometric"][domain]]
 
     def listed(values: pd.Series, form: str = "{:.0f}") -> str:
@@ -169,6 +237,12 @@ def verdicts(frame: pd.DataFrame, corrections: pd.DataFrame, shipped: str, value
             shipped == "raw" or bool(corrections["shipped"][shipped]),
         ),
         (
+            "refused with labels of other images, and with their own, % of the estimates",
+            f"100, and <= {MOST_REFUSED} in every domain",
+            f"{listed(refused['abstains_lost'])}; {listed(refused['abstains'])}",
+            bool((refused["abstains_lost"] == 100).all() and (refused["abstains"] <= MOST_REFUSED).all()),
+        ),
+        (
             f"which of two trainings is better (differences over {LEAST_DIFFERENCE:.0f} point), % right",
             f">= {LEAST_SIGN_ACCURACY} in every domain",
             listed(signs[value]),
@@ -185,5 +259,6 @@ def verdicts(frame: pd.DataFrame, corrections: pd.DataFrame, shipped: str, value
     return table.assign(verdict=[{True: "met", False: "missed", None: "-"}[v] for v in table["verdict"]])
 
 
-def _sign_accuracy(part: pd.DataFrame, score: str) -> float:
+def sign_accuracy_of(part: pd.DataFrame, score: str) -> float:
+    """`zodi.studies.agreement.sign_accuracy` of a score in one domain, for differences that count, percent."""
     return agreement.sign_accuracy(part[score].to_numpy(), part["truth"].to_numpy(), LEAST_DIFFERENCE)

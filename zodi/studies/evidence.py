@@ -325,6 +325,14 @@ def load(results: str | Path, record: str | Path) -> tuple[pd.DataFrame, pd.Data
     return frame, layout, f"our recorded candidates in {record} (there are none below {results})"
 
 
+def load_classes(results: str | Path, record: str | Path) -> pd.DataFrame:
+    """`class_table` of `results`, or the recorded one; to be read after `load`, which says what is missing."""
+    if any(Path(results).glob(f"candidates/**/{SCORES_FILE}")):
+        return class_table(results)
+    frame = pd.read_csv(Path(record) / CLASSES_FILE)
+    return frame.assign(adapted_to=frame["adapted_to"].fillna(""))
+
+
 def write_record(results: str | Path, record: str | Path) -> None:
     """Write what `load` reads, percent with three decimals."""
     found = {TABLE_FILE: table(results), CLASSES_FILE: class_table(results), LAYOUT_FILE: layout_table(results)}
@@ -405,7 +413,12 @@ def scores_in(frame: pd.DataFrame) -> dict[str, str]:
 def last_steps(frame: pd.DataFrame) -> pd.DataFrame:
     """The last step of every training, which is independent of others', with its name as `training`."""
     last = frame[frame["step"] == frame["steps"]].reset_index(drop=True)
-    return last.assign(training=last[RUN].astype(str).agg("/".join, axis=1))
+    return named(last)
+
+
+def named(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame with the name of the training as `training`."""
+    return frame.assign(training=frame[RUN].astype(str).agg("/".join, axis=1))
 
 
 def intervals(frame: pd.DataFrame) -> pd.DataFrame:
