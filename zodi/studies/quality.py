@@ -34,7 +34,7 @@ from zodi.support.files import atomic_path
 from zodi.support.runs import device_text, native_bfloat16, save_metrics
 
 METHODS = ("photometric", "vae_round_trip", "clear_prompt", "sdedit", "controlnet_only", "stochastic_inversion")
-PLAIN_BASELINES = ("photometric", "clear_prompt", "vae_round_trip")
+PLAIN_BASELINES = ("photometric", "clear_prompt", "vae_round_trip", "randaugment", "augmix", "weather")
 RESULT_TABLES = ("images", "mIoU", "gap_closed", "similarity", "verdicts")
 
 
@@ -317,7 +317,8 @@ def verdicts(
     domains = list(zodi.index)
     means, closed = _means(runs), tables.gap_closed(runs)
     source_beaten = _beats(runs, "source_only", domains)
-    best_plain = means.loc[list(PLAIN_BASELINES)].max()
+    plain = [name for name in PLAIN_BASELINES if name in means.index]
+    best_plain = means.loc[plain].max()
     plain_beaten = [domain for domain in domains if means.loc["zodi", domain] > best_plain[domain]]
     weak = [domain for domain in domains if strengths[domain] <= 0.75]
     mean_closed = closed.loc[tables.label("zodi")].mean()
@@ -363,7 +364,7 @@ def verdicts(
             len(source_beaten) == len(domains),
         ),
         (
-            "ZoDi better than photometric, clear prompt and VAE round trip",
+            f"ZoDi better than each of {', '.join(map(tables.label, plain))}",
             f"{len(domains)} of {len(domains)} domains",
             f"{len(plain_beaten)} ({', '.join(plain_beaten) or 'none'})",
             len(plain_beaten) == len(domains),

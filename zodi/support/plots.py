@@ -230,7 +230,9 @@ def class_bars(values: pd.DataFrame, xlabel: str) -> Figure:
     figure, ax = plt.subplots(
         figsize=(6, 0.28 * len(values) * max(1, len(values.columns) * 0.6) + 0.8), layout="constrained"
     )
-    values.iloc[::-1].plot.barh(ax=ax, width=0.8, legend=len(values.columns) > 1)
+    values.iloc[::-1].plot.barh(ax=ax, width=0.8, legend=False)
+    if len(values.columns) > 1:
+        ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     ax.axvline(0, color="0.3", linewidth=0.8)
     ax.set(xlabel=xlabel, ylabel="")
     ax.grid(False, axis="y")
