@@ -199,7 +199,14 @@ def test_the_best_device_and_type_are_the_default(module):
             "estimate": both,
             "info": set(),
         },
-        studies: {"candidate": {"device"}, "images": both, "quality": set(), "try": both, "bench": set()},
+        studies: {
+            "candidate": {"device"},
+            "images": both,
+            "quality": set(),
+            "estimates": set(),
+            "try": both,
+            "bench": set(),
+        },
     }
     assert found == expected[module]
 

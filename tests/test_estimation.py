@@ -10,6 +10,7 @@ from torch import nn
 
 from zodi import diffusion, estimation
 from zodi.datasets import FolderDataset, open_split
+from zodi.domains import DOMAINS, SOURCE
 from zodi.evaluation import confusion, image_confusions, iou
 from zodi.labels import CAMVID, CITYSCAPES, IGNORE_INDEX
 from zodi.miniature.dataset import write_miniature
@@ -120,7 +121,9 @@ def test_an_estimate_without_layout_abstains():
     assert estimation.estimate_from(good, NAMES).reliable, "without a reference nothing is checked"
 
 
-@pytest.mark.parametrize(("loss", "measured", "largest"), [(5, True, 6), (7, True, 6), (14, False, 15), (16, False, 15)])
+@pytest.mark.parametrize(
+    ("loss", "measured", "largest"), [(5, True, 6), (7, True, 6), (14, False, 15), (16, False, 15)]
+)
 def test_an_estimate_abstains_where_redrawing_the_source_costs_too_much(loss, measured, largest):
     error = estimation.GeneratorError("0123456789ab", 0.95, 4.0, 1.5, 5, 22, loss=6.0) if measured else None
     found = estimation.estimate_from(simulated(np.random.default_rng(7), 20), NAMES)

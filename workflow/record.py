@@ -14,9 +14,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from zodi.studies import evidence, tables
+import pandas as pd
+
+from zodi import diffusion, estimation
+from zodi.studies import estimates, evidence, tables
 from zodi.studies.quality import RESULT_TABLES
-from zodi.support.files import read_json
+from zodi.support.files import read_json, write_json
 from zodi.support.runs import METRICS_FILE
 
 ROOT = Path(__file__).parent.parent
@@ -28,6 +31,7 @@ QUALITY = FULL / "quality"
 QUALITY_RECORD = ROOT / "notebooks" / "records" / "quality"
 ESTIMATION = ROOT / "results" / "estimation"
 ESTIMATION_RECORD = ROOT / "notebooks" / "records" / "estimation"
+TRIES = ROOT / "notebooks" / "records" / "tries.csv"
 CAMVID = ROOT / "results" / "camvid"
 CAMVID_RECORD = ROOT / "notebooks" / "records" / "camvid"
 README = ROOT / "README.md"
@@ -97,7 +101,18 @@ def record_estimation() -> None:
     evidence.write_record(ESTIMATION, ESTIMATION_RECORD)
     pairs = evidence.cleaning(evidence.table(ESTIMATION))
     pairs.to_csv(ESTIMATION_RECORD / evidence.CLEANING_FILE, index=False, float_format="%.3f")
-    print(f"written: {ESTIMATION_RECORD.relative_to(ROOT)}")
+    found = estimates.judge(ESTIMATION, ESTIMATION_RECORD)
+    record_tries(found.errors)
+    error = estimates.measured_error(found.last, diffusion.fingerprint(diffusion.load("mini")), found.correction)
+    write_json(estimation.MINI_ERROR_FILE, error)
+    print(f"written: {ESTIMATION_RECORD.relative_to(ROOT)}, {estimation.MINI_ERROR_FILE.relative_to(ROOT)}")
+
+
+def record_tries(errors: pd.DataFrame) -> None:
+    """The corrections of the estimate among the tries, in place of what an earlier record said of them."""
+    known = pd.read_csv(TRIES, dtype=str)
+    known = known[~known["try"].str.startswith(estimates.TRY)]
+    pd.concat([known, estimates.tries(errors).astype(str)]).to_csv(TRIES, index=False)
 
 
 def record_camvid() -> None:

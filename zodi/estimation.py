@@ -52,7 +52,8 @@ class GeneratorError:
         estimate: half width of the interval of an estimate, points of mIoU.
         difference: the same for the difference of two networks' estimates.
         domains, trainings: numbers of domains and of trained networks that it was measured on.
-        loss: largest `redrawing_loss` among them, points of mIoU; beyond it nothing is known.
+        loss: largest `Estimate.loss` among them, points of mIoU; beyond it nothing is known.
+        correction: key of `CORRECTIONS` that lowered the error there, and is applied; "raw" = none did.
     """
 
     generator: str
@@ -62,6 +63,7 @@ class GeneratorError:
     domains: int
     trainings: int
     loss: float
+    correction: str = "raw"
 
     def __post_init__(self) -> None:
         if not (0 < self.level < 1 and self.estimate >= 0 and self.difference >= 0):

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from zodi.studies import estimates
+from zodi.studies import estimates, evidence
 
 BIAS = {"night": 2.0, "snow": -1.5, "rain": 1.0, "fog": 2.0, "game": -1.0}
 
@@ -69,9 +69,31 @@ def test_a_correction_is_shipped_only_if_it_harms_no_domain():
     assert table.loc["raw", "fog"] == pytest.approx(2) and table.loc["all_better", "fog"] == pytest.approx(1.5)
 
 
+def test_of_the_corrections_the_best_that_harms_nobody_is_kept_and_all_are_recorded():
+    errors = pd.DataFrame(
+        {"night": [4.0, 2.0, 1.0, 0.5], "fog": [4.0, 3.0, 2.0, 5.0], "shipped": [False, True, True, False]},
+        index=["raw", "additive", "half", "weighted"],
+    )
+    assert estimates.best_correction(errors) == "half"
+    lines = estimates.tries(errors).set_index("try")
+    assert list(lines.index) == [f"{estimates.TRY} {name}" for name in ("additive", "half", "weighted")]
+    assert lines["kept"].to_list() == ["no", "yes", "no"] and (lines["before"] == 4).all()
+    assert lines["after"].to_list() == [2.5, 1.5, 2.75] and (lines["why"].str.len() > 10).all()
+    assert estimates.best_correction(errors.assign(shipped=False)) == "raw"
+    assert (estimates.tries(errors.assign(shipped=False))["kept"] == "no").all()
+
+
+def test_what_is_given_is_found_by_training_and_domain():
+    run = {"variant": "zodi", "adapted_to": "fog", "network": "n"}
+    last = pd.DataFrame([run | {"seed": seed, "domain": "fog", "estimate": 30.0 + seed} for seed in (0, 1)])
+    corrected = last.iloc[::-1].assign(half=last["estimate"] + 1)
+    given = estimates.as_given(evidence.named(last), corrected, "half")
+    assert given["given"].to_list() == [31.0, 32.0]
+
+
 def test_what_the_tool_is_given_comes_from_all_domains():
     frame = frame_of()
-    error = estimates.measured_error(frame, "0123456789ab")
+    error = estimates.measured_error(frame.assign(given=frame["estimate"]), "0123456789ab")
     widths = estimates.coverage(estimates.with_intervals(frame))["width"] / 2
     assert widths.min() * 0.7 < error.estimate < widths.max() * 1.3
     assert error.difference < error.estimate / 2

@@ -3,10 +3,13 @@
 import argparse
 import json
 
+import pandas as pd
 import pytest
 import record
 import records
 import reproduce
+
+from zodi.studies import estimates
 
 
 @pytest.fixture
@@ -106,3 +109,20 @@ def test_the_readme_shows_the_record_and_what_it_took_to_make():
         record.readme_with_duration("nothing", measured)
     with pytest.raises(ValueError, match="found 0 pairs"):
         record.readme_with_table("nothing", record.MINI_RECORD)
+
+
+def test_what_corrections_came_to_replaces_what_an_earlier_record_said_of_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(record, "TRIES", tmp_path / "tries.csv")
+    lines = [("more steps", 0.212, "yes"), (f"{estimates.TRY} half", 3.0, "yes")]
+    pd.DataFrame(lines, columns=["try", "before", "kept"]).assign(why="", measure="", after=0).to_csv(
+        record.TRIES, index=False
+    )
+    errors = pd.DataFrame({"night": [4.0, 5.0], "shipped": False}, index=["raw", "half"])
+    record.record_tries(errors)
+    record.record_tries(errors)
+    found = pd.read_csv(record.TRIES)
+    assert found["try"].to_list() == ["more steps", f"{estimates.TRY} half"] and found["kept"].to_list() == [
+        "yes",
+        "no",
+    ]
+    assert found["before"].to_list() == [0.212, 4.0]

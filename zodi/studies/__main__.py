@@ -131,6 +131,18 @@ def _try(options: argparse.Namespace) -> int:
     return 0
 
 
+def _estimates_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--results", type=folder, required=True, help="results folder of the profile estimation")
+
+
+def _estimates(options: argparse.Namespace) -> int:
+    from zodi.studies import estimates
+
+    found = estimates.judge(options.results, options.results)
+    print(f"mean error, points\n{found.errors.round(2).to_markdown()}\n\n{found.verdicts.to_markdown(index=False)}")
+    return 0
+
+
 def _bench_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--only", nargs="+", default=(), metavar="NAME", help="benchmarks to run (default: all)")
     sub.add_argument("--out", type=folder, default=Path("benchmarks"), help="results (default: benchmarks)")
@@ -146,6 +158,7 @@ COMMANDS = {
     "candidate": Command("train and score one network on which estimates are tested", _candidate_options, _candidate),
     "images": Command("grade the transfers of the profile quality: domain and layout", _images_options, _images),
     "quality": Command("tables and verdicts of the profile quality", _quality_options, _quality),
+    "estimates": Command("corrections and verdicts of the profile estimation", _estimates_options, _estimates),
     "try": Command("grade ZoDi with other settings, on pretraining scenes", _try_options, _try),
     "bench": Command("speed of transfer and training: the authors' loop against ours", _bench_options, _bench),
 }

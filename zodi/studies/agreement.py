@@ -21,10 +21,18 @@ REDRAWN, ROUND_TRIP, STRENGTHS = "clear_prompt", "vae_round_trip", ("strength_70
 VARIATIONS = (REDRAWN, ROUND_TRIP, *STRENGTHS)
 # Estimates without the pixels that a source-trained network no longer finds: in the transfer, or in the redrawn source.
 MASKS = ("masked", "masked_redrawn")
-# What `corrections` tries beside the raw estimate.
-CORRECTIONS = (
-    "additive", "half", "multiplicative", "per_class", "weighted", "round_trip", "strengths", *MASKS,
-)  # fmt: skip
+# What `corrections` tries beside the raw estimate, and why it may help.
+CORRECTIONS = {
+    "additive": "what redrawing the source costs this network is the generator's doing",
+    "half": "a part of that loss may be the source's alone",
+    "multiplicative": "the generator may cost a share of the score, not points",
+    "per_class": "the generator loses thin things and keeps the road",
+    "weighted": "classes that the generator draws badly should count less",
+    "round_trip": "the VAE alone may be what costs the score",
+    "strengths": "errors of several strengths may average out",
+    "masked": "pixels that lost their layout in the transfer should not count",
+    "masked_redrawn": "the same, judged in the source's own weather",
+}
 # The redrawn source with the labels of other images: what a generator that loses the layout would be worth.
 LOST = "lost"
 

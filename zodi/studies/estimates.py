@@ -5,6 +5,8 @@ looked at where something is judged, and where other domains and other trainings
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -19,6 +21,8 @@ LEAST_COVERAGE, GREATEST_WIDTH = 90, 10
 LEAST_SIGN_ACCURACY, LEAST_DIFFERENCE = 95, 1.0
 LEAST_TRAININGS = 20
 MOST_REFUSED = 10
+# How a correction is called among the tries.
+TRY = "estimate corrected:"
 # Scores in the unit of mIoU, which may have an interval.
 IN_POINTS = ("estimate", "source", "photometric")
 # A correction may raise the mean error of a domain by so much, points.
@@ -40,6 +44,27 @@ def corrected_errors(frame: pd.DataFrame, corrections: Sequence[str]) -> pd.Data
     gain = errors.loc["raw"] - errors
     shipped = ((gain > 0).sum(axis=1) >= len(errors.columns) - 1) & (gain.min(axis=1) >= -TOLERANCE)
     return errors.assign(shipped=shipped).rename_axis(index="correction", columns=None)
+
+
+def tries(errors: pd.DataFrame) -> pd.DataFrame:
+    """The corrections as lines of `notebooks/records/tries.csv`: mean error over the domains before and after.
+
+    Args:
+        errors: from `corrected_errors`.
+    """
+    means = errors.drop(columns="shipped").mean(axis=1)
+    lines = [
+        {
+            "try": f"{TRY} {name}",
+            "why": agreement.CORRECTIONS[name],
+            "measure": "mean error of the estimate, points",
+            "before": means["raw"],
+            "after": means[name],
+            "kept": "yes" if name == best_correction(errors) else "no",
+        }
+        for name in errors.index.drop("raw")
+    ]
+    return pd.DataFrame(lines).round(2)
 
 
 def best_correction(errors: pd.DataFrame) -> str:
@@ -136,23 +161,24 @@ def coverage(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(measures).groupby(frame["domain"], sort=False).mean()
 
 
-def measured_error(frame: pd.DataFrame, generator: str, value: str = "estimate") -> GeneratorError:
+def measured_error(frame: pd.DataFrame, generator: str, correction: str = "raw") -> GeneratorError:
     """What the tool is given for the next domain: learnt from all domains and trainings.
 
     Args:
-        frame: from `zodi.studies.evidence.last_steps`.
+        frame: from `as_given`.
         generator: fingerprint of the checkpoint.
-        value: column of the estimates.
+        correction: that was applied.
     """
-    differences = pairs(frame, value)
+    differences = pairs(frame, "given")
     return GeneratorError(
         generator,
         LEVEL,
-        agreement.new_domain_factor(frame["truth"] - frame[value], frame["domain"], LEVEL),
+        agreement.new_domain_factor(frame["truth"] - frame["given"], frame["domain"], LEVEL),
         agreement.new_domain_factor(differences["truth"] - differences["difference"], differences["domain"], LEVEL),
         frame["domain"].nunique(),
         frame["training"].nunique(),
         float((frame["source"] - frame[agreement.REDRAWN]).max()),
+        correction,
     )
 
 
@@ -176,6 +202,37 @@ def abstentions(frame: pd.DataFrame) -> pd.DataFrame:
     ]
     measures = {"loss": loss, "lost": lost, "abstains": 100.0 * (loss > known), "abstains_lost": 100.0 * (lost > known)}
     return pd.DataFrame(measures).groupby(frame["domain"], sort=False).mean()
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What came of all candidates.
+
+    Attributes:
+        last: last steps, with the column `given`.
+        errors: from `corrected_errors`.
+        correction: the one that is applied; "raw" = none.
+        verdicts: from `verdicts`.
+    """
+
+    last: pd.DataFrame
+    errors: pd.DataFrame
+    correction: str
+    verdicts: pd.DataFrame
+
+
+def judge(results: str | Path, record: str | Path) -> Judged:
+    """Everything that is promised, judged on the candidates of `results`, or on the recorded ones.
+
+    Raises:
+        FileNotFoundError: if there is neither.
+    """
+    frame, _, _ = evidence.load(results, record)
+    corrected = agreement.corrections(evidence.load_classes(results, record))
+    errors = corrected_errors(corrected, list(agreement.CORRECTIONS))
+    correction = best_correction(errors)
+    last = as_given(evidence.last_steps(frame), corrected, correction)
+    return Judged(last, errors, correction, verdicts(last, errors, correction, "given"))
 
 
 # ---------------------------------------------------------------- the verdict
