@@ -119,7 +119,7 @@ def plan(profile: str, results: Path) -> dict[str, int]:
         ("quality", {"data": 1, "transfer": 30, "train": 143, "images": 1, "quality": 1}),
         (
             "quality-smoke",
-            {"data": 1, "transfer": 18, "train": 34, "candidate": 5, "images": 1, "quality": 1, "estimation": 1},
+            {"data": 1, "transfer": 39, "train": 50, "candidate": 7, "images": 1, "quality": 1, "estimation": 1},
         ),
         (
             "paper",
