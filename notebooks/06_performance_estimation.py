@@ -428,25 +428,6 @@ lost = chosen.groupby("domain", sort=False)[list(rules)].mean().T.rename(rules)
 lost.assign(mean=lost.mean(axis=1)).round(2).rename_axis(index="mean regret (points)", columns=None)
 
 # %% [markdown]
-# ## Leaving images out of the training
-#
-# A network that knows the domain can also clean a *training* set: `data.only(estimation.faithful_keys(...))` leaves
-# out the images in which it does not find the layout. Does it help? `make reproduce PROFILE=estimation` trains some
-# networks twice, with all generated images and without the least faithful fifth. The judge is the domain's *oracle*,
-# which has seen the target, so this uses more than a zero-shot method may know.
-
-# %%
-cleaned = evidence.cleaning(frame)
-cleaned = cleaned if len(cleaned) > 1 else pd.read_csv(Path(record) / evidence.CLEANING_FILE)
-gain = cleaned["difference"]
-error = gain.std() / np.sqrt(len(gain))
-verdict = "an effect" if abs(gain.mean()) > 2 * error else "no effect that could be told from chance"
-Markdown(
-    f"Leaving them out changes the true mIoU by **{gain.mean():+.1f} ± {error:.1f} points** over {len(gain)} pairs "
-    f"(mean ± standard error): {verdict}."
-)
-
-# %% [markdown]
 # ## Everything in one table
 #
 # All scores, mean over the domains; the file `scores.csv` in this notebook's results has them domain by domain.

@@ -537,23 +537,6 @@ def test_pixels_count_that_were_never_found_or_are_found_still(results):
     assert np.array_equal(np.delete(masked.label, np.s_[8:16], 0), np.delete(label, np.s_[8:16], 0))
 
 
-def test_cleaning_compares_the_last_steps_of_pairs_in_their_own_domain():
-    lines = [
-        ("zodi", 0, 100, "night", 10.0),
-        ("zodi", 0, 200, "night", 20.0),
-        ("zodi_faithful", 0, 200, "night", 23.0),
-        ("zodi", 0, 200, "snow", 99.0),
-        ("zodi", 1, 200, "night", 50.0),
-        ("oracle", 0, 200, "night", 70.0),
-    ]
-    frame = pd.DataFrame(lines, columns=["variant", "seed", "step", "domain", "truth"])
-    pairs = evidence.cleaning(frame.assign(steps=200, adapted_to="night", network="n"))
-    assert pairs.to_dict("records") == [
-        {"domain": "night", "network": "n", "seed": 0, "zodi": 20.0, "zodi_faithful": 23.0, "difference": 3.0}
-    ]
-    assert evidence.cleaning(frame[frame["seed"] == 1].assign(steps=200, adapted_to="night", network="n")).empty
-
-
 def test_faithful_images_are_chosen_by_the_oracle(results):
     network = "DeepLabV3Plus/tu-resnet10t"
     reference = evidence.reference_of("night").folder(results) / "network"

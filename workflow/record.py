@@ -99,8 +99,6 @@ def record_estimation() -> None:
         print(f"{ESTIMATION.relative_to(ROOT)}: not run to its end, its record stays; PROFILE=estimation makes it")
         return
     evidence.write_record(ESTIMATION, ESTIMATION_RECORD)
-    pairs = evidence.cleaning(evidence.table(ESTIMATION))
-    pairs.to_csv(ESTIMATION_RECORD / evidence.CLEANING_FILE, index=False, float_format="%.3f")
     found = estimates.judge(ESTIMATION, ESTIMATION_RECORD)
     record_tries(found.errors)
     error = estimates.measured_error(found.last, diffusion.fingerprint(diffusion.load("mini")), found.correction)

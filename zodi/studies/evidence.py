@@ -32,7 +32,6 @@ from zodi.support.runs import METRICS_FILE, device_text, save_metrics
 SCORES_FILE = "scores.npz"
 TABLE_FILE = "models.csv"
 LAYOUT_FILE = "layout.csv"
-CLEANING_FILE = "cleaning.csv"
 CLASSES_FILE = "classes.csv"
 # A data set without this part lends its source test images, on which no candidate is trained either.
 HELD_OUT = "val"
@@ -456,23 +455,6 @@ def choices(frame: pd.DataFrame) -> pd.DataFrame:
         lost = {"last": float(part["truth"].max() - part["truth"].iloc[-1])} | lost
         rows.append(dict(zip(run, key, strict=True)) | lost)
     return pd.DataFrame(rows)
-
-
-def cleaning(frame: pd.DataFrame) -> pd.DataFrame:
-    """What leaving out the least faithful images does to a training's truth at its last step.
-
-    Args:
-        frame: from `table`.
-
-    Returns:
-        A line a domain, network and seed that was trained both ways: `zodi`, with all images, and `zodi_faithful`,
-        percent, and `difference`, points.
-    """
-    last = frame[(frame["step"] == frame["steps"]) & (frame["domain"] == frame["adapted_to"])]
-    both = last[last["variant"].isin(["zodi", "zodi_faithful"])]
-    truth = both.pivot(index=["domain", "network", "seed"], columns="variant", values="truth")
-    truth = truth.reindex(columns=["zodi", "zodi_faithful"]).dropna().rename_axis(columns=None)
-    return truth.assign(difference=truth["zodi_faithful"] - truth["zodi"]).reset_index()
 
 
 def layout_table(results: str | Path) -> pd.DataFrame:
