@@ -1,7 +1,7 @@
 """Folders of images that several runs fill: claimed for one set of settings, with a line for every whole image.
 
 OUT/settings.json     settings, their hash, and what the run was computed with
-OUT/manifest*.jsonl   a line an image: its key, file, size and checksums
+OUT/manifest*.jsonl   one line per image: its key, file, size and checksums
 OUT/images/KEY.png    the images
 OUT/stale/            images that no line vouches for
 """
@@ -30,7 +30,7 @@ def claim(out: Path, settings: dict[str, Any], device: str | None = None) -> str
     Args:
         out: the folder.
         settings: everything that decides the result.
-        device: what the first run computes on, see `zodi.support.runs.environment`; others may go on there.
+        device: what the first run computes on, see `zodi.support.runs.environment`; others may continue on another.
     """
     file, digest = out / SETTINGS_FILE, settings_hash(settings)
     if create_json(file, {"settings": settings, "settings_hash": digest, "environment": environment(device)}):
@@ -82,7 +82,7 @@ def read_manifest(out: str | Path) -> dict[str, dict[str, Any]]:
 
 
 def finished_keys(out: str | Path) -> list[str]:
-    """Keys of the images that a transferred folder vouches for: of its settings, and whole by size and checksum.
+    """Keys of the images that a transferred folder vouches for: made with its settings, and complete.
 
     Raises:
         FileNotFoundError: if it has no settings.
@@ -94,7 +94,7 @@ def finished_keys(out: str | Path) -> list[str]:
 
 
 def vouched_keys(out: str | Path, keys: list[str]) -> list[str]:
-    """Those of `keys` that the manifest of a folder vouches for, with a warning of the others; all without a manifest.
+    """Those of `keys` that the manifest of a folder vouches for, warning about the others; all if there is none.
 
     Raises:
         FileNotFoundError, ValueError: as `finished_keys`.
@@ -125,13 +125,13 @@ def read_records(out: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def image_file(key: str) -> str | None:
-    """Where an image lies in the folder; None for a name that leads out of it."""
+    """Where an image is in the folder; None for a name that would lead out of it."""
     path = PurePosixPath(key)
     return None if path.is_absolute() or ".." in path.parts else f"images/{key}.png"
 
 
 def finished_of(out: Path, settings_digest: str, sources: dict[str, list[Path]]) -> set[str]:
-    """The keys of those that are finished and whose source files, by key, have not changed since."""
+    """The keys of the images that are finished and whose source files, by key, have not changed since."""
     records = read_records(out)
     return {key for key, files in sources.items() if _is_finished(out, records.get(key, []), settings_digest, files)}
 
@@ -139,7 +139,7 @@ def finished_of(out: Path, settings_digest: str, sources: dict[str, list[Path]])
 def _is_finished(
     out: Path, records: list[dict[str, Any]], settings_digest: str, sources: list[Path] | None = None
 ) -> bool:
-    """Whether one of an image's records tells what is there now."""
+    """Whether one of an image's records describes the file that is there now."""
     try:
         file = out / records[0]["file"] if records else out
         found = {"bytes": file.stat().st_size, "settings_hash": settings_digest}
@@ -154,7 +154,7 @@ def _is_finished(
 
 
 def set_aside(out: Path, finished: set[str], others: set[str]) -> list[str]:
-    """Move what would be taken for results, though no line vouches for it, to OUT/stale; returns the files' names.
+    """Move files that look like results, but that no line vouches for, to OUT/stale; returns their names.
 
     Args:
         out: the folder.
@@ -201,7 +201,7 @@ def sha256_of(*files: Path) -> str:
 
 
 def write_preview(file: Path, rows: list[list[np.ndarray]], height: int) -> None:
-    """Write a grid of images uint8 (H, W, 3) of any sizes, each brought to `height` pixels; nothing without rows."""
+    """Write a grid of images uint8 (H, W, 3) of any sizes, each resized to `height` pixels; none without rows."""
     cells = [[_cell(Image.fromarray(image), height) for image in row] for row in rows]
     if not cells:
         return
