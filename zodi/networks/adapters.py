@@ -1,4 +1,4 @@
-"""LoRA: a frozen encoder that learns by small matrices beside its own, for encoders too large to train whole."""
+"""LoRA: a frozen encoder that learns through small matrices beside its own, for encoders too large to train whole."""
 
 from torch import nn
 

@@ -21,7 +21,7 @@ _DEFAULT_ARGUMENTS = {"encoder_depth": 4, "decoder_channels": 64}
 def auto_weights(name: str, weights: str | None) -> str | None:
     """What "auto" stands for: the weights that a network of this name comes with, None = random ones."""
     if name.startswith(huggingface.PREFIX):
-        # What recipes name is for other networks.
+        # The weights that recipes name are for other networks.
         return huggingface.CHECKPOINT if weights in ("auto", "imagenet") else weights
     return ("mini" if name == DEFAULT_NETWORK else None) if weights == "auto" else weights
 
