@@ -159,7 +159,7 @@ class Flux(Generator):
 
     @torch.inference_mode()
     def _read(self, control: Control, pixels: Tensor) -> Tensor:
-        """A map as the ControlNet reads it: patches of latents, or for those with layers for that its pixels."""
+        """A map as the ControlNet reads it: patches of latents, or pixels if it has layers for them."""
         if control.network.input_hint_block is not None:
             return (2 * pixels - 1).to(self.dtype)
         return pack(self.latents_of(2 * pixels - 1, self.shift).to(self.dtype))

@@ -50,8 +50,8 @@ class Prompts:
     """Embeddings of B prompts.
 
     Attributes:
-        tokens: (B, L, D), one vector a token.
-        pooled: (B, P), one vector a prompt, for the families that take one; else None.
+        tokens: (B, L, D), one vector per token.
+        pooled: (B, P), one vector per prompt, for the families that take one; else None.
     """
 
     tokens: Tensor
@@ -83,7 +83,7 @@ class Control:
 
     Attributes:
         network: of the class that the family takes.
-        weight: what its residuals are multiplied with, at least 0.
+        weight: what its residuals are multiplied by, at least 0.
         kind: number of the kind of map, for a network that reads several ("union"); None for one that reads one.
     """
 
@@ -105,7 +105,7 @@ class Generator(ABC):
         compiled: whether the networks go through torch.compile, which takes a minute for every new batch size.
         control_kind: `Control.kind` of the ControlNet.
         second: another ControlNet, which reads a second map.
-        lora: name of the weights that were added to the denoiser for few steps; "" = none.
+        lora: name of the few-step weights that were added to the denoiser; "" = none.
     """
 
     # What a checkpoint of the family consists of: networks and tokenizers by subfolder, with the classes they may have.
@@ -136,7 +136,7 @@ class Generator(ABC):
     second: Control | None
     lora: str
 
-    # ------------------------------------------------------------ what a family says
+    # ------------------------------------------------------------ what a family defines
 
     @property
     @abstractmethod
@@ -244,7 +244,7 @@ class Generator(ABC):
 
 
 def finite(values: Tensor, model: Generator, network: str) -> Tensor:
-    """The values; a picture of what is not a number would be black, without a word."""
+    """The values, if all are finite numbers; otherwise the picture would be black, without a word."""
     wrong = int((~torch.isfinite(values)).sum())
     if wrong:
         raise ValueError(
@@ -262,7 +262,7 @@ def added_up(residuals: Sequence[Sequence[Tensor] | None]) -> list[Tensor] | Non
     """Residuals of several ControlNets, one for all; None for ControlNets that have none of this kind.
 
     Raises:
-        ValueError: if they are for other blocks.
+        ValueError: if they are for different blocks.
     """
     found = [blocks for blocks in residuals if blocks is not None]
     if len({len(blocks) for blocks in found}) > 1:
@@ -292,8 +292,8 @@ def tokens_of(tokenizer: Any, prompts: list[str], length: int, added: int) -> Te
     Args:
         tokenizer: of transformers.
         prompts: B texts.
-        length: tokens a prompt.
-        added: tokens that every text gets beside its own: start and end.
+        length: tokens per prompt.
+        added: tokens that every text gets in addition to its own: start and end.
     """
     for prompt in prompts:
         found = len(tokenizer.tokenize(prompt)) + added

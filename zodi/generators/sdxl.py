@@ -20,7 +20,7 @@ class StableDiffusionXL(Generator):
 
     Attributes:
         name, vae, controlnet, scheduler, defaults, compiled, control_kind, second, lora: see `Generator`.
-        unet: denoiser; what it predicts is ruled by `scheduler.config.prediction_type`.
+        unet: denoiser; what it predicts is determined by `scheduler.config.prediction_type`.
         text_encoder, tokenizer: prompt -> (L, D1) embeddings.
         text_encoder_2, tokenizer_2: prompt -> (L, D2) embeddings, and one vector for the whole prompt.
     """
@@ -76,7 +76,7 @@ class StableDiffusionXL(Generator):
         return Prompts(torch.cat([one, two], dim=-1), pooled)
 
     def schedule(self, z: Tensor) -> PaperSchedule:
-        """The paper's, or with the weights for few steps their own."""
+        """The paper's schedule, or with few-step weights their own."""
         return few_step_scheduler(self.scheduler) if self.lora else paper_scheduler(self.scheduler)
 
     def predictor(
@@ -87,7 +87,7 @@ class StableDiffusionXL(Generator):
         negative: Prompts | None = None,
         guidance_scale: float = 1.0,
     ) -> Predict:
-        """See `unet_predictor`; the UNet is told that images are neither resized nor cut (its Section 2.2)."""
+        """See `unet_predictor`; the UNet is told that images are neither resized nor cropped (its Section 2.2)."""
         size = [side * self.pixels_a_latent for side in z.shape[-2:]]
         time_ids = torch.tensor([*size, 0, 0, *size], device=z.device, dtype=self.dtype).expand(len(z), -1)
         added = {"time_ids": time_ids}

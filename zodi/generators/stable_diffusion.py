@@ -38,7 +38,7 @@ class DiffusionModel(Generator):
     Attributes:
         name: "mini", the hub id or the name of the folder; goes into manifests and tables.
         vae: images in -1 .. 1 <-> latents.
-        unet: denoiser; what it predicts is ruled by `scheduler.config.prediction_type`.
+        unet: denoiser; what it predicts is determined by `scheduler.config.prediction_type`.
         controlnet: reads the layout image, 0 .. 1 RGB at image resolution; None for an InstructPix2Pix checkpoint.
         text_encoder, tokenizer: prompt -> (L, D) embeddings.
         scheduler: noise schedule (its betas and prediction type).
@@ -86,7 +86,7 @@ class DiffusionModel(Generator):
         return Prompts(self.text_encoder(tokens.to(self.device)).last_hidden_state)
 
     def schedule(self, z: Tensor) -> PaperSchedule:
-        """The paper's, or with the weights for few steps their own."""
+        """The paper's schedule, or with few-step weights their own."""
         return few_step_scheduler(self.scheduler) if self.lora else paper_scheduler(self.scheduler)
 
     def predictor(
@@ -198,7 +198,7 @@ def _evaluate(
     conditions: dict[str, object],
 ) -> Tensor:
     x = z_t.to(unet.dtype).contiguous(memory_format=image_format(z_t.device))
-    # A tensor, because torch.compile takes every other number for another program.
+    # A tensor, because torch.compile would compile every other number into a new program.
     timestep = torch.tensor(t, device=x.device)
     (down, mid), *others = (_residuals(control, layout, x, timestep, conditions) for control, layout in controls)
     for more_down, more_mid in others:
@@ -220,7 +220,7 @@ def _residuals(
     """What a ControlNet adds to the UNet, times its weight."""
     network, maps = control.network, layout
     if isinstance(network, ControlNetUnionModel):
-        # One kind of map of several: its number, and the same as ones and zeros.
+        # One of several kinds of map: its number, and the same as ones and zeros.
         kinds = torch.zeros(len(x), network.config.num_control_type, device=x.device, dtype=x.dtype)
         kinds[:, control.kind] = 1
         conditions = conditions | {"control_type": kinds, "control_type_idx": [control.kind]}
