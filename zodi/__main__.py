@@ -1,6 +1,6 @@
 """Command line of the stages: `python -m zodi COMMAND --help`.
 
-Exit codes: 0 all done, 1 a part could not be done (each one is named), 2 nothing was done because of the input.
+Exit codes: 0 all done, 1 some parts could not be done (each is named), 2 the input was wrong and nothing was done.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from zodi.support.options import (
     run_command,
 )
 
-# Modules that load torch are imported by the commands that need them, so that the list of commands is there at once.
+# Modules that load torch are imported by the commands that need them, so that the list of commands appears at once.
 
 SHORT = {"num_inference_steps": "steps", "guidance_scale": "guidance"}
 LABEL_SET_TEXT = f"what label values mean: {', '.join(LABEL_SETS)}, or a mapping file.yaml (default: cityscapes)"
@@ -55,7 +55,7 @@ def _model_options(sub: argparse.ArgumentParser, second: bool = True) -> None:
     sub.add_argument("--download", action="store_true", help="allow a hub model to be downloaded")
 
 
-# Options of `_model_options` that are called so in `zodi.diffusion.load` too.
+# Options of `_model_options` that have the same name in `zodi.diffusion.load`.
 MODEL_OPTIONS = (
     "controlnet",
     "control_kind",
@@ -69,7 +69,7 @@ MODEL_OPTIONS = (
 
 
 def _model_settings(options: argparse.Namespace) -> dict[str, Any]:
-    """What `zodi.diffusion.load` takes of `_model_options`, but for the model."""
+    """What `zodi.diffusion.load` takes from `_model_options`, except the model."""
     given = {name: getattr(options, name) for name in MODEL_OPTIONS if hasattr(options, name)}
     return given | {"local_files_only": not options.download}
 
@@ -223,7 +223,7 @@ def _adapt_options(sub: argparse.ArgumentParser) -> None:
     device_option(sub)
     sub.add_argument("--workers", type=int, default=0, help="processes that read images (default: none but this one)")
     sub.add_argument("--out", type=folder, required=True, help="folder of the run")
-    # Defaults are the recipe's; the weight of the similarity term and the augmentation are what a variant says.
+    # Defaults are the recipe's; the variant sets the weight of the similarity term and the augmentation.
     settings = sub.add_argument_group("settings of the training")
     add_fields(settings, AdaptationConfig, leave_out=("similarity_weight", "augmentation"), show_defaults=False)
 
@@ -360,7 +360,7 @@ def _estimate(options: argparse.Namespace) -> int:
     with atomic_path(options.out / "classes.csv") as temporary:
         found.classes.to_csv(temporary, index_label="class", float_format="%.4f")
     settings = {name: value for name, value in vars(options).items() if name != "run"}
-    # What "auto" was here.
+    # What "auto" stood for here.
     settings |= {"device": str(device), "dtype": runs.dtype_name(dtype)}
     runs.save_metrics(options.out, "estimate", settings, metrics, time.monotonic() - start, where)
     return 0 if found.reliable else 1

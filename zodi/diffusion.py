@@ -1,7 +1,7 @@
 """Latent diffusion models: load, save and describe VAE, denoiser, ControlNet, text encoders, tokenizers and scheduler.
 
-A checkpoint is a folder in diffusers' format (one subfolder a part, safetensors), on disk or on the hub; the miniature
-and Stable Diffusion 1.5 are read by the same code. Other families are too: what they have in common is in
+A checkpoint is a folder in diffusers' format (one subfolder per part, safetensors), on disk or on the hub; the
+miniature and Stable Diffusion 1.5 are read by the same code. So are other families: what they have in common is in
 `zodi.generators.interface`. `transfer_defaults.json` beside the parts holds the settings that a checkpoint was made
 for; without it those of its family apply, for Stable Diffusion the paper's.
 """
@@ -107,28 +107,28 @@ def load(
     Args:
         model: "mini" (shipped with this package), a folder in diffusers' format, or a hub id, of any of
             `zodi.generators.families.FAMILIES`.
-        controlnet: folder, hub id or single .safetensors file of the ControlNet, the file in diffusers' names and of
-            the shape that the UNet asks for. None = the checkpoint's own `controlnet/` subfolder when it has one, else
-            for Stable Diffusion the ControlNet that the paper uses (`CONTROLNET_SEG`).
+        controlnet: folder, hub id or single .safetensors file of the ControlNet, the file with diffusers' names and the
+            shapes that the UNet requires. None = the checkpoint's own `controlnet/` subfolder when it has one, else for
+            Stable Diffusion the ControlNet that the paper uses (`CONTROLNET_SEG`).
         device: where the weights go; "auto" = `zodi.support.runs.best_device`.
-        dtype: type of the weights, or its name; "auto" = the fastest of the device, `zodi.support.runs.best_dtype`.
+        dtype: type of the weights, or its name; "auto" = the fastest on the device, `zodi.support.runs.best_dtype`.
         variant: of the UNet's weights, "non_ema" for those that the authors used; None = the averaged ones. Other parts
-            take the variant where they have it: with "fp16" a folder of nothing but `*.fp16.safetensors` is read.
+            use the variant where they have it: with "fp16" a folder with nothing but `*.fp16.safetensors` is read.
         compile: run the networks through torch.compile: minutes at the start, faster afterwards on a GPU.
         local_files_only: True = never download, use what is on this machine.
         control_kind: number of the kind of map that the layout is, for a ControlNet that reads several ("union");
             None = segmentation, for SDXL.
-        second_control: another ControlNet, for a second map an image (depth, edges), as `controlnet`.
-        second_weight: what the second one's residuals are multiplied with, at least 0.
-        second_kind: as `control_kind`, for the second one.
+        second_control: another ControlNet, for a second map per image (depth, edges); given like `controlnet`.
+        second_weight: what the second one's residuals are multiplied by, at least 0.
+        second_kind: like `control_kind`, for the second one.
         lora: low-rank weights that let the denoiser draw in 4 to 8 steps (LCM-LoRA, Hyper-SD): a .safetensors file, its
-            folder, a hub id, or a hub id and the file's name behind it. The defaults become 8 steps without guidance.
-        lora_scale: what they are multiplied with.
+            folder, a hub id, or a hub id followed by the file's name. The defaults become 8 steps without guidance.
+        lora_scale: what they are multiplied by.
 
     Raises:
         FileNotFoundError: if a part is missing; says what to get, how large it is and where to put it.
-        ValueError: if a part is damaged, not made for the others or of a class that this code does not know, or this
-            machine has no such device; names the file or the device.
+        ValueError: if a part is damaged, not made for the others or of a class unknown to this code, or this machine
+            has no such device; names the file or the device.
     """
     device = check_device(device)
     dtype = check_dtype(dtype, device)
@@ -136,14 +136,14 @@ def load(
     folder, kind = found.folder, found.kind
 
     def network(cls: type, part: Path) -> torch.nn.Module:
-        # A variant is the denoiser's; the other parts need not have it.
+        # Only the denoiser has to have the variant; the other parts need not.
         wanted = variant if part.name in ("unet", "transformer") or any(part.glob(f"*.{variant}*")) else None
         return load_network(cls, part, device, dtype, wanted)
 
     with quietly():
         parts = load_parts(kind, folder, network, dtype)
         denoiser = parts[kind.DENOISER]
-        # One ControlNet that reads several kinds of map may read both maps.
+        # A ControlNet that reads several kinds of map may read both maps.
         controls = {place: load_controlnet(kind, place, denoiser, network) for place in {*found.controls.values()}}
     first, second = (controls.get(found.controls.get(part)) for part in ("controlnet", "second_control"))
     kinds = _kinds(kind, [control and control.config for control in (first, second)], control_kind, second_kind)
@@ -183,7 +183,7 @@ def examine(
     """What `load` with the same arguments would load and a transfer would do, without loading the weights.
 
     Raises:
-        FileNotFoundError, ValueError: as `load`, for all that settings and headers tell.
+        FileNotFoundError, ValueError: as `load`, as far as settings and headers tell.
     """
     found = _find(model, controlnet, second_control, second_weight, variant, local_files_only)
     folder, kind = found.folder, found.kind
@@ -263,7 +263,7 @@ def _kinds(
 
 
 def compiled(model: Generator) -> Generator:
-    """The model with all that runs for images put through torch.compile when it is first called."""
+    """The model, with everything that runs on images put through torch.compile when it is first called."""
     second = model.second and model.second.network
     for module in filter(None, (model.denoiser, model.controlnet, second, model.vae.encoder, model.vae.decoder)):
         module.compile(dynamic=False)
@@ -271,7 +271,7 @@ def compiled(model: Generator) -> Generator:
 
 
 def save(model: Generator, folder: str | Path, dtype: torch.dtype | None = None) -> None:
-    """Write a checkpoint folder that `load` and diffusers' own pipelines read; all of it or nothing.
+    """Write a checkpoint folder that `load` and diffusers' own pipelines read, completely or not at all.
 
     Args:
         model: what to write; a second ControlNet is a checkpoint of its own and not part of it.
@@ -298,8 +298,8 @@ def save(model: Generator, folder: str | Path, dtype: torch.dtype | None = None)
             for file in temporary.rglob("*.safetensors"):
                 weights = {name: value.to(dtype) for name, value in load_file(file).items()}
                 save_file(weights, file, metadata={"format": "pt"})
-        # Where a part lay on this machine is nobody's business; and AutoencoderTiny stores an entry that its own
-        # constructor does not take and warns about when it loads.
+        # Where a part was on this machine is nobody's business; and AutoencoderTiny stores an entry that its own
+        # constructor does not accept, and warns about it on loading.
         superfluous = {"_name_or_path"} | ({"block_out_channels"} if isinstance(model.vae, AutoencoderTiny) else set())
         for file in temporary.glob("*/config.json"):
             unwanted = superfluous if file.parent.name == "vae" else {"_name_or_path"}
@@ -342,7 +342,7 @@ def encode(model: Generator, images: Tensor) -> Tensor:
         float32 (B, C, h, w) on the model's device, of about unit variance.
 
     Raises:
-        ValueError: for another shape, or if the VAE gives what is not a number.
+        ValueError: for another shape, or if the VAE's output is not finite.
     """
     return model.encode(images)
 
@@ -351,7 +351,7 @@ def decode(model: Generator, latents: Tensor) -> Tensor:
     """Images of scaled latents: (B, C, h, w) -> uint8 (B, H, W, 3) on the CPU.
 
     Raises:
-        ValueError: if the latents, or the images that the VAE gives, are not numbers.
+        ValueError: if the latents, or the VAE's images, are not finite.
     """
     return model.decode(latents)
 
@@ -365,7 +365,7 @@ def embed(model: Generator, prompts: list[str]) -> Tensor:
 
 
 def describe(model: Generator) -> "pd.DataFrame":
-    """One row a part: class, number of parameters, megabytes in memory."""
+    """One row per part: class, number of parameters, megabytes in memory."""
     import pandas as pd
 
     rows = []
@@ -383,9 +383,9 @@ def describe(model: Generator) -> "pd.DataFrame":
 
 
 def fingerprint(model: Generator) -> str:
-    """12 hex digits that tell two checkpoints apart, whatever their names: every weight, setting and token.
+    """12 hex digits that tell two checkpoints apart, whatever their names: made from every weight, setting and token.
 
-    Weights as loaded count by their file, whatever type they have in memory; others by their values.
+    Weights as loaded are identified by their file, whatever their type in memory; others by their values.
     """
     networks = model.networks()
     configs = {part: network.config for part, network in networks.items()} | {"schedule": model.scheduler.config}
@@ -402,7 +402,7 @@ def fingerprint(model: Generator) -> str:
         digest.update(f"{part}{json.dumps(settings, sort_keys=True)}".encode())
     for network in networks.values():
         digest.update(weights_digest(network).encode())
-    # What is set beside the files, nothing where all is as it comes. Weights for few steps bring another schedule.
+    # What is set besides the files; nothing if all is at its default. Few-step weights bring another schedule.
     used = {"kind": model.control_kind, "few_steps": bool(model.lora)}
     used |= {"second_weight": model.second.weight, "second_kind": model.second.kind} if model.second else {}
     if any(used.values()):
