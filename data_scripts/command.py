@@ -7,7 +7,7 @@ from http.client import HTTPException
 
 
 def run(main: Callable[[], int]) -> int:
-    """Call `main` and turn what the user can mend into one message.
+    """Call `main` and turn what the user can fix into one message.
 
     Args:
         main: returns the exit code.

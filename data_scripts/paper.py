@@ -4,9 +4,9 @@
     python data_scripts/paper.py --root DIR check
     python data_scripts/paper.py --root DIR prepare --out results/paper/data
 
-DIR holds cityscapes/, acdc/ and gta5/, each as its archives unpack. Training is on Cityscapes' train part, test/clear
-on its val part, the targets' tests on ACDC's val parts and on frames of GTA5; train_DOMAIN (oracle only) on ACDC's
-train parts and the other frames of GTA5. Everything is resized once, images by Lanczos, labels by nearest neighbour.
+DIR holds cityscapes/, acdc/ and gta5/, each as its archives unpack. Training uses Cityscapes' train part, test/clear
+its val part, the targets' tests ACDC's val parts and frames of GTA5, and train_DOMAIN (oracle only) ACDC's train parts
+and the other frames of GTA5. Everything is resized once, images by Lanczos, labels by nearest neighbour.
 """
 
 import argparse
@@ -81,7 +81,7 @@ def gta5_splits(root: Path, test_names: Sequence[str] | None) -> dict[str, list[
 
 
 def listed_names(file: Path) -> list[str]:
-    """Names of frames, one a line.
+    """Names of frames, one per line.
 
     Raises:
         ValueError: if the file is not text, or holds no name.
@@ -133,7 +133,7 @@ def check(splits: dict[str, list[Pair]]) -> None:
 
 
 def prepare(splits: dict[str, list[Pair]], domains: Sequence[str], out: Path, height: int, width: int) -> None:
-    """Write a data set folder; all of it or nothing, and nothing again when it is there.
+    """Write a data set folder, completely or not at all; does nothing when it is already there.
 
     Raises:
         ValueError: if `out` holds another data set.
