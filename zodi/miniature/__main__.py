@@ -1,4 +1,4 @@
-"""Command line of the miniature's making: `python -m zodi.miniature COMMAND --help`."""
+"""Command line for making the miniature: `python -m zodi.miniature COMMAND --help`."""
 
 import argparse
 import sys
