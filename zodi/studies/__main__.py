@@ -1,4 +1,4 @@
-"""Command line of what we measure: `python -m zodi.studies COMMAND --help`. The workflow calls most of it."""
+"""Command line for what we measure: `python -m zodi.studies COMMAND --help`. The workflow calls most of it."""
 
 import argparse
 import json
@@ -61,7 +61,7 @@ def _place_options(sub: argparse.ArgumentParser) -> None:
 
 
 def _place(options: argparse.Namespace) -> dict[str, Any]:
-    """What the options of `_place_options` mean here, as `device` and `dtype`; printed."""
+    """What the options of `_place_options` mean on this machine, as `device` and `dtype`; also printed."""
     from zodi.support import runs
 
     device, dtype = runs.check_device(options.device), runs.check_dtype(options.dtype, options.device)
