@@ -3,9 +3,9 @@
     python workflow/run_command.py zodi/__main__.py:transfer --results results/full --out results/full/transfer/night \\
         --log results/full/logs/night.log --inputs results/full/data/dataset.json -- -m zodi transfer --images ...
 
-The entry says whose code decides the result, see `stale.code_of`. What an outdated run left in the folder is moved
-aside. What the run has made is recorded beside it, so that the stages that read it can check it. The command's exit
-code is returned; 2: wrong arguments or damaged inputs, nothing was run.
+The entry says whose code determines the result, see `stale.code_of`. What an outdated run left in the folder is moved
+aside. What the run has made is recorded beside it, so that the stages that read it can check it. The exit code is the
+command's; 2: wrong arguments or damaged inputs, nothing was run.
 """
 
 import argparse
@@ -61,7 +61,7 @@ def main(arguments: list[str]) -> int:
             print(f"error: {error}", file=sys.stderr)
             return 1
     elif code:
-        # The last lines say what is wrong; the rest is in the log.
+        # The last lines say what went wrong; the rest is in the log.
         print("\n".join(options.log.read_text(encoding="utf-8").splitlines()[-5:]), file=sys.stderr)
     return code
 

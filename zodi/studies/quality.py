@@ -167,8 +167,7 @@ def target_domains(results: Path) -> list[str]:
 
 
 def images_per_second(config: QualityConfig, domains: Sequence[str]) -> float:
-    """ZoDi's images per second on this machine, one process per core, in its fastest type, equally many of every
-    domain."""
+    """ZoDi's images per second here, one process per core, in the fastest type, equally many of every domain."""
     fastest = "bfloat16" if native_bfloat16() else "float32"
     images = {"images": config.speed_images, "batch_size": config.speed_images}
     bench_of = partial(BenchConfig, config.model, dtype=fastest, **images)
