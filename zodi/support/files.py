@@ -213,7 +213,7 @@ def check_apart(out: str | Path, *inputs: str | Path) -> None:
         found = Path(folder).resolve()
         if results == found or results in found.parents or found in results.parents:
             raise ValueError(
-                f"{out}: found results and the input {folder} in one place, expected two folders apart, so that no "
+                f"{out}: found results and the input {folder} in one place, expected separate folders, so that no "
                 "result is read as input or written over it; choose another folder"
             )
 
@@ -256,7 +256,7 @@ def disk_full_named(path: str | Path) -> Iterator[None]:
         if not is_disk_full(error):
             raise
         raise OSError(
-            f"{path}: the disk is full ({one_line(error)}). What was saved before is there: free some space and run "
+            f"{path}: the disk is full ({one_line(error)}). What was saved before is kept: free some space and run "
             "the same command again"
         ) from error
 

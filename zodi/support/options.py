@@ -74,7 +74,7 @@ def device_option(parser: argparse.ArgumentParser) -> None:
 
 def dtype_option(parser: argparse.ArgumentParser) -> None:
     """Add `--dtype`, which `zodi.support.runs.check_dtype` reads."""
-    text = "of the diffusion model's networks (default: auto: half the bits where the device computes in them)"
+    text = "of the diffusion model's networks (default: auto: half precision where the device supports it)"
     parser.add_argument("--dtype", choices=DTYPES, default="auto", help=text)
 
 
@@ -89,7 +89,7 @@ def folder(text: str) -> Path:
     try:
         return Path(text).expanduser()
     except RuntimeError as error:
-        raise ValueError(f"{text}: found no home folder of this user") from error
+        raise ValueError(f"{text}: found no home folder for this user") from error
 
 
 def print_errors(messages: Collection[str], report: Path) -> None:
@@ -133,5 +133,5 @@ def run_command(
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on where it stopped", file=sys.stderr)
+        print("interrupted; the same command continues where it stopped", file=sys.stderr)
         return 130

@@ -74,7 +74,7 @@ def pack_arrays(
             if [row.shape for row in found] != [row.shape for row in first]:
                 (height, width), (rows_wanted, columns) = found[0].shape[:2], first[0].shape[:2]
                 raise ValueError(
-                    f"{keys[index]}: found size {width}x{height}, expected {columns}x{rows_wanted} as the first image; "
+                    f"{keys[index]}: found size {width}x{height}, expected {columns}x{rows_wanted} like the first; "
                     "give the data set a `size`"
                 )
             for array, row in zip(arrays, found, strict=True):

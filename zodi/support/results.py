@@ -41,7 +41,7 @@ def claim(out: Path, settings: dict[str, Any], device: str | None = None) -> str
         differing = "; ".join([first, *more[:4], *([f"and {len(more) - 4} more"] if more[4:] else [])])
         raise ValueError(
             f"{out} holds images of another transfer ({differing}). Choose another folder, delete it, or ask "
-            "for what is there."
+            "for the settings that are there."
         )
     return digest
 
@@ -106,7 +106,7 @@ def vouched_keys(out: str | Path, keys: list[str]) -> list[str]:
     others = [key for key in keys if key not in finished]
     if others:
         warnings.warn(
-            f"{out}: left out {len(others)} of {len(keys)} images, for which its manifest does not vouch, for example "
+            f"{out}: left out {len(others)} of {len(keys)} images that its manifest does not vouch for, for example "
             f"{others[0]}; run the transfer again",
             stacklevel=2,
         )

@@ -84,9 +84,9 @@ def resume(
     advice = "delete it to train from the start"
     state = read_state(file, advice, device)
     if not isinstance(state, dict) or not {"fingerprint", "network", "optimizer", "step", "history"} <= state.keys():
-        raise ValueError(f"{file}: found no state of a training; {advice}")
+        raise ValueError(f"{file}: found no training state; {advice}")
     if state["fingerprint"] != fingerprint:
-        print(f"{file}: found a training of other settings or data; it starts anew")
+        print(f"{file}: found a training run with other settings or data; starting from the beginning")
         return 0, []
     load_into(network, state["network"], file, advice)
     try:
