@@ -201,8 +201,8 @@ class Generator(ABC):
         found = [Control(self.controlnet, kind=self.control_kind), *([self.second] if self.second else [])]
         if len(maps) != len(found):
             raise ValueError(
-                f"model {self.name!r} has {len(found)} ControlNets, found {len(maps)} maps an image; give a second map "
-                "(--second-maps) with a second ControlNet (--second-control), and none without"
+                f"model {self.name!r} has {len(found)} ControlNets, found {len(maps)} maps per image; give a second "
+                "map (--second-maps) with a second ControlNet (--second-control), and none without"
             )
         return list(zip(found, maps, strict=True))
 

@@ -70,7 +70,7 @@ def _build_by_library(name: str, outputs: int, weights: str | Path | None, argum
     except OSError as error:
         raise FileNotFoundError(
             f"network {name!r}: the weights of its encoder are not on this machine and cannot be downloaded "
-            f"({one_line(error)}). Get them once with a connection (kept in HF_HOME), or choose a file or weights=None"
+            f"({one_line(error)}). Get them once online (they stay in HF_HOME), or choose a file or weights=None"
         ) from error
     except (AssertionError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"network {name!r}: segmentation_models_pytorch cannot build it ({error})") from error

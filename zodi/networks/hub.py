@@ -106,8 +106,8 @@ def locate_lora(lora: str | Path, local_files_only: bool) -> Path:
     repository, _, file = rest.partition("/")
     if isinstance(lora, Path) or not (owner and repository) or owner.startswith((".", "~")):
         raise FileNotFoundError(
-            f"{lora}: no such file or folder. Expected low-rank weights as .safetensors, their folder, or a hub id, as "
-            "latent-consistency/lcm-lora-sdv1-5 or ByteDance/Hyper-SD/Hyper-SD15-8steps-lora.safetensors"
+            f"{lora}: no such file or folder. Expected low-rank weights as .safetensors, their folder, or a hub id "
+            "such as latent-consistency/lcm-lora-sdv1-5 or ByteDance/Hyper-SD/Hyper-SD15-8steps-lora.safetensors"
         )
     try:
         return Path(hf_hub_download(f"{owner}/{repository}", file or LORA_FILE, local_files_only=local_files_only))

@@ -79,7 +79,7 @@ def paper_weights(encoder: str) -> dict[str, Tensor]:
         FileNotFoundError: if they cannot be downloaded; says where they are.
     """
     if encoder not in _PAPER_WEIGHTS:
-        raise ValueError(f"encoder {encoder!r}: the paper's ImageNet weights are those of {list(_PAPER_WEIGHTS)}")
+        raise ValueError(f"encoder {encoder!r}: the paper's ImageNet weights are for {list(_PAPER_WEIGHTS)}")
     source = _PAPER_WEIGHTS[encoder]
     try:
         weights = source.get_state_dict(progress=True, check_hash=True)
