@@ -93,7 +93,7 @@ def download(
             # An answer such as "not found" stays the same however often we ask.
             refused = isinstance(error, urllib.error.HTTPError) and error.code < 500
             if refused or attempt == retries:
-                kept = f"What is there is kept in {part}; the same command goes on." if part.exists() else ""
+                kept = f"What has arrived is kept in {part}; the same command continues." if part.exists() else ""
                 raise OSError(
                     f"{url}: cannot be downloaded ({one_line(error)}). {kept or 'Try again later.'} "
                     f"Or get the file elsewhere and put it at {file}."
@@ -114,7 +114,7 @@ def _receive(url: str, part: Path, name: str, checksum: str | None, progress: bo
     resumed, end_known = _append(url, part, name, progress, timeout)
     problem = problem_of(part, name, checksum)
     if problem is None and not end_known and checksum is None and not _is_archive_name(name):
-        problem = "the server announced no length, so that a connection that was cut looks like the end"
+        problem = "the server announced no length, so a connection that was cut looks like the end"
     if problem is None:
         return
     _forget(part)
@@ -136,14 +136,14 @@ def _append(url: str, part: Path, name: str, progress: bool, timeout: float) -> 
         if kind in ("text/html", "application/xhtml+xml") and not _is_page_name(name):
             raise ValueError(
                 f"{url}: found an HTML page ({kind}), expected the file {name}; open the address in a browser, "
-                "it may ask for something"
+                "it may ask for something first"
             )
         state = {"url": url, "etag": response.headers.get("ETag"), "modified": response.headers.get("Last-Modified")}
         if response.status == 206:
             start, state["total"] = _range(response.headers.get("Content-Range"))
             if start != done or not _same_file(known, state):
                 _forget(part)
-                raise ConnectionError("the server sent another part, or its file has changed; beginning again")
+                raise ConnectionError("the server sent another part, or its file has changed; starting again")
         elif response.status in (200, None):
             # The first answer, or the file has changed, or the server cannot start in the middle.
             done = 0
@@ -179,7 +179,7 @@ def _answer(url: str, part: Path, known: dict, done: int, timeout: float) -> htt
     except urllib.error.HTTPError as error:
         if error.code == 416 and done:
             _forget(part)
-            raise ConnectionError("the server's file has become shorter; beginning again") from error
+            raise ConnectionError("the server's file has become shorter; starting again") from error
         raise
 
 
@@ -383,14 +383,14 @@ def _check_readable(archive: Path, info: zipfile.ZipInfo) -> None:
     if info.flag_bits & 0x41 or info.compress_type == AES:
         method = "AES" if info.compress_type == AES else "a password"
         raise ValueError(
-            f"{archive}: found {_shown(info.filename)} encrypted with {method}, expected it without encryption; "
+            f"{archive}: found {_shown(info.filename)} encrypted with {method}, expected it unencrypted; "
             "unpack it with a program that asks for the password, or get the official archive"
         )
     if info.compress_type not in METHODS:
         name = METHOD_NAMES.get(info.compress_type, "unknown")
         raise ValueError(
             f"{archive}: found {_shown(info.filename)} compressed with method {info.compress_type} ({name}), "
-            "expected stored, deflate, bzip2 or lzma; unpack it with another program, or pack it anew"
+            "expected stored, deflate, bzip2 or lzma; unpack it with another program, or pack it again"
         )
 
 
@@ -431,7 +431,7 @@ def _content(archive: Path, opened: zipfile.ZipFile | tarfile.TarFile, member: _
             yield chunk
     if left:
         raise ValueError(
-            f"{archive}: {_shown(member.name)} has not the {member.size} bytes that the archive's list says; "
+            f"{archive}: {_shown(member.name)} does not have the {member.size} bytes given in the archive's list; "
             "download the archive again"
         )
 
@@ -480,7 +480,7 @@ def extract(archive: str | Path, folder: str | Path, limit: int, inside: str = "
         targets = {name: folder / name.removeprefix(inside) for name in members}
         for target in targets.values():
             if target.is_dir():
-                raise ValueError(f"{target}: found a folder, {archive.name} has a file of this name; move it away")
+                raise ValueError(f"{target}: found a folder, {archive.name} has a file with this name; move it away")
         todo = [name for name, member in members.items() if not _has_content(targets[name], archive, opened, member)]
         check_disk(folder, sum(members[name].size for name in todo))
         with held(folder):
@@ -519,7 +519,7 @@ def _checked_members(archive: Path, opened: zipfile.ZipFile | tarfile.TarFile, l
 def _check_member(archive: Path, member: _Member) -> None:
     name = PurePosixPath(member.name)
     if not member.is_file:
-        raise ValueError(f"{archive}: {_shown(member.name)} is a link or device, which data sets have no use for")
+        raise ValueError(f"{archive}: {_shown(member.name)} is a link or device, which no data set needs")
     if name.is_absolute() or ".." in name.parts or ":" in (*name.parts, "")[0]:
         raise ValueError(
             f"{archive}: {_shown(member.name)} leads out of the folder; this archive is not what it should be"

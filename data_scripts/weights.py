@@ -83,7 +83,7 @@ def problem(file: Path) -> str | None:
             found = hashlib.file_digest(stream, "sha256").hexdigest()
         if found.startswith(published[0]):
             return None
-        return f"{file}: found SHA-256 {found}, expected one that begins with {published[0]}; download it again"
+        return f"{file}: found SHA-256 {found}, expected one that starts with {published[0]}; download it again"
     try:
         if file.suffix == ".safetensors":
             with safe_open(file, "pt") as opened:

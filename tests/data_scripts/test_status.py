@@ -113,7 +113,7 @@ def test_the_checksum_that_the_hub_calls_a_file_by_decides(tmp_path):
     assert weights.problem(linked) is None
     # A weight that has changed leaves a file that can be read.
     stored.write_bytes(content[:-1] + b"\x3f")
-    assert f"expected one that begins with {stored.name}" in weights.problem(linked)
+    assert f"expected one that starts with {stored.name}" in weights.problem(linked)
 
 
 def test_the_next_command_can_be_pasted_whatever_the_folder_is_called(tmp_path):

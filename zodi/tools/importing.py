@@ -146,7 +146,7 @@ def import_folder(
         first, its = next(iter(wanted.items()))
         raise FileNotFoundError(
             f"{images}: found none of the {len(wanted)} images, for example {printable(its)} for {printable(first)}, "
-            f"but {printable(next(iter(theirs)))}; say how they are called (--name '{{key}}_suffix')"
+            f"but {printable(next(iter(theirs)))}; say how they are named (--name '{{key}}_suffix')"
         )
     errors: dict[str, str] = {}
     done = resized_count = 0
@@ -206,7 +206,7 @@ def _matched(theirs: Path, source: Path, label: Path, label_set: LabelSet, max_p
     if abs(columns * height - width * rows) > SHAPE_TOLERANCE * width * rows:
         raise ValueError(
             f"{printable(theirs)}: found {columns}x{rows} pixels, expected the shape of its source "
-            f"{printable(source.name)}, {width}x{height}; labels fit no other cut of the scene"
+            f"{printable(source.name)}, {width}x{height}; labels fit no other crop of the scene"
         )
     was_resized = (rows, columns) != (height, width)
     return resized(image, (height, width), Image.Resampling.LANCZOS) if was_resized else image, was_resized
