@@ -105,7 +105,7 @@ def load_or_train(config: GraderConfig, folder: Path, device: str | torch.device
                 save_file(weights, temporary / f"{name}.safetensors")
             write_json(temporary / SETTINGS_FILE, {"config": config, "hash": settings_hash(config)})
     for name, network in networks.items():
-        advice = "delete the folder, and they are trained again"
+        advice = "delete the folder to train them again"
         file = folder / f"{name}.safetensors"
         load_into(network, read_tensors(file, advice), file, advice)
         network.eval().requires_grad_(False)

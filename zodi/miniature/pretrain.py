@@ -147,7 +147,7 @@ class PretrainConfig:
         if self.vae_crop > self.height or 2 * self.vae_crop > self.width or self.vae_crop % 16:
             raise ValueError(
                 f"vae_crop={self.vae_crop}: expected a multiple of 16, so that crops {self.vae_crop} pixels high and "
-                f"{2 * self.vae_crop} wide lie inside {self.height}x{self.width}"
+                f"{2 * self.vae_crop} wide fit inside {self.height}x{self.width}"
             )
         if self.optimizer not in OPTIMIZERS:
             raise ValueError(f"optimizer={self.optimizer!r}: expected one of {', '.join(OPTIMIZERS)}")
@@ -380,7 +380,7 @@ def cache_latents(
             latents.append((z * vae.config.scaling_factor).bfloat16().cpu().contiguous())
         with atomic_path(file) as temporary:
             save_file({"latents": torch.stack(latents)}, temporary)
-    return read_tensors(file, "delete it, and it is made anew")["latents"]
+    return read_tensors(file, "delete it to make it again")["latents"]
 
 
 # ---------------------------------------------------------------- UNet, ControlNet, text encoder
@@ -648,7 +648,7 @@ def draw_again(
                 drawn.append(denoise(predict, z_t, visited, noise[1:], scheduler, 1.0).bfloat16().cpu())
         with atomic_path(file) as temporary:
             save_file({"latents": torch.cat(drawn)}, temporary)
-    return read_tensors(file, "delete it, and it is made anew")["latents"], places
+    return read_tensors(file, "delete it to make it again")["latents"], places
 
 
 def forget_decoder_of_another_model(out: Path) -> None:
@@ -778,7 +778,7 @@ def keeps_vae(config: PretrainConfig, out: Path) -> bool:
     if found != config.latent_channels:
         raise ValueError(
             f"{config.start_from}: its VAE has {found} latent channels, expected latent_channels="
-            f"{config.latent_channels}; train the VAE on (--vae-steps 2000), or ask for {found} channels"
+            f"{config.latent_channels}; train the VAE further (--vae-steps 2000), or ask for {found} channels"
         )
     return True
 
@@ -831,7 +831,9 @@ def check_settings(config: PretrainConfig, out: Path) -> None:
         differing = [f"{key}: {old.get(key)} -> {new[key]}" for key in new if new[key] != old.get(key)]
         refused = [text for text in differing if not text.startswith(MAY_CHANGE)]
         if refused:
-            raise ValueError(f"{out} holds a training with other settings ({'; '.join(refused)}); choose another --out")
+            raise ValueError(
+                f"{out} holds a training run with other settings ({'; '.join(refused)}); choose another --out"
+            )
     write_json(file, config)
 
 
