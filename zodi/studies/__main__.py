@@ -32,7 +32,7 @@ def _candidate_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--variant", required=True, help="row of the tables")
     sub.add_argument("--domain", default="", help="target domain; not for source-only")
     sub.add_argument("--network", required=True, help="ARCHITECTURE/ENCODER")
-    sub.add_argument("--method", default="stochastic_inversion", help="of the held-out images' transfer")
+    sub.add_argument("--method", default="stochastic_inversion", help="method of the held-out images' transfer")
     sub.add_argument("--seed", type=int, default=0, help="(default: 0)")
     sub.add_argument("--changes", type=json.loads, default={}, help="JSON: other values for settings of the recipe")
     device_option(sub)
@@ -145,9 +145,9 @@ def _bench(options: argparse.Namespace) -> int:
 COMMANDS = {
     "candidate": Command("train and score one network on which estimates are tested", _candidate_options, _candidate),
     "images": Command("grade the transfers of the profile quality: domain and layout", _images_options, _images),
-    "quality": Command("tables and verdicts of the profile quality", _quality_options, _quality),
+    "quality": Command("make the tables and verdicts of the profile quality", _quality_options, _quality),
     "try": Command("grade ZoDi with other settings, on pretraining scenes", _try_options, _try),
-    "bench": Command("speed of transfer and training: the authors' loop against ours", _bench_options, _bench),
+    "bench": Command("time transfer and training: the authors' loop against ours", _bench_options, _bench),
 }
 
 if __name__ == "__main__":

@@ -80,7 +80,7 @@ class BenchConfig:
             raise ValueError(f"dtype {self.dtype!r}: expected one of {list(DTYPES)}")
         if self.batch_size < 1 or self.images % self.batch_size or self.images < 1 or self.authors_images < 1:
             raise ValueError(
-                f"images={self.images}, authors_images={self.authors_images}: expected at least 1, and images a "
+                f"images={self.images}, authors_images={self.authors_images}: expected at least 1, and images to be a "
                 f"multiple of batch_size={self.batch_size}"
             )
 
@@ -391,7 +391,7 @@ def run(config: BenchConfig, device: str) -> dict[str, Any]:
         ValueError: if a model of Stable Diffusion's size is requested on a CPU.
     """
     if config.model == "stable_diffusion" and device == "cpu":
-        raise ValueError("networks of Stable Diffusion's size take minutes an image on a CPU; run this on a GPU")
+        raise ValueError("networks of Stable Diffusion's size take minutes per image on a CPU; run this on a GPU")
     authors = _time_authors(config, device)
     if device == "cuda":
         torch.cuda.empty_cache()
