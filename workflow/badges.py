@@ -95,7 +95,7 @@ def main() -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print("\n".join(f"written: {file.relative_to(ROOT)}" for file in changed) or "every badge is right already")
+    print("\n".join(f"written: {file.relative_to(ROOT)}" for file in changed) or "every badge is up to date")
     return 0
 
 

@@ -54,7 +54,7 @@ def exit_code_of(run: Callable[[], int]) -> int:
             return run()
     except Stopped as stopped:
         end_descendants()
-        print("stopped: what is finished stays, and the same command goes on from there", file=sys.stderr)
+        print("stopped: what is finished is kept, and the same command continues from there", file=sys.stderr)
         return stopped.code
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -84,7 +84,7 @@ def call(*command: str) -> bool:
 def main() -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cores", default="", help="jobs that run side by side (default: as many as fit the machine)")
+    parser.add_argument("--cores", default="", help="jobs to run side by side (default: as many as fit the machine)")
     parser.add_argument("--data", default="", help="folder of CamVid, for the record of real photographs")
     parser.add_argument("--dry-run", action="store_true", help="only say what is stale, and how long it will take")
     arguments = parser.parse_args()
@@ -100,7 +100,7 @@ def run(arguments: argparse.Namespace) -> int:
         count, why = outlook(name, cores, arguments.data)
         print(f"{name}: {why if count else 'nothing to do'}")
     if not arguments.data:
-        print(f"{WITH_DATA}: left out, its record stays; DATA=path runs it")
+        print(f"{WITH_DATA}: left out, its record is kept; DATA=path runs it")
     changed = notebooks_to_execute()
     print(
         f"then the benchmarks, the records, and the notebooks that changed by then; now {', '.join(changed) or 'none'}"
@@ -110,7 +110,7 @@ def run(arguments: argparse.Namespace) -> int:
     for name in profiles:
         data = [f"--data={arguments.data}"] if name == WITH_DATA else []
         if not call("workflow/reproduce.py", name, f"--cores={cores}", *data):
-            print(f"error: PROFILE={name} failed, see above; the same command goes on from there", file=sys.stderr)
+            print(f"error: PROFILE={name} failed, see above; the same command continues from there", file=sys.stderr)
             return 1
     whole = call("-m", "zodi.studies", "bench") and call("workflow/record.py") and execute(notebooks_to_execute())
     return 0 if whole else 1

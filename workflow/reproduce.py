@@ -166,7 +166,7 @@ def missing_models(names: list[str]) -> list[str]:
         except (OSError, ValueError):
             return False
 
-    advice = "not in the hub's cache (HF_HOME); `.venv/bin/python data_scripts/weights.py download` gets it"
+    advice = "not in the hub's cache (HF_HOME); `.venv/bin/python data_scripts/weights.py download` fetches it"
     return [f"model {printable(name)}: {advice}" for name in names if not is_here(name)]
 
 
@@ -245,7 +245,7 @@ def lock(results: Path) -> Iterator[IO]:
         except BlockingIOError:
             raise ValueError(f"{results}: another run is writing there; wait for it or stop it") from None
         except OSError as error:
-            print(f"{results}: no lock there ({error.strerror}); do not start a second run", file=sys.stderr)
+            print(f"{results}: cannot be locked ({error.strerror}); do not start a second run", file=sys.stderr)
         yield file
 
 
@@ -320,7 +320,7 @@ def work_to_do(command: list[str]) -> Work:
             work.following += 1
         else:
             why = stale.why(ROOT / Path(file).parent)
-            work.changed[file] = why or [reason[1].replace("Forced execution", "it no longer is as it was made")]
+            work.changed[file] = why or [reason[1].replace("Forced execution", "it is no longer as it was made")]
     return work
 
 
@@ -335,7 +335,7 @@ def explain(work: Work, results: Path) -> str:
         more = f" and {len(files) - 3} more" if len(files) > 3 else ""
         lines.append(f"  stale: {shown}{more}: {reasons}")
     if work.changed or work.following:
-        lines.append(f"  what is there of them will be moved to {results / 'stale'}")
+        lines.append(f"  their present files will be moved to {results / 'stale'}")
     return "\n".join(lines)
 
 
@@ -380,9 +380,9 @@ def mend(results: Path, dry_run: bool) -> tuple[str, list[str]]:
         again += [run / name for name in stale.ENDS]
         (name, problem), more = next(iter(problems.items())), len(problems) - 1
         file = printable(os.path.normpath(run / name)) + (f" and {more} more" if more else "")
-        lines.append(f"changed since it was made: {file}: {problem}; {run} is made again")
+        lines.append(f"changed since it was made: {file}: {problem}; {run} will be made again")
     if lines:
-        lines.append(f"  what was there of them {'will be' if dry_run else 'is'} moved to {results / 'stale'}")
+        lines.append(f"  their files {'will be' if dry_run else 'have been'} moved to {results / 'stale'}")
     again += [file.relative_to(ROOT) for file in stale.unfinished(ROOT / results)]
     return "\n".join(lines), [file.as_posix() for file in dict.fromkeys(again)]
 
@@ -449,8 +449,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("profile", help="name of a file in workflow/profiles, without .yaml")
     parser.add_argument("--data", default="", help="folder of the data set, for profiles that need one")
-    parser.add_argument("--cores", default="", help="jobs that run side by side (default: as many as fit the machine)")
-    parser.add_argument("--model", default="mini", help="checkpoint, for profiles that measure one (default mini)")
+    parser.add_argument("--cores", default="", help="jobs to run side by side (default: as many as fit the machine)")
+    parser.add_argument("--model", default="mini", help="checkpoint, for profiles that measure one (default: mini)")
     parser.add_argument("--cluster", default="", help="folder in workflow/profiles, for example slurm")
     parser.add_argument("--dry-run", action="store_true", help="only say what would run, and why")
     arguments = parser.parse_args()

@@ -298,7 +298,7 @@ def _notebook_problem(file: Path) -> str:
     except FileNotFoundError:
         return "is gone"
     except (OSError, ValueError, KeyError, TypeError):
-        return "found no whole notebook"
+        return "found an incomplete notebook"
 
 
 def check_inputs(inputs: Iterable[Path]) -> None:
