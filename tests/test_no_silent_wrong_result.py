@@ -192,7 +192,9 @@ def test_a_strength_that_takes_no_step_is_refused_before_anything_is_done(checkp
 def test_strengths_below_those_of_the_checkpoint_are_said_and_a_prompt_gets_one_of_them(checkpoint, tmp_path, capsys):
     tiny.write_dataset(tmp_path)
     assert transfer(checkpoint, tmp_path, "--domain", "night", "--strength", "0.5", "--steps", "4", "--limit", "1") == 0
-    assert capsys.readouterr().err.count("warning: strength 0.5 is below all that the model was made for (0.8") == 1
+    assert (
+        capsys.readouterr().err.count("warning: strength 0.5 is below all those that the model was made for (0.8") == 1
+    )
     shutil.rmtree(tmp_path / "out")
     assert transfer(checkpoint, tmp_path, "--prompt", "in a storm", "--steps", "4", "--limit", "1") == 0
     assert "warning" not in capsys.readouterr().err

@@ -500,7 +500,9 @@ def find_pairs(source: AnyDataset, synth: AnyDataset | None, config: AdaptationC
     """
     if synth is None:
         if config.augmentation:
-            raise ValueError(f"augmentation={config.augmentation!r}: it changes second images; give the source again")
+            raise ValueError(
+                f"augmentation={config.augmentation!r}: it changes second images; give the source as synth"
+            )
         return None
     positions = {key: index for index, key in enumerate(synth.keys)}
     pairs = {key: positions[key] for key in source.keys if key in positions}

@@ -132,7 +132,7 @@ class FolderDataset(_Fingerprint):
         if missing:
             raise FileNotFoundError(
                 f"{labels}: no label map for {len(missing)} of {len(self.keys)} images, for example "
-                f"{', '.join(printable(f'{key}.png') for key in missing[:10])}; labels need the names of their images"
+                f"{', '.join(printable(f'{key}.png') for key in missing[:10])}; labels must be named like their images"
             )
 
     def only(self, keys: Sequence[str]) -> "FolderDataset":
@@ -145,7 +145,9 @@ class FolderDataset(_Fingerprint):
         part.keys = [key for key in self.keys if key in wanted]
         part._cache = {} if self._cache is not None else None
         if not part.keys:
-            raise ValueError(f"{self.images_folder}: none of the {len(keys)} names is there; expected {self.keys[:3]}")
+            raise ValueError(
+                f"{self.images_folder}: found none of the {len(keys)} names; expected names like {self.keys[:3]}"
+            )
         return part
 
     def __len__(self) -> int:

@@ -245,7 +245,7 @@ def _find(
         wanted = {}
     if second_control is not None:
         if not wanted:
-            raise ValueError(f"model {str(model)!r} takes no ControlNet, so no second one either")
+            raise ValueError(f"model {str(model)!r} takes no ControlNet, and so no second one either")
         wanted["second_control"] = second_control
     is_local = folder == MINI_FOLDER or Path(model).is_dir()
     name = ("mini" if folder == MINI_FOLDER else folder.resolve().name) if is_local else str(model)

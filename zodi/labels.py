@@ -262,7 +262,9 @@ def read_mapping(file: Path) -> LabelSet:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ValueError(f"{file}: cannot be read as YAML ({error})") from error
     if not isinstance(content, dict) or not isinstance(content.get("classes"), dict):
-        raise ValueError(f"{file}: expected `classes:`, a Cityscapes class with its pixel values a line, and `void:`")
+        raise ValueError(
+            f"{file}: expected `classes:`, one Cityscapes class per line with its pixel values, and `void:`"
+        )
 
     def numbers(value: object) -> tuple[int, ...]:
         return tuple(value) if isinstance(value, list) else (value,)
@@ -278,7 +280,7 @@ def read_mapping(file: Path) -> LabelSet:
         raise ValueError(f"{file}: found the pixel values {wrong}, expected whole numbers 0 .. 255")
     twice = sorted({value for value in values if values.count(value) > 1})
     if twice:
-        raise ValueError(f"{file}: the pixel values {twice} are named more than once")
+        raise ValueError(f"{file}: the pixel values {twice} are given more than once")
     raw = tuple(classes.get(name, ()) for name in CITYSCAPES.names)
     # 255 means void unless the mapping says that it is a class.
     void = {*void} | ({IGNORE_INDEX} - {*values})

@@ -261,7 +261,7 @@ def _noise(
     if noise is None:
         return [randn_tensor(like.shape, generator, like.device, like.dtype) for _ in range(count)]
     if len(noise) != count:
-        raise ValueError(f"noise: found {len(noise)} tensors, expected {count} (the encoding noise and one a step)")
+        raise ValueError(f"noise: found {len(noise)} tensors, expected {count} (the encoding noise and one per step)")
     for index, eps in enumerate(noise):
         if eps.shape != like.shape:
             raise ValueError(f"noise[{index}]: found shape {tuple(eps.shape)}, expected {tuple(like.shape)}")
@@ -395,7 +395,7 @@ def strength_warning(config: TransferConfig, defaults: TransferDefaults) -> str:
     least = min(defaults.strengths.values(), default=0)
     if not _goes_back(config) or config.strength >= least - 1 / config.num_inference_steps:
         return ""
-    return f"strength {config.strength:g} is below all that the model was made for ({least:g} and more)"
+    return f"strength {config.strength:g} is below all those that the model was made for ({least:g} and more)"
 
 
 def _goes_back(config: TransferConfig) -> bool:

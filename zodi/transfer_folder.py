@@ -151,7 +151,7 @@ def transfer_folder(
     if labels_dir is not None:
         beside.append(("label map", labels_dir, find_files(labels_dir, (".png",))))
     elif config.method not in WITHOUT_LAYOUT:
-        raise ValueError(f"method {config.method!r} draws a layout for every image: give the folder of label maps")
+        raise ValueError(f"method {config.method!r} needs a layout for every image: give the folder of label maps")
     if maps_dir is not None:
         if labels_dir is None:
             raise ValueError(f"{maps_dir}: second maps without label maps; give the folder of label maps too")
@@ -241,8 +241,8 @@ class _Run:
         writing.clear()
         if full is not None:
             raise OSError(
-                f"{self.out}: the disk is full ({one_line(full)}). What is finished stays: free some space and run the "
-                "same command again"
+                f"{self.out}: the disk is full ({one_line(full)}). What is finished is kept: free some space and run "
+                "the same command again"
             ) from full
 
 
@@ -332,7 +332,7 @@ def _read_sources(sources: list[Path], config: TransferConfig, read: _ReadPictur
         rows, columns = working_size(height, width, config.short_side, config.multiple)
         raise ValueError(
             f"{sources[0]}: found {width}x{height} pixels, which the networks would work on at {columns}x{rows}; "
-            f"expected a shape of at most {LONGEST_SHAPE}:1. Cut the image"
+            f"expected a shape of at most {LONGEST_SHAPE}:1. Crop the image"
         )
     return pictures, checksum
 
