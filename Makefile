@@ -52,7 +52,7 @@ quality: .venv/.done ## measure the transfer of MODEL on the miniature: domain, 
 	@$(BIN)/python workflow/reproduce.py quality --cores=$(call quoted,CORES) --model=$(call quoted,MODEL) $(dry_run)
 
 .PHONY: bench
-bench: .venv/.done ## measure speed: transfer against the authors' loop, the paper's training, the main job; results in benchmarks/
+bench: .venv/.done ## measure speed (the authors' loop, the paper's training, the main job); results in benchmarks/
 	$(BIN)/python -m zodi.studies bench
 
 .PHONY: record
@@ -91,7 +91,7 @@ notebooks: sync ## execute the notebooks again, as if for the first time, and ke
 	$(BIN)/python workflow/execute_notebooks.py $(NOTEBOOKS:.py=.ipynb)
 
 .PHONY: badges
-badges: .venv/.done ## write the address and version of pyproject.toml into every badge and Colab cell; REPO=owner/name changes it
+badges: .venv/.done ## write pyproject.toml's address and version into every badge and Colab cell; REPO=owner/name moves
 	$(BIN)/python workflow/badges.py --repository=$(call quoted,REPO)
 
 .PHONY: site

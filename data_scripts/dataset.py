@@ -95,7 +95,7 @@ class Dataset:
     instructions: str
 
 
-# For files that come in no official layout.
+# For files without an official layout.
 ANY_SIZE = Part("any", "", "")
 
 # ---------------------------------------------------------------- files

@@ -112,7 +112,7 @@ def transfer_folder(
     Args:
         model: from `zodi.diffusion.load`; None only for "photometric".
         images_dir: folder of images of any size; subfolders are kept.
-        labels_dir: folder of label maps with the names of their images; None only for methods without a layout.
+        labels_dir: folder of label maps named like their images; None only for methods without a layout.
         out: folder of the result.
         config: settings of the transfer.
         label_set: meaning of the label maps' pixel values.
@@ -122,7 +122,7 @@ def transfer_folder(
         limit: do only the first so many images; None = all.
         progress: show a progress bar.
         max_pixels: width times height of the largest image that is read.
-        second_maps: folder of maps with the names of their images, for a model with a second ControlNet.
+        second_maps: folder of maps named like their images, for a model with a second ControlNet.
 
     Returns:
         The report. An image that cannot be done is an entry in `errors`; the rest is done.

@@ -27,7 +27,7 @@ class TransferDefaults:
         short_side: pixels that the shorter image side is resized to.
         multiple: pixels; both sides are rounded to multiples of it (VAE times UNet downsampling).
         palette: colours that layouts are drawn with, "cityscapes" or "ade20k".
-        strengths: strengths of domains in place of the paper's, 0 .. 1.
+        strengths: strengths of domains instead of the paper's, 0 .. 1.
     """
 
     guidance_scale: float = 9.0
@@ -114,7 +114,7 @@ class Generator(ABC):
     TOKENIZERS: ClassVar[dict[str, type]]
     # The part that predicts.
     DENOISER: ClassVar[str]
-    # Parts, beside the ControlNet, that it may lack.
+    # Parts, besides the ControlNet, that it may lack.
     OPTIONAL: ClassVar[tuple[str, ...]] = ()
     SCHEDULER: ClassVar[type]
     # The class of diffusers that writes it.

@@ -78,7 +78,7 @@ class PretrainConfig:
         held_out: the last scenes, kept for the validation loss and the sample sheet.
         vae_steps: optimisation steps of the VAE; 0 with `start_from` = keep its VAE unchanged.
         vae_batch_size, vae_crop: crops per step, and their height in pixels; they are twice as wide.
-        vae_edges, vae_perceptual: weights of `_edge_loss` and `_perceptual_loss` beside the reconstruction.
+        vae_edges, vae_perceptual: weights of `_edge_loss` and `_perceptual_loss` besides the reconstruction.
         vae_learning_rate, learning_rate: peak values of AdamW.
         latent_channels: channels of the latents.
         steps: optimisation steps of UNet, ControlNet and text encoder together.

@@ -74,7 +74,7 @@ def paper_deeplabv3plus(encoder: str, classes: int) -> EncoderDecoder:
 
     Args:
         encoder: a ResNet of smp without dilation, "resnet50" or "resnet101" in the paper.
-        classes: outputs a pixel.
+        classes: outputs per pixel.
     """
     backbone = smp.encoders.get_encoder(encoder, weights=None)
     decoder = _DeepLabDecoder(backbone.out_channels)
@@ -170,7 +170,7 @@ def paper_refinenet(encoder: str, classes: int) -> EncoderDecoder:
 
     Args:
         encoder: a ResNet of smp, "resnet50" in the paper.
-        classes: outputs a pixel.
+        classes: outputs per pixel.
     """
     backbone = smp.encoders.get_encoder(encoder, weights=None)
     decoder = _RefineNetDecoder(backbone.out_channels)

@@ -1,4 +1,4 @@
-"""Parts of checkpoints in the format of diffusers and transformers: loaded whole, or refused in one line.
+"""Parts of checkpoints in the format of diffusers and transformers: loaded completely, or refused in one line.
 
 Left to themselves, the libraries take a file of unrelated weights for a network yet to be trained and a string for a
 truth value, and report damage in many different ways and over many lines. Networks loaded here are identified by their
@@ -78,8 +78,8 @@ def explained(part: Path) -> Iterator[None]:
     """Turn whatever the libraries raise for a missing or damaged part of a checkpoint, file or folder, into one line.
 
     Raises:
-        FileNotFoundError: in place of an OSError.
-        ValueError: in place of anything else.
+        FileNotFoundError: instead of an OSError.
+        ValueError: instead of anything else.
     """
     try:
         yield

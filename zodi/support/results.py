@@ -1,4 +1,4 @@
-"""Folders of images that several runs fill: claimed for one set of settings, with a line for every whole image.
+"""Folders of images that several runs fill: claimed for one set of settings, with a line for every complete image.
 
 OUT/settings.json     settings, their hash, and what the run was computed with
 OUT/manifest*.jsonl   one line per image: its key, file, size and checksums
