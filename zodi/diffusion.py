@@ -209,7 +209,7 @@ def examine(
         "controls": " and ".join(maps) or "none",
         **schedule_text(kind, folder, lora is not None),
         "working size": f"short side {defaults.short_side} pixels, sides multiples of {defaults.multiple}",
-        "steps": f"{defaults.num_inference_steps} for the whole way, guidance weight {defaults.guidance_scale:g}",
+        "steps": f"{defaults.num_inference_steps} for the whole schedule, guidance weight {defaults.guidance_scale:g}",
         "strength": f"{math.ceil(1000 / defaults.num_inference_steps) / 1000:g} (one step) .. 1 (all steps)",
         "weights for few steps": few_steps,
     }
