@@ -101,7 +101,7 @@ def test_a_mapping_that_is_no_text_is_named(tmp_path):
         read_mapping(tmp_path / "mine.yaml")
 
 
-# ---------------------------------------------------------------- content, translation, conflicts
+# ---------------------------------------------------------------- content, conflicts
 
 
 @each_set
@@ -138,14 +138,6 @@ def test_written_label_maps_hold_class_indices():
     written = CAMVID.written()
     assert (written.name, written.names) == ("camvid", CAMVID.names)
     assert written.to_train_ids(np.array([[10, 255]], np.uint8), "x")[0].tolist() == [10, 255]
-
-
-def test_indices_are_translated_by_name_or_refused():
-    reordered = LabelSet("mine", ("sky", "road"), ((1, 1, 1), (2, 2, 2)))
-    table = reordered.translation(CITYSCAPES)
-    assert [CITYSCAPES.names[table[index]] for index in (0, 1)] == ["sky", "road"] and table[255] == IGNORE_INDEX
-    with pytest.raises(ValueError, match=r"'cityscapes' has no classes \['pavement', 'tree'"):
-        CAMVID.translation(CITYSCAPES)
 
 
 def test_a_class_may_have_the_value_255(tmp_path):

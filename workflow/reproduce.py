@@ -408,7 +408,8 @@ def run_snakemake(command: list[str], dry_run: bool, held: IO, cluster: str) -> 
         held: the locked file. As standard input it is passed on to every job, which closes other files.
         cluster: name of the cluster, "" for this machine.
     """
-    command = [*command, *(["--dry-run"] if dry_run else []), "--quiet", "rules", "host"]
+    # On a dry run Snakemake prints the number of jobs twice, and `run` has printed it.
+    command = [*command, "--quiet", "rules", "host", *(["progress", "--dry-run"] if dry_run else [])]
     process = subprocess.Popen(
         command, cwd=ROOT, stdin=held, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **processes.tied()
     )
@@ -488,6 +489,8 @@ def run(arguments: argparse.Namespace) -> int:
         work = work_to_do(command)
         if "expected" in profile:
             print(plan(work.rules, profile["expected"]))
+        elif arguments.dry_run:
+            print("\n".join(f"{rule:<16}{count:>6}" for rule, count in work.rules.items()))
         print(explain(work, results))
         if work.rules and "expected" not in profile and not arguments.cluster:
             print(sentence_on_jobs)

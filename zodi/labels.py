@@ -83,19 +83,6 @@ class LabelSet:
         name = CITYSCAPES.name if self.names == CITYSCAPES.names else self.name
         return LabelSet(name, self.names, self.colors)
 
-    def translation(self, other: "LabelSet") -> np.ndarray:
-        """Table uint8 (256,) from this label set's class indices to another's, by class name; void stays void.
-
-        Raises:
-            ValueError: if the other one lacks a class; names it.
-        """
-        missing = [name for name in self.names if name not in other.names]
-        if missing:
-            raise ValueError(f"label set {self.name!r}: {other.name!r} has no classes {missing}; choose another one")
-        table = np.full(256, IGNORE_INDEX, np.uint8)
-        table[: self.num_classes] = [other.names.index(name) for name in self.names]
-        return table
-
     def to_train_ids(self, raw: np.ndarray, source: str) -> np.ndarray:
         """Class indices of a label file's pixels.
 

@@ -27,7 +27,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +38,12 @@ from zodi.datasets import find_files, read_image, read_pair
 from zodi.diffusion import Generator, fingerprint
 from zodi.labels import LabelSet
 from zodi.support.files import check_apart, check_disk, held, is_disk_full, one_line, printable, write_json
-from zodi.support.pictures import MAX_PIXELS, stored_size
+from zodi.support.pictures import MAX_PIXELS
 from zodi.support.results import (
+    PREVIEW_FILE,
+    PREVIEW_ROWS,
+    REPORT_FILE,
+    bytes_needed,
     claim,
     finished_of,
     set_aside,
@@ -51,10 +54,6 @@ from zodi.support.results import (
 from zodi.support.runs import device_text
 from zodi.transfer import WITHOUT_LAYOUT, WITHOUT_MODEL, TransferConfig, check_steps, transfer_images, working_size
 
-REPORT_FILE = "report.json"
-PREVIEW_FILE = "preview.png"
-PREVIEW_ROWS = 4
-PREVIEW_HEIGHT = 160
 # An image with its layout image and its second map, each None where there is none.
 _Pictures = tuple[np.ndarray, np.ndarray | None, np.ndarray | None]
 # Source files -> pictures, see `_read_pictures`.
@@ -182,7 +181,8 @@ def transfer_folder(
         skipped = len(run.sources) - len(todo)
         stopped = ""
         try:
-            _check_space(out, [images[key] for key in todo])
+            advice = f"{len(todo)} images need it: free some space, choose another folder, or use a limit."
+            check_disk(out, bytes_needed(images[key] for key in todo), advice)
             bar = tqdm(total=len(run.sources), initial=skipped, unit="image", disable=not progress)
             with bar, ThreadPoolExecutor(IO_THREADS) as pool:
                 _transfer(run, pool, bar, model, todo, config, read, batch_size)
@@ -377,16 +377,6 @@ def _transfer_batch(
     return {key: result for results in alone for key, result in results.items()}
 
 
-def _check_space(out: Path, images: list[Path]) -> None:
-    """Refuse to start when the results, at most three bytes per pixel, may not fit."""
-    needed = 0
-    for path in images:
-        # Unreadable images are reported by name when their turn comes.
-        with suppress(ValueError):
-            needed += 3 * prod(stored_size(path))
-    check_disk(out, needed, f"{len(images)} images need it: free some space, choose another folder, or use a limit.")
-
-
 def _try_preview(run: _Run, read: _ReadPictures) -> None:
     """Write the preview; one that fails is an entry in the report."""
     try:
@@ -402,4 +392,4 @@ def _preview(out: Path, sources: dict[str, list[Path]], read: _ReadPictures) -> 
     for key, paths in sources.items():
         result = read_image(out / "images" / f"{key}.png")
         rows.append([cell for cell in (*read(paths), result) if cell is not None])
-    write_preview(out / PREVIEW_FILE, rows, PREVIEW_HEIGHT)
+    write_preview(out / PREVIEW_FILE, rows)

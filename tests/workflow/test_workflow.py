@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -300,6 +301,7 @@ class TestRun:
         result = make(project, "--dry-run")
         assert "0 jobs are new, 1 are stale, 0 follow" in result.stdout
         assert "results/tiny/tables: zodi/support/plots.py has changed" in result.stdout
+        assert re.findall("^tables .*", result.stdout + result.stderr, re.MULTILINE) == [f"{'tables':<16}{1:>6}"]
         assert metrics(project) == before
         assert make(project).returncode == 0
         after = metrics(project)

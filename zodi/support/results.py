@@ -4,11 +4,15 @@ OUT/settings.json     settings, their hash, and what the run was computed with
 OUT/manifest*.jsonl   one line per image: its key, file, size and checksums
 OUT/images/KEY.png    the images
 OUT/stale/            images that no line vouches for
+OUT/preview.png       some of the images, as a grid
+OUT/report.json       what the last run did
 """
 
 import hashlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from math import prod
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -16,9 +20,14 @@ import numpy as np
 from PIL import Image
 
 from zodi.support.files import atomic_path, create_json, read_json, read_json_lines, to_plain
+from zodi.support.pictures import stored_size
 from zodi.support.runs import environment, settings_hash
 
 SETTINGS_FILE = "settings.json"
+REPORT_FILE = "report.json"
+PREVIEW_FILE = "preview.png"
+PREVIEW_ROWS = 4
+PREVIEW_HEIGHT = 160
 _RECORD = {"key": str, "file": str, "bytes": int, "sha256": str, "source_sha256": str, "settings_hash": str}
 
 # ---------------------------------------------------------------- settings
@@ -189,6 +198,18 @@ def write_image(out: Path, key: str, result: np.ndarray, source_sha256: str, set
     }
 
 
+def bytes_needed(images: Iterable[Path]) -> int:
+    """Bytes that images of the size of these may need when they are written, at most three per pixel.
+
+    Unreadable images count as none: they are reported when their turn comes.
+    """
+    needed = 0
+    for path in images:
+        with suppress(ValueError):
+            needed += 3 * prod(stored_size(path))
+    return needed
+
+
 def sha256_of(*files: Path) -> str:
     """Checksum of the bytes of files, one after the other."""
     digest = hashlib.sha256()
@@ -200,7 +221,7 @@ def sha256_of(*files: Path) -> str:
 # ---------------------------------------------------------------- preview
 
 
-def write_preview(file: Path, rows: list[list[np.ndarray]], height: int) -> None:
+def write_preview(file: Path, rows: list[list[np.ndarray]], height: int = PREVIEW_HEIGHT) -> None:
     """Write a grid of images uint8 (H, W, 3) of any sizes, each resized to `height` pixels; none without rows."""
     cells = [[_cell(Image.fromarray(image), height) for image in row] for row in rows]
     if not cells:

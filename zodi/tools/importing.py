@@ -13,9 +13,8 @@ is no proof, because the reference does not know the new domain either; the audi
 import json
 import re
 import shutil
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import dataclass, field
-from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -29,12 +28,21 @@ from zodi.evaluation import iou, predict
 from zodi.labels import IGNORE_INDEX, LabelSet
 from zodi.support.checks import check_network
 from zodi.support.files import atomic_path, check_apart, check_disk, held, one_line, printable, write_json
-from zodi.support.pictures import MAX_PIXELS, resized, stored_size
-from zodi.support.results import claim, finished_of, set_aside, sha256_of, write_image, write_preview
+from zodi.support.pictures import MAX_PIXELS, resized
+from zodi.support.results import (
+    PREVIEW_FILE,
+    PREVIEW_ROWS,
+    REPORT_FILE,
+    bytes_needed,
+    claim,
+    finished_of,
+    set_aside,
+    sha256_of,
+    write_image,
+    write_preview,
+)
 
-REPORT_FILE, PREVIEW_FILE = "report.json", "preview.png"
 AUDIT_FILE, CLASSES_FILE = "audit.csv", "classes.csv"
-PREVIEW_ROWS, PREVIEW_HEIGHT = 4, 160
 # Generators work at multiples of 8 or 64 pixels, so shapes may differ a little; a larger difference means another crop
 # of the scene.
 SHAPE_TOLERANCE = 0.02
@@ -159,7 +167,7 @@ def import_folder(
         todo = [key for key in files if key not in finished]
         if todo:
             _forget_audit(out)
-        check_disk(out, sum(_bytes_of(sources[key]) for key in todo), "Choose another folder or free some space.")
+        check_disk(out, bytes_needed(sources[key] for key in todo), "Choose another folder or free some space.")
         for key, name in wanted.items():
             if name not in theirs:
                 errors[key] = f"{printable(sources[key])}: no image {printable(name)} in {images}"
@@ -191,13 +199,6 @@ def _forget_audit(out: Path) -> None:
         (out / name).unlink(missing_ok=True)
 
 
-def _bytes_of(path: Path) -> int:
-    """Bytes of an image as it may be written; 0 for an unreadable one, which is reported when its turn comes."""
-    with suppress(ValueError):
-        return 3 * prod(stored_size(path))
-    return 0
-
-
 def _matched(theirs: Path, source: Path, label: Path, label_set: LabelSet, max_pixels: int) -> tuple[np.ndarray, bool]:
     """Their image uint8 (H, W, 3) at the size of its source, and whether it was resized; ValueError names the file."""
     original, _ = read_pair(source, label, label_set, None, max_pixels)
@@ -219,7 +220,7 @@ def _preview(
     for key in keys:
         image, label = read_pair(sources[key], maps[key], label_set, None, max_pixels)
         rows.append([image, label_set.colorize(label), read_image(out / "images" / f"{key}.png", None, max_pixels)])
-    write_preview(out / PREVIEW_FILE, rows, PREVIEW_HEIGHT)
+    write_preview(out / PREVIEW_FILE, rows)
 
 
 # ---------------------------------------------------------------- are the labels still there?
