@@ -67,10 +67,6 @@ class Flux(Generator):
     tokenizer_2: T5TokenizerFast
     scheduler: FlowMatchEulerDiscreteScheduler
     defaults: TransferDefaults = DEFAULTS
-    compiled: bool = False
-    control_kind: int | None = None
-    second: Control | None = None
-    lora: str = ""
 
     @property
     def multiple(self) -> int:

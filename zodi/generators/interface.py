@@ -3,7 +3,7 @@
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import KW_ONLY, asdict, dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -92,7 +92,18 @@ class Control:
     kind: int | None = None
 
 
-class Generator(ABC):
+@dataclass(frozen=True)
+class Loaded:
+    """What every generator has besides the parts of its checkpoint, given by name; see `Generator`."""
+
+    _: KW_ONLY
+    compiled: bool = False
+    control_kind: int | None = None
+    second: Control | None = None
+    lora: str = ""
+
+
+class Generator(Loaded, ABC):
     """A latent generative model with ControlNets, ready for inference. Families are frozen dataclasses.
 
     Attributes:
@@ -131,10 +142,6 @@ class Generator(ABC):
     controlnet: nn.Module | None
     scheduler: Any
     defaults: TransferDefaults
-    compiled: bool
-    control_kind: int | None
-    second: Control | None
-    lora: str
 
     # ------------------------------------------------------------ what a family defines
 

@@ -31,8 +31,26 @@ from zodi.networks.hub import CONTROLNET_SEG
 from zodi.support.runs import image_format
 
 
+class UNetGenerator(Generator):
+    """What the families with a UNet and the paper's schedule share."""
+
+    DENOISER: ClassVar[str] = "unet"
+    SCHEDULER: ClassVar[type] = DDIMScheduler
+
+    unet: UNet2DConditionModel
+
+    @property
+    def multiple(self) -> int:
+        """VAE times UNet downsampling."""
+        return self.pixels_a_latent * 2 ** (len(self.unet.config.block_out_channels) - 1)
+
+    def schedule(self, z: Tensor) -> PaperSchedule:
+        """The paper's schedule, or with few-step weights their own."""
+        return few_step_scheduler(self.scheduler) if self.lora else paper_scheduler(self.scheduler)
+
+
 @dataclass(frozen=True)
-class DiffusionModel(Generator):
+class DiffusionModel(UNetGenerator):
     """The parts of a latent diffusion model with a layout ControlNet, ready for inference.
 
     Attributes:
@@ -55,8 +73,6 @@ class DiffusionModel(Generator):
         "text_encoder": (CLIPTextModel,),
     }
     TOKENIZERS: ClassVar[dict[str, type]] = {"tokenizer": CLIPTokenizer}
-    DENOISER: ClassVar[str] = "unet"
-    SCHEDULER: ClassVar[type] = DDIMScheduler
     PIPELINE: ClassVar[str] = "StableDiffusionControlNetPipeline"
     CONTROLNETS: ClassVar[tuple[str, ...]] = (CONTROLNET_SEG,)
     DEFAULTS: ClassVar[TransferDefaults] = PAPER_DEFAULTS
@@ -69,25 +85,12 @@ class DiffusionModel(Generator):
     tokenizer: CLIPTokenizer
     scheduler: DDIMScheduler
     defaults: TransferDefaults = PAPER_DEFAULTS
-    compiled: bool = False
-    control_kind: int | None = None
-    second: Control | None = None
-    lora: str = ""
-
-    @property
-    def multiple(self) -> int:
-        """VAE times UNet downsampling."""
-        return self.pixels_a_latent * 2 ** (len(self.unet.config.block_out_channels) - 1)
 
     @torch.inference_mode()
     def embed(self, prompts: list[str]) -> Prompts:
         """The text encoder's last layer, (B, L, D)."""
         tokens = tokens_of(self.tokenizer, prompts, self.tokenizer.model_max_length, 2)
         return Prompts(self.text_encoder(tokens.to(self.device)).last_hidden_state)
-
-    def schedule(self, z: Tensor) -> PaperSchedule:
-        """The paper's schedule, or with few-step weights their own."""
-        return few_step_scheduler(self.scheduler) if self.lora else paper_scheduler(self.scheduler)
 
     def predictor(
         self,

@@ -72,10 +72,6 @@ class StableDiffusion3(Generator):
     tokenizer_3: T5TokenizerFast | None
     scheduler: FlowMatchEulerDiscreteScheduler
     defaults: TransferDefaults = DEFAULTS
-    compiled: bool = False
-    control_kind: int | None = None
-    second: Control | None = None
-    lora: str = ""
 
     @property
     def multiple(self) -> int:
