@@ -7,10 +7,11 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 from zodi.domains import DOMAINS, SOURCE
+from zodi.generators.additions import Additions
 from zodi.labels import LABEL_SETS, get_label_set
 from zodi.support.options import (
     Command,
@@ -29,6 +30,7 @@ SHORT = {"num_inference_steps": "steps", "guidance_scale": "guidance"}
 LABEL_SET_TEXT = f"what label values mean: {', '.join(LABEL_SETS)}, or a mapping file.yaml (default: cityscapes)"
 NETWORK_TEXT = "folder `network/` that `adapt` wrote, or a checkpoint of transformers: its folder or hf:HUB_ID"
 MODEL_TEXT = "mini (default), a folder in diffusers' format, or a hub id"
+SECOND = ("second_control", "second_weight", "second_kind")
 # Parameters up to which `info` loads a model to tell it apart from others: Stable Diffusion 1.5 with its ControlNet.
 LARGEST_LOADED = 1_500_000_000
 
@@ -41,35 +43,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _model_options(sub: argparse.ArgumentParser, second: bool = True) -> None:
     """Which diffusion model, and what is added to it; see `_model_settings`."""
     sub.add_argument("--model", default="mini", help=MODEL_TEXT)
-    sub.add_argument("--controlnet", help="folder, hub id or .safetensors file, when the model has none")
-    sub.add_argument("--control-kind", type=int, help="number of the kind of map, for a ControlNet that reads several")
-    if second:
-        sub.add_argument("--second-control", help="another ControlNet for a second map per image: depth, edges")
-        sub.add_argument("--second-weight", type=float, default=1.0, help="of the second ControlNet (default: 1)")
-        sub.add_argument("--second-kind", type=int, help="like --control-kind, for the second ControlNet")
-    sub.add_argument("--lora", help="weights for 4 to 8 steps (LCM, Hyper-SD): .safetensors file, folder, or hub id")
-    sub.add_argument("--lora-scale", type=float, default=1.0, help="what these weights are multiplied by (default: 1)")
-    sub.add_argument("--variant", help="variant of the denoiser's weights: non_ema for the authors'")
+    add_fields(sub, Additions, leave_out=() if second else SECOND, show_defaults=False)
+    # An option that is not given is recorded with its default.
+    sub.set_defaults(**{field.name: field.default for field in fields(Additions) if second or field.name not in SECOND})
     sub.add_argument("--download", action="store_true", help="allow a hub model to be downloaded")
-
-
-# Options of `_model_options` that have the same name in `zodi.diffusion.load`.
-MODEL_OPTIONS = (
-    "controlnet",
-    "control_kind",
-    "second_control",
-    "second_weight",
-    "second_kind",
-    "lora",
-    "lora_scale",
-    "variant",
-)
 
 
 def _model_settings(options: argparse.Namespace) -> dict[str, Any]:
     """What `zodi.diffusion.load` takes from `_model_options`, except the model."""
-    given = {name: getattr(options, name) for name in MODEL_OPTIONS if hasattr(options, name)}
-    return given | {"local_files_only": not options.download}
+    return given_fields(options, Additions) | {"local_files_only": not options.download}
 
 
 # ---------------------------------------------------------------- transfer

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedConfig
 
+from zodi.generators.additions import Additions
 from zodi.generators.examine import Examination, parts_of, schedule_text
 from zodi.generators.families import (
     check_made_for,
@@ -89,41 +90,22 @@ MODULES = (*DiffusionModel.PARTS,)
 def load(
     model: str | Path = "mini",
     *,
-    controlnet: str | Path | None = None,
     device: str | torch.device = "cpu",
     dtype: str | torch.dtype = torch.float32,
-    variant: str | None = None,
     compile: bool = False,
     local_files_only: bool = True,
-    control_kind: int | None = None,
-    second_control: str | Path | None = None,
-    second_weight: float = 1.0,
-    second_kind: int | None = None,
-    lora: str | Path | None = None,
-    lora_scale: float = 1.0,
+    **added: Any,
 ) -> Generator:
     """Load a checkpoint for inference; safetensors only, no code from the checkpoint runs.
 
     Args:
         model: "mini" (shipped with this package), a folder in diffusers' format, or a hub id, of any of
             `zodi.generators.families.FAMILIES`.
-        controlnet: folder, hub id or single .safetensors file of the ControlNet, the file with diffusers' names and the
-            shapes that the UNet requires. None = the checkpoint's own `controlnet/` subfolder when it has one, else for
-            Stable Diffusion the ControlNet that the paper uses (`CONTROLNET_SEG`).
         device: where the weights go; "auto" = `zodi.support.runs.best_device`.
         dtype: type of the weights, or its name; "auto" = the fastest on the device, `zodi.support.runs.best_dtype`.
-        variant: of the UNet's weights, "non_ema" for those that the authors used; None = the averaged ones. Other parts
-            use the variant where they have it: with "fp16" a folder with nothing but `*.fp16.safetensors` is read.
         compile: run the networks through torch.compile: minutes at the start, faster afterwards on a GPU.
         local_files_only: True = never download, use what is on this machine.
-        control_kind: number of the kind of map that the layout is, for a ControlNet that reads several ("union");
-            None = segmentation, for SDXL.
-        second_control: another ControlNet, for a second map per image (depth, edges); given like `controlnet`.
-        second_weight: what the second one's residuals are multiplied by, at least 0.
-        second_kind: like `control_kind`, for the second one.
-        lora: low-rank weights that let the denoiser draw in 4 to 8 steps (LCM-LoRA, Hyper-SD): a .safetensors file, its
-            folder, a hub id, or a hub id followed by the file's name. The defaults become 8 steps without guidance.
-        lora_scale: what they are multiplied by.
+        added: fields of `zodi.generators.additions.Additions`: ControlNets, weights for few steps, a variant.
 
     Raises:
         FileNotFoundError: if a part is missing; says what to get, how large it is and where to put it.
@@ -132,13 +114,14 @@ def load(
     """
     device = check_device(device)
     dtype = check_dtype(dtype, device)
-    found = _find(model, controlnet, second_control, second_weight, variant, local_files_only)
+    plus = Additions(**added)
+    found = _find(model, plus, local_files_only)
     folder, kind = found.folder, found.kind
 
     def network(cls: type, part: Path) -> torch.nn.Module:
         # Only the denoiser has to have the variant; the other parts need not.
-        wanted = variant if part.name in ("unet", "transformer") or any(part.glob(f"*.{variant}*")) else None
-        return load_network(cls, part, device, dtype, wanted)
+        is_wanted = part.name in ("unet", "transformer") or any(part.glob(f"*.{plus.variant}*"))
+        return load_network(cls, part, device, dtype, plus.variant if is_wanted else None)
 
     with quietly():
         parts = load_parts(kind, folder, network, dtype)
@@ -146,46 +129,35 @@ def load(
         # A ControlNet that reads several kinds of map may read both maps.
         controls = {place: load_controlnet(kind, place, denoiser, network) for place in {*found.controls.values()}}
     first, second = (controls.get(found.controls.get(part)) for part in ("controlnet", "second_control"))
-    kinds = _kinds(kind, [control and control.config for control in (first, second)], control_kind, second_kind)
+    kinds = _kinds(kind, [control and control.config for control in (first, second)], plus)
     if isinstance(parts["vae"], AutoencoderKL):
         # One image at a time: at Stable Diffusion's size a batch would take more memory than all networks.
         parts["vae"].enable_slicing()
-    defaults, added = _read_defaults(folder, defaults_of(kind, denoiser.config)), ""
-    if lora is not None:
-        file = locate_lora(lora, local_files_only)
-        add_lora(kind, denoiser, file, lora_scale)
-        defaults, added = few_step_defaults(kind, defaults), f"{file.name} x {lora_scale:g}"
+    defaults, lora = _read_defaults(folder, defaults_of(kind, denoiser.config)), ""
+    if plus.lora is not None:
+        file = locate_lora(plus.lora, local_files_only)
+        add_lora(kind, denoiser, file, plus.lora_scale)
+        defaults, lora = few_step_defaults(kind, defaults), f"{file.name} x {plus.lora_scale:g}"
     loaded = kind(
         name=found.name,
         controlnet=first,
         defaults=defaults,
         control_kind=kinds[0],
-        second=None if second is None else Control(second, second_weight, kinds[1]),
-        lora=added,
+        second=None if second is None else Control(second, plus.second_weight, kinds[1]),
+        lora=lora,
         **parts,
     )
     return compiled(loaded) if compile else loaded
 
 
-def examine(
-    model: str | Path = "mini",
-    *,
-    controlnet: str | Path | None = None,
-    variant: str | None = None,
-    local_files_only: bool = True,
-    control_kind: int | None = None,
-    second_control: str | Path | None = None,
-    second_weight: float = 1.0,
-    second_kind: int | None = None,
-    lora: str | Path | None = None,
-    lora_scale: float = 1.0,
-) -> Examination:
+def examine(model: str | Path = "mini", *, local_files_only: bool = True, **added: Any) -> Examination:
     """What `load` with the same arguments would load and a transfer would do, without loading the weights.
 
     Raises:
         FileNotFoundError, ValueError: as `load`, as far as settings and headers tell.
     """
-    found = _find(model, controlnet, second_control, second_weight, variant, local_files_only)
+    plus = Additions(**added)
+    found = _find(model, plus, local_files_only)
     folder, kind = found.folder, found.kind
     with explained(folder / kind.DENOISER):
         denoiser = read_config(folder / kind.DENOISER / "config.json")
@@ -194,20 +166,20 @@ def examine(
     configs = [read_config(place / "config.json") if place and place.is_dir() else {} for place in places]
     for place, config in zip(places, configs, strict=True):
         check_made_for(place, config, denoiser)
-    kinds = _kinds(kind, configs, control_kind, second_kind)
+    kinds = _kinds(kind, configs, plus)
     controls = {part: place for part, place in found.controls.items() if part == "controlnet" or place != places[0]}
-    parts = parts_of(kind, folder, controls, variant)
+    parts = parts_of(kind, folder, controls, plus.variant)
     few_steps = "none"
-    if lora is not None:
-        few_steps = f"{locate_lora(lora, local_files_only).name} x {lora_scale:g}"
+    if plus.lora is not None:
+        few_steps = f"{locate_lora(plus.lora, local_files_only).name} x {plus.lora_scale:g}"
         defaults = few_step_defaults(kind, defaults)
     maps = ["the layout" if kinds[0] is None else f"the layout as kind {kinds[0]}"] if places[0] else []
     if places[1]:
-        maps.append(f"a second map x {second_weight:g}" + ("" if kinds[1] is None else f" as kind {kinds[1]}"))
+        maps.append(f"a second map x {plus.second_weight:g}" + ("" if kinds[1] is None else f" as kind {kinds[1]}"))
     will_do = {
         "method": "stochastic_inversion (--method for others)" if maps else "instruct_pix2pix, without layout",
         "controls": " and ".join(maps) or "none",
-        **schedule_text(kind, folder, lora is not None),
+        **schedule_text(kind, folder, plus.lora is not None),
         "working size": f"short side {defaults.short_side} pixels, sides multiples of {defaults.multiple}",
         "steps": f"{defaults.num_inference_steps} for the whole schedule, guidance weight {defaults.guidance_scale:g}",
         "strength": f"{math.ceil(1000 / defaults.num_inference_steps) / 1000:g} (one step) .. 1 (all steps)",
@@ -225,28 +197,19 @@ class _Found(NamedTuple):
     controls: dict[str, Path]
 
 
-def _find(
-    model: str | Path,
-    controlnet: str | Path | None,
-    second_control: str | Path | None,
-    second_weight: float,
-    variant: str | None,
-    local_files_only: bool,
-) -> _Found:
-    if second_weight < 0:
-        raise ValueError(f"second_weight={second_weight}: expected at least 0")
-    folder = locate(model, STABLE_DIFFUSION, STABLE_DIFFUSION_SIZE, local_files_only, variant)
+def _find(model: str | Path, plus: Additions, local_files_only: bool) -> _Found:
+    folder = locate(model, STABLE_DIFFUSION, STABLE_DIFFUSION_SIZE, local_files_only, plus.variant)
     kind = family_of(folder)
     check_parts(kind, folder)
-    wanted = {"controlnet": controlnet}
-    if controlnet is None and (folder / "controlnet").is_dir():
+    wanted = {"controlnet": plus.controlnet}
+    if plus.controlnet is None and (folder / "controlnet").is_dir():
         wanted["controlnet"] = folder / "controlnet"
-    elif controlnet is None and _sees_an_image(folder):
+    elif plus.controlnet is None and _sees_an_image(folder):
         wanted = {}
-    if second_control is not None:
+    if plus.second_control is not None:
         if not wanted:
             raise ValueError(f"model {str(model)!r} takes no ControlNet, and so no second one either")
-        wanted["second_control"] = second_control
+        wanted["second_control"] = plus.second_control
     is_local = folder == MINI_FOLDER or Path(model).is_dir()
     name = ("mini" if folder == MINI_FOLDER else folder.resolve().name) if is_local else str(model)
     return _Found(
@@ -254,11 +217,9 @@ def _find(
     )
 
 
-def _kinds(
-    kind: type[Generator], configs: list[Mapping[str, Any] | None], first: int | None, second: int | None
-) -> list[int | None]:
+def _kinds(kind: type[Generator], configs: list[Mapping[str, Any] | None], plus: Additions) -> list[int | None]:
     """`Control.kind` of both ControlNets."""
-    given = ((first, kind.SEGMENTATION_KIND), (second, None))
+    given = ((plus.control_kind, kind.SEGMENTATION_KIND), (plus.second_kind, None))
     return [kind_of_map(kind, config or {}, *numbers) for config, numbers in zip(configs, given, strict=True)]
 
 

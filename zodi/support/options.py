@@ -74,7 +74,7 @@ def device_option(parser: argparse.ArgumentParser) -> None:
 
 def dtype_option(parser: argparse.ArgumentParser) -> None:
     """Add `--dtype`, which `zodi.support.runs.check_dtype` reads."""
-    text = "of the diffusion model's networks (default: auto: half precision where the device supports it)"
+    text = "number type of the diffusion model's networks (default: auto: half precision if the device has it)"
     parser.add_argument("--dtype", choices=DTYPES, default="auto", help=text)
 
 
