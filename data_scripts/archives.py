@@ -82,7 +82,7 @@ def download(
         problem = problem_of(file, file.name, checksum)
         if problem is None:
             return file
-        print(f"{file}: {problem}; it is fetched again", flush=True)
+        print(f"{file}: {problem}; fetching it again", flush=True)
     file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_name(file.name + ".part")
     for attempt in range(retries + 1):

@@ -96,7 +96,7 @@ def main() -> int:
     parser.add_argument("--out", type=folder, default=Path("results/own/data"), help="data set folder to make")
     parser.add_argument("--height", type=int, default=512, help="pixels (default: 512)")
     parser.add_argument("--width", type=int, default=1024, help="pixels (default: 1024)")
-    parser.add_argument("--max-pixels", type=int, default=MAX_PIXELS, help="of the largest image that is read")
+    parser.add_argument("--max-pixels", type=int, default=MAX_PIXELS, help="pixels of the largest image that is read")
     options = parser.parse_args()
     return command.run(lambda: _do(options))
 

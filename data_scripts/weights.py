@@ -104,7 +104,7 @@ def download(weights: Weights) -> None:
     files = weights.find()
     damaged = [(file, text) for file in files if (text := problem(file))]
     for file, text in damaged:
-        print(f"{text.rpartition('; ')[0]}; it is fetched again", flush=True)
+        print(f"{text.rpartition('; ')[0]}; fetching it again", flush=True)
         # In the hub's cache a name is a link, and what it points to would be used again.
         file.resolve().unlink(missing_ok=True)
         file.unlink(missing_ok=True)

@@ -101,10 +101,8 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"{name}: {why if count else 'nothing to do'}")
     if not arguments.data:
         print(f"{WITH_DATA}: left out, its record is kept; DATA=path runs it")
-    changed = notebooks_to_execute()
-    print(
-        f"then the benchmarks, the records, and the notebooks that changed by then; now {', '.join(changed) or 'none'}"
-    )
+    changed = ", ".join(notebooks_to_execute()) or "none"
+    print(f"then the benchmarks, the records, and the notebooks that have changed by then (now: {changed})")
     if arguments.dry_run:
         return 0
     for name in profiles:

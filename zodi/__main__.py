@@ -72,7 +72,7 @@ def _transfer_options(sub: argparse.ArgumentParser) -> None:
     dtype_option(sub)
     sub.add_argument("--compile", action="store_true", help="torch.compile the networks; worth it for many images")
     sub.add_argument("--batch-size", type=int, default=8, help="images per batch (default: 8)")
-    sub.add_argument("--max-pixels", type=int, default=MAX_PIXELS, help="of the largest image that is read")
+    sub.add_argument("--max-pixels", type=int, default=MAX_PIXELS, help="pixels of the largest image that is read")
     sub.add_argument("--limit", type=int, help="do only the first so many images")
     sub.add_argument("--shard", type=_shard, metavar="I/N", help="do every N-th image from the I-th on (0 .. N-1)")
     # Defaults are the checkpoint's and the domain's.
@@ -149,7 +149,7 @@ def _import_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--reference", type=folder, help="network trained on the source: checks if labels still hold")
     sub.add_argument("--mask", action="store_true", help="make pixels that lost their label void; needs --reference")
     device_option(sub)
-    sub.add_argument("--max-pixels", type=int, default=MAX_PIXELS, help="of the largest image that is read")
+    sub.add_argument("--max-pixels", type=int, default=MAX_PIXELS, help="pixels of the largest image that is read")
     add_fields(sub, ImportConfig)
 
 
@@ -435,9 +435,9 @@ def _info(options: argparse.Namespace) -> int:
 
 COMMANDS = {
     "transfer": Command("transfer a folder of images to another domain", _transfer_options, _transfer),
-    "import": Command("take over images that another program made of the source images", _import_options, _import),
+    "import": Command("import images that another program made from the source images", _import_options, _import),
     "adapt": Command("train a segmentation network on source and synthesized images", _adapt_options, _adapt),
-    "evaluate": Command("mIoU of a trained network on every test domain", _evaluate_options, _evaluate),
+    "evaluate": Command("measure the mIoU of a trained network on every test domain", _evaluate_options, _evaluate),
     "estimate": Command("estimate a network's mIoU on a domain without target images", _estimate_options, _estimate),
     "redraw": Command("redraw target photographs in the source's domain", _redraw_options, _redraw),
     "info": Command("print the domains, what the diffusion model is and will do, and versions", _info_options, _info),

@@ -352,7 +352,7 @@ def test_a_file_that_is_there_and_not_right_is_said_and_fetched_again(there, scr
     assert not requests and not capsys.readouterr().out
     file.write_bytes(there)
     assert get(url, file, checksum=checksum).read_bytes() == CONTENT
-    assert f"{file}: " in (said := capsys.readouterr().out) and "fetched again" in said and len(requests) == 1
+    assert f"{file}: " in (said := capsys.readouterr().out) and "fetching it again" in said and len(requests) == 1
 
 
 def test_a_file_that_is_there_stays_until_a_better_one_has_come(scripted, tmp_path):

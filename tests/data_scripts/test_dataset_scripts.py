@@ -232,7 +232,7 @@ def test_an_archive_that_cannot_be_extracted_is_downloaded_again(damage, tmp_pat
     assert run(found, "--root", root, "extract") == 2
     assert f"error: {root / 'set.zip'}: " in capsys.readouterr().err
     assert run(found, "--root", root, "download") == 0
-    assert "fetched again" in capsys.readouterr().out
+    assert "fetching it again" in capsys.readouterr().out
     assert run(found, "--root", root, "extract") == 0
     assert (root / "images" / "00001.png").read_bytes() == b"1"
 

@@ -92,7 +92,7 @@ def test_weights_that_cannot_be_read_are_named_and_fetched_again(name, content, 
     assert weights.main() == 1 and "w (1 GB): damaged" in capsys.readouterr().out
     monkeypatch.setattr("sys.argv", ["weights.py", "download"])
     assert weights.main() == 0 and stored.read_bytes() == b"new"
-    assert f"{linked}: " in (said := capsys.readouterr().out) and "fetched again" in said
+    assert f"{linked}: " in (said := capsys.readouterr().out) and "fetching it again" in said
 
 
 def test_the_checksum_in_the_name_decides(tmp_path):

@@ -75,7 +75,7 @@ def schedule_text(kind: type[Generator], folder: Path, few_steps: bool) -> dict[
     prediction = config.get("prediction_type", "epsilon")
     grid = "trailing, for few steps" if few_steps else "the paper's"
     return {
-        "predicts": f"{meaning.get(prediction, 'what is not known here')} ({prediction})",
+        "predicts": f"{meaning.get(prediction, 'something unknown here')} ({prediction})",
         "schedule": f"diffusion, DDIM steps, grid {grid}",
     }
 

@@ -71,7 +71,7 @@ class Flux(Generator):
     @property
     def multiple(self) -> int:
         """VAE downsampling times the side of the transformer's patches."""
-        return self.pixels_a_latent * _PATCH
+        return self.pixels_per_latent * _PATCH
 
     @torch.inference_mode()
     def embed(self, prompts: list[str]) -> Prompts:

@@ -240,7 +240,7 @@ class Generator(Loaded, ABC):
         return images.add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().contiguous()
 
     @property
-    def pixels_a_latent(self) -> int:
+    def pixels_per_latent(self) -> int:
         """Downsampling of the VAE."""
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
 

@@ -72,7 +72,7 @@ class StableDiffusionXL(UNetGenerator):
         guidance_scale: float = 1.0,
     ) -> Predict:
         """See `unet_predictor`; the UNet is told that images are neither resized nor cropped (its Section 2.2)."""
-        size = [side * self.pixels_a_latent for side in z.shape[-2:]]
+        size = [side * self.pixels_per_latent for side in z.shape[-2:]]
         time_ids = torch.tensor([*size, 0, 0, *size], device=z.device, dtype=self.dtype).expand(len(z), -1)
         added = {"time_ids": time_ids}
         return unet_predictor(self.unet, self.controls(maps), z, prompt, negative, guidance_scale, added)

@@ -42,7 +42,7 @@ class UNetGenerator(Generator):
     @property
     def multiple(self) -> int:
         """VAE times UNet downsampling."""
-        return self.pixels_a_latent * 2 ** (len(self.unet.config.block_out_channels) - 1)
+        return self.pixels_per_latent * 2 ** (len(self.unet.config.block_out_channels) - 1)
 
     def schedule(self, z: Tensor) -> PaperSchedule:
         """The paper's schedule, or with few-step weights their own."""

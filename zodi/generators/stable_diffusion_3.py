@@ -76,7 +76,7 @@ class StableDiffusion3(Generator):
     @property
     def multiple(self) -> int:
         """VAE downsampling times the side of the transformer's patches."""
-        return self.pixels_a_latent * self.transformer.config.patch_size
+        return self.pixels_per_latent * self.transformer.config.patch_size
 
     @torch.inference_mode()
     def embed(self, prompts: list[str]) -> Prompts:

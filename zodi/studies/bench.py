@@ -294,7 +294,7 @@ def _cpu_lines() -> list[str]:
 # ---------------------------------------------------------------- training
 
 
-def _seconds_a_step(step: Callable[[], object], config: TrainingBenchConfig, device: str) -> float:
+def _seconds_per_step(step: Callable[[], object], config: TrainingBenchConfig, device: str) -> float:
     for _ in range(config.warm_up):
         step()
     _synchronise(device)
@@ -342,7 +342,7 @@ def time_training(
         step()
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    alone = _seconds_a_step(step, config, device)
+    alone = _seconds_per_step(step, config, device)
     peak = torch.cuda.max_memory_allocated() / 1e9 if device == "cuda" else None
 
     times: list[float] = []

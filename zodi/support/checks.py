@@ -26,7 +26,7 @@ def check_classes(one: str, first: Sequence[str] | int, other: str, second: Sequ
             for count, found in zip(counts, (first, second), strict=True)
         ]
         raise ValueError(
-            f"{one} has {shown[0]}, {other} has {shown[1]}, expected the same; use what belongs together, or train a "
+            f"{one} has {shown[0]}, {other} has {shown[1]}, expected the same; use ones that match, or train a "
             "network on these classes"
         )
 
