@@ -283,7 +283,7 @@ def test_an_augmented_copy_is_drawn_anew_at_every_step_and_the_same_when_resumed
 
 
 def test_an_augmentation_without_second_images_is_an_error(source):
-    with pytest.raises(ValueError, match=r"augmentation='weather'.*give the source again"):
+    with pytest.raises(ValueError, match=r"augmentation='weather'.*give the source as synth"):
         train(config(augmentation="weather"), source, None, None)
 
 

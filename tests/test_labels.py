@@ -83,7 +83,7 @@ def test_a_mapping_reads_other_label_files_as_cityscapes_classes(tmp_path):
     [
         ("classes: {street: 1}", "unknown classes \\['street'\\]"),
         ("classes: {road: 300}", "found the pixel values \\[300\\]"),
-        ("classes: {road: [1, 2], car: 2}", "\\[2\\] are named more than once"),
+        ("classes: {road: [1, 2], car: 2}", "\\[2\\] are given more than once"),
         ("road: 1", "expected `classes:`"),
         ("classes: [", "cannot be read as YAML"),
         ("classes: {road: yes}", "found the pixel values \\[True\\]"),
@@ -147,7 +147,7 @@ def test_a_class_may_have_the_value_255(tmp_path):
     ids = label_set.to_train_ids(np.array([[0, 128, 255]], np.uint8), "mask.png")[0]
     assert [CITYSCAPES.names[i] if i != IGNORE_INDEX else None for i in ids] == [None, "car", "road"]
     file.write_text("classes: {road: 255}\nvoid: [255]\n")
-    with pytest.raises(ValueError, match=r"the pixel values \[255\] are named more than once"):
+    with pytest.raises(ValueError, match=r"the pixel values \[255\] are given more than once"):
         read_mapping(file)
     with pytest.raises(ValueError, match=r"\[7\] mean both a class and void"):
         LabelSet("x", ("road",), ((1, 2, 3),), void_values=(7,), raw_values=((7,),))

@@ -230,7 +230,7 @@ def test_images_that_a_killed_transfer_left_are_not_trained_on(data, tmp_path):
     leftover = tmp_path / "synth" / "images" / ".100001.png.x1y2.partial" / "100001.png"
     leftover.parent.mkdir()
     shutil.copy(extra, leftover)
-    with pytest.warns(UserWarning, match=r"left out 1 of 4 images, for which its manifest does not vouch"):
+    with pytest.warns(UserWarning, match=r"left out 1 of 4 images that its manifest does not vouch for"):
         sets = training_sets(get_row("photometric"), data, "night", tmp_path / "synth")
     assert sets.second.keys == ["100000", "100001", "100002"]
     # A folder of the user's own has no manifest and is taken as it is.

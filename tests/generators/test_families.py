@@ -468,9 +468,9 @@ def test_a_second_map_adds_to_the_first(any_model):
         second_of(any_model, 1.0).predictor(z, any_model.embed(["x"]), [maps[0], other]) for other in maps[1:]
     ]
     assert not torch.equal(*(predict(z, 1) for predict in predictors)), "what is on the map counts"
-    with pytest.raises(ValueError, match=r"has 2 ControlNets, found 1 maps an image.*--second-maps"):
+    with pytest.raises(ValueError, match=r"has 2 ControlNets, found 1 maps per image.*--second-maps"):
         run(second_of(any_model, 1.0))
-    with pytest.raises(ValueError, match=r"has 1 ControlNets, found 2 maps an image"):
+    with pytest.raises(ValueError, match=r"has 1 ControlNets, found 2 maps per image"):
         run(any_model, edges)
 
 
