@@ -1,5 +1,5 @@
-# The environment is made on first use, in .venv, with the exact versions of requirements.lock.
-# Needed: Python 3.11 or later with its venv module, and make. uv is used if it is there, else fetched into .uv.
+# The environment is made on first use, in .venv, with the exact versions in requirements.lock.
+# Needed: Python 3.11 or later with its venv module, and make. uv is used if it is installed, otherwise fetched into .uv.
 
 PYTHON ?= python3
 PROFILE ?= mini
@@ -14,12 +14,12 @@ BIN := .venv/bin
 NOTEBOOKS := $(wildcard notebooks/*.py)
 TEST_NOTEBOOKS := results/test/notebooks
 
-# What users give is text: neither make nor the shell shall find commands in it.
+# What users give is text: neither make nor the shell should find commands in it.
 $(foreach name,PROFILE CORES DATA REPO CLUSTER MODEL DRY_RUN,$(eval override $(name) := $$(value $(name))))
 quoted = '$(subst ','\'',$($1))'
 dry_run = $(if $(filter-out 0,$(DRY_RUN)),--dry-run)
 
-# Containers often set it; importing torch and diffusers without their compiled files takes three times as long.
+# Containers often set this; importing torch and diffusers without their compiled files takes three times as long.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
@@ -39,28 +39,28 @@ lab: .venv/.done ## open the course in JupyterLab
 	cd notebooks && ../$(BIN)/jupyter lab 00_start_here.ipynb
 
 .PHONY: reproduce
-reproduce: .venv/.done ## run the notebooks of a PROFILE, then print its table; what is done is not run again
+reproduce: .venv/.done ## run the notebooks of a PROFILE, then print its table; finished jobs are not run again
 	@$(BIN)/python workflow/reproduce.py --cores=$(call quoted,CORES) --data=$(call quoted,DATA) \
 		--cluster=$(call quoted,CLUSTER) $(dry_run) -- $(call quoted,PROFILE)
 
 .PHONY: data
-data: .venv/.done ## what is here of all data sets and weights, and what to do next
+data: .venv/.done ## say which data sets and weights are here, and what to do next
 	$(BIN)/python data_scripts/status.py --root=$(if $(DATA),$(call quoted,DATA),data)
 
 .PHONY: quality
-quality: .venv/.done ## measure the transfer of MODEL on the miniature: domain, layout, use, speed; resumes
+quality: .venv/.done ## measure the transfer of MODEL on the miniature: domain, layout, usefulness, speed; resumes
 	@$(BIN)/python workflow/reproduce.py quality --cores=$(call quoted,CORES) --model=$(call quoted,MODEL) $(dry_run)
 
 .PHONY: bench
-bench: .venv/.done ## speed: transfer against the authors' loop, the paper's trainings, the main job; results into benchmarks/
+bench: .venv/.done ## measure speed (the authors' loop, the paper's training, the main job); results in benchmarks/
 	$(BIN)/python -m zodi.studies bench
 
 .PHONY: record
-record: .venv/.done ## show the results that are there in the README and the notebooks' records
+record: .venv/.done ## copy the results that are there into the README and the notebooks' records
 	$(BIN)/python workflow/record.py
 
 .PHONY: records
-records: .venv/.done ## make every record anew, then the benchmarks and the notebooks; hours, resumes; DRY_RUN=1 says why
+records: .venv/.done ## make every record again, then the benchmarks and notebooks; takes hours, resumes; DRY_RUN=1 says why
 	@$(BIN)/python workflow/records.py --cores=$(call quoted,CORES) --data=$(call quoted,DATA) $(dry_run)
 
 .PHONY: test
@@ -69,11 +69,11 @@ test: lint ## lint, unit tests, and every notebook with toy parameters
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadscope --nbval-lax tests $(TEST_NOTEBOOKS)
 
 .PHONY: test-cluster
-test-cluster: .venv/.done ## PROFILE=paper-smoke through a real Slurm on this machine, killed in the middle and resumed
+test-cluster: .venv/.done ## run PROFILE=paper-smoke through a real Slurm on this machine, killed in the middle and resumed
 	ZODI_TEST_CLUSTER=1 $(BIN)/python -m pytest -v tests/workflow/test_cluster.py
 
 .PHONY: test-browser
-test-browser: .venv/.done ## JupyterLab and the site in a headless Chromium; screenshots into results/browser
+test-browser: .venv/.done ## test JupyterLab and the site in a headless Chromium; screenshots in results/browser
 	ZODI_TEST_BROWSER=1 $(BIN)/python -m pytest -v tests/course/test_browser.py
 
 .PHONY: lint
@@ -82,7 +82,7 @@ lint: .venv/.done ## check style and formatting
 	$(BIN)/ruff format --check .
 
 .PHONY: sync
-sync: .venv/.done ## bring each notebook and its text twin in step, outputs kept
+sync: .venv/.done ## synchronise each notebook with its text twin, keeping outputs
 	$(BIN)/jupytext --sync $(NOTEBOOKS)
 
 .PHONY: notebooks
@@ -91,15 +91,15 @@ notebooks: sync ## execute the notebooks again, as if for the first time, and ke
 	$(BIN)/python workflow/execute_notebooks.py $(NOTEBOOKS:.py=.ipynb)
 
 .PHONY: badges
-badges: .venv/.done ## write the address and version of pyproject.toml into every badge and Colab cell; REPO=owner/name moves
+badges: .venv/.done ## write pyproject.toml's address and version into every badge and Colab cell; REPO=owner/name moves
 	$(BIN)/python workflow/badges.py --repository=$(call quoted,REPO)
 
 .PHONY: site
-site: .venv/.done ## the course as web pages, from the executed notebooks: build/site/index.html
+site: .venv/.done ## build the course as web pages from the executed notebooks: build/site/index.html
 	$(BIN)/python workflow/site/build.py build/site
 
 .PHONY: lock
-lock: $(UV) ## choose the newest versions anew: requirements.lock and environment.yml
+lock: $(UV) ## update to the newest versions: requirements.lock and environment.yml
 	"$(UV)" pip compile pyproject.toml --all-extras --universal --python-version 3.11 --fork-strategy fewest --upgrade \
 		--generate-hashes --no-emit-index-url --no-emit-find-links --no-annotate --no-header --quiet \
 		--output-file requirements.lock
@@ -107,7 +107,7 @@ lock: $(UV) ## choose the newest versions anew: requirements.lock and environmen
 	$(BIN)/python workflow/conda_environment.py > environment.yml
 
 .PHONY: clean
-clean: ## delete caches and the results of tests and smoke profiles; other results and .venv stay
+clean: ## delete caches and the results of tests and smoke profiles; other results and .venv are kept
 	rm -rf results/test results/smoke results/quality-smoke results/paper-smoke .pytest_cache .ruff_cache build *.egg-info
 	find zodi workflow data_scripts tests notebooks -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf
 

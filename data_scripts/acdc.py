@@ -17,7 +17,7 @@ SIZE = (1920, 1080)
 
 
 def part(condition: str, name: str) -> Part:
-    """Train or val of a condition. Sizes are not checked: a few frames have others, which `paper.py` leaves out."""
+    """Train or val of a condition. Sizes are not checked: a few frames differ, and `paper.py` leaves them out."""
     count = COUNTS[condition][("train", "val").index(name)]
     folders = (f"rgb_anon/{condition}/{name}", f"gt/{condition}/{name}")
     return Part(f"{condition}/{name}", *folders, "_rgb_anon.png", "_gt_labelIds.png", count)

@@ -1,9 +1,9 @@
-"""Downloads that are whole or refused, and archives that cannot write outside their folder.
+"""Downloads that are complete or refused, and archives that cannot write outside their folder.
 
-A download goes to `FILE.part` and gets its name when it is known to be whole: its length is what the server announced,
-its checksum what is published, and an archive opens to its end. `FILE.part.json` keeps what the server said of the
-file, so that a later call never joins two different files. Every file of an archive is written to a temporary name
-first, so that a killed extraction can be started again and does what is missing.
+A download goes to `FILE.part` and gets its name once it is known to be complete: its length is what the server
+announced, its checksum is the published one, and an archive can be read to its end. `FILE.part.json` keeps what the
+server said about the file, so that a later call never joins two different files. Every file of an archive is written to
+a temporary name first, so that a killed extraction can be started again and does what is missing.
 """
 
 import errno
@@ -33,7 +33,7 @@ from zodi.support.files import atomic_path, check_disk, disk_full_named, held, o
 CHUNK = 1 << 20
 WAIT_SECONDS = 2.0
 TIMEOUT_SECONDS = 60.0
-# Bytes that must arrive in TIMEOUT_SECONDS; fewer count as none.
+# Bytes that must arrive within TIMEOUT_SECONDS; fewer count as none.
 LEAST_PROGRESS = 1024
 BROKEN_CONNECTION = (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError, ssl.SSLError)
 
@@ -41,7 +41,7 @@ BROKEN_CONNECTION = (urllib.error.URLError, http.client.HTTPException, Connectio
 
 
 def md5(file: str | Path) -> str:
-    """MD5 of a file, hexadecimal: it tells damage, not malice."""
+    """MD5 of a file, hexadecimal: it reveals damage, not malice."""
     return _digest(Path(file), "md5")
 
 
@@ -54,35 +54,35 @@ def download(
     wait: float = WAIT_SECONDS,
     timeout: float = TIMEOUT_SECONDS,
 ) -> Path:
-    """Download a file; goes on where an earlier call stopped, and does nothing when the right file is there.
+    """Download a file; continues where an earlier call stopped, and does nothing when the right file is there.
 
-    Nothing is taken for complete because the connection ended. The length must be the announced one, the checksum the
-    published one, and what is called like an archive must open to its end. A file that is there is checked in the same
-    way; if it fails, that is printed and it is fetched again.
+    A file does not count as complete just because the connection ended. The length must be the announced one, the
+    checksum the published one, and a file named like an archive must be readable to its end. An existing file is
+    checked in the same way; if it fails, that is printed and it is fetched again.
 
     Args:
         url: http, https or file address.
-        file: where it goes; a part is kept beside it as `FILE.part`.
-        checksum: MD5 or SHA-256 that it must have, hexadecimal; None = not known.
-        retries: how often a broken connection is tried again.
-        progress: show a bar.
-        wait: seconds before the first new try; doubled every time.
+        file: where it goes; an incomplete download is kept beside it as `FILE.part`.
+        checksum: MD5 or SHA-256 that it must have, hexadecimal; None = unknown.
+        retries: how often to retry a broken connection.
+        progress: show a progress bar.
+        wait: seconds before the first retry; doubled every time.
         timeout: seconds in which something must arrive.
 
     Returns:
         `file`.
 
     Raises:
-        OSError: if it cannot be got, or the disk is too small; says what to do.
-        ValueError: if the server has something else than the file: a page in its place, a wrong checksum, an archive
-            that does not open. The part is deleted.
+        OSError: if it cannot be fetched, or the disk is too small; says what to do.
+        ValueError: if the server has something other than the file: a page in its place, a wrong checksum, an archive
+            that does not open. The incomplete download is deleted.
     """
     file = Path(file)
     if file.exists():
         problem = problem_of(file, file.name, checksum)
         if problem is None:
             return file
-        print(f"{file}: {problem}; it is fetched again", flush=True)
+        print(f"{file}: {problem}; fetching it again", flush=True)
     file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_name(file.name + ".part")
     for attempt in range(retries + 1):
@@ -90,10 +90,10 @@ def download(
             _receive(url, part, file.name, checksum, progress, timeout)
             break
         except BROKEN_CONNECTION as error:
-            # An answer such as "not found" stays the same however often one asks.
+            # An answer such as "not found" stays the same however often we ask.
             refused = isinstance(error, urllib.error.HTTPError) and error.code < 500
             if refused or attempt == retries:
-                kept = f"What is there is kept in {part}; the same command goes on." if part.exists() else ""
+                kept = f"What has arrived is kept in {part}; the same command continues." if part.exists() else ""
                 raise OSError(
                     f"{url}: cannot be downloaded ({one_line(error)}). {kept or 'Try again later.'} "
                     f"Or get the file elsewhere and put it at {file}."
@@ -105,21 +105,21 @@ def download(
 
 
 def _receive(url: str, part: Path, name: str, checksum: str | None, progress: bool, timeout: float) -> None:
-    """One try, after which `part` is whole and right.
+    """One try, after which `part` is complete and correct.
 
     Raises:
-        OSError: if the connection failed; one of those that `download` tries again.
-        ValueError: if the server's own file is not right.
+        OSError: if the connection failed; an error after which `download` tries again.
+        ValueError: if the server's own file is wrong.
     """
     resumed, end_known = _append(url, part, name, progress, timeout)
     problem = problem_of(part, name, checksum)
     if problem is None and not end_known and checksum is None and not _is_archive_name(name):
-        problem = "the server announced no length, so that a connection that was cut looks like the end"
+        problem = "the server announced no length, so a connection that was cut looks like the end"
     if problem is None:
         return
     _forget(part)
     if resumed or not end_known:
-        # Pieces of two files, or a connection that was cut: another try may do better.
+        # Pieces of two files, or a connection that was cut: another try may succeed.
         raise ConnectionError(problem)
     raise ValueError(f"{url}: {problem}; the file was deleted, download it again")
 
@@ -136,14 +136,14 @@ def _append(url: str, part: Path, name: str, progress: bool, timeout: float) -> 
         if kind in ("text/html", "application/xhtml+xml") and not _is_page_name(name):
             raise ValueError(
                 f"{url}: found an HTML page ({kind}), expected the file {name}; open the address in a browser, "
-                "it may ask for something"
+                "it may ask for something first"
             )
         state = {"url": url, "etag": response.headers.get("ETag"), "modified": response.headers.get("Last-Modified")}
         if response.status == 206:
             start, state["total"] = _range(response.headers.get("Content-Range"))
             if start != done or not _same_file(known, state):
                 _forget(part)
-                raise ConnectionError("the server sent another part, or its file has changed; beginning again")
+                raise ConnectionError("the server sent another part, or its file has changed; starting again")
         elif response.status in (200, None):
             # The first answer, or the file has changed, or the server cannot start in the middle.
             done = 0
@@ -161,12 +161,12 @@ def _append(url: str, part: Path, name: str, progress: bool, timeout: float) -> 
     size = part.stat().st_size
     if total is not None and size != total:
         raise ConnectionError(f"connection ended after {size} of {total} bytes")
-    # The last chunk of a chunked answer says that it is the last.
+    # The last chunk of a chunked response says that it is the last.
     return done > 0, total is not None or bool(getattr(response, "chunked", False))
 
 
 def _answer(url: str, part: Path, known: dict, done: int, timeout: float) -> http.client.HTTPResponse:
-    """The server's answer to a request for all, or for the bytes after `done` of the file that is `known`."""
+    """The server's response to a request for everything, or for the bytes of the `known` file after `done`."""
     headers = {}
     if done:
         headers["Range"] = f"bytes={done}-"
@@ -179,14 +179,14 @@ def _answer(url: str, part: Path, known: dict, done: int, timeout: float) -> htt
     except urllib.error.HTTPError as error:
         if error.code == 416 and done:
             _forget(part)
-            raise ConnectionError("the server's file has become shorter; beginning again") from error
+            raise ConnectionError("the server's file has become shorter; starting again") from error
         raise
 
 
 def _chunks(
     response: http.client.HTTPResponse, done: int, total: int | None, progress: bool, timeout: float
 ) -> Iterator[bytes]:
-    """What arrives, as it arrives, so that what came before a cut is kept.
+    """What arrives, as it arrives, so that what came before an interruption is kept.
 
     Raises:
         TimeoutError: if next to nothing arrives for `timeout` seconds.
@@ -210,7 +210,7 @@ def _range(text: str | None) -> tuple[int | None, int | None]:
 
 
 def _same_file(known: dict, state: dict) -> bool:
-    """Does an answer belong to the file of the answers before? What was not said before cannot differ."""
+    """Whether a response belongs to the same file as earlier ones. What was not said before cannot differ."""
     # With a tag that is the same, servers may leave the date out.
     keys = ["etag", "total"] if known.get("etag") and state["modified"] is None else ["etag", "modified", "total"]
     return all(known.get(key) in (None, state[key]) for key in keys)
@@ -225,7 +225,7 @@ def _state_file(part: Path) -> Path:
 
 
 def _read_state(part: Path, url: str) -> dict:
-    """What the server said of the file when `part` was begun; empty if that is not known."""
+    """What the server said about the file when `part` was started; empty if unknown."""
     try:
         state = read_json(_state_file(part))
     except (OSError, ValueError):
@@ -240,7 +240,7 @@ def _forget(part: Path) -> None:
 
 
 def problem_of(file: Path, name: str, checksum: str | None) -> str | None:
-    """Why `file` cannot be the whole of what is called `name`, in words; None if nothing speaks against it."""
+    """Why `file` cannot be the complete file called `name`, in words; None if nothing contradicts it."""
     if checksum:
         algorithm = "sha256" if len(checksum) == 64 else "md5"
         found = _digest(file, algorithm)
@@ -250,7 +250,7 @@ def problem_of(file: Path, name: str, checksum: str | None) -> str | None:
         try:
             verify(file)
         except ValueError as error:
-            # Its end says what to do, which is another thing here.
+            # Its end says what to do, which is different here.
             return str(error).removeprefix(f"{file}: ").rpartition("; ")[0]
     elif _looks_like(file) == "an HTML page" and not _is_page_name(name):
         return f"found an HTML page, expected the file {name}"
@@ -277,7 +277,7 @@ METHOD_NAMES = {1: "shrink", 6: "implode", 9: "deflate64", 93: "zstandard", 95: 
 AES = 99
 BLOCK = 512
 
-# What the readers of the standard library raise for bytes that are not what they should be.
+# What the readers of the standard library raise for bytes that are wrong.
 DAMAGE = (
     zipfile.BadZipFile,
     tarfile.TarError,
@@ -295,7 +295,7 @@ DAMAGE = (
 
 @dataclass(frozen=True)
 class _Member:
-    """An entry of an archive that is not a folder; what is no file either is a link or a device."""
+    """An entry of an archive that is not a folder; one that is not a file either is a link or a device."""
 
     name: str
     size: int
@@ -304,10 +304,10 @@ class _Member:
 
 
 def verify(archive: str | Path) -> None:
-    """Read an archive to its very end and compare all checksums that it holds.
+    """Read an archive to its very end and compare all the checksums that it holds.
 
     Raises:
-        ValueError: if it is no archive, is cut off or damaged, or holds what cannot be read.
+        ValueError: if it is not an archive, is cut off or damaged, or holds something unreadable.
     """
     archive = Path(archive)
     with _open_archive(archive) as opened:
@@ -320,7 +320,7 @@ def verify(archive: str | Path) -> None:
 def _open_archive(archive: Path) -> zipfile.ZipFile | tarfile.TarFile:
     kind = _looks_like(archive)
     try:
-        # A tar may end with a zip, so the beginning decides where it says anything.
+        # A tar may end with a zip, so the beginning decides if it says anything.
         if kind == "a zip archive" or (kind == "something else" and zipfile.is_zipfile(archive)):
             return zipfile.ZipFile(archive)
         return tarfile.open(archive)
@@ -334,7 +334,7 @@ def _open_archive(archive: Path) -> zipfile.ZipFile | tarfile.TarFile:
 
 
 def _is_of_the_system(error: Exception) -> bool:
-    """A disk that fails, say; errors of gzip and bzip2 have no number, and damage may lead to a place before byte 0."""
+    """A failing disk, for example; errors of gzip and bzip2 have no number, and damage may lead to before byte 0."""
     return getattr(error, "errno", None) not in (None, errno.EINVAL)
 
 
@@ -383,22 +383,22 @@ def _check_readable(archive: Path, info: zipfile.ZipInfo) -> None:
     if info.flag_bits & 0x41 or info.compress_type == AES:
         method = "AES" if info.compress_type == AES else "a password"
         raise ValueError(
-            f"{archive}: found {_shown(info.filename)} encrypted with {method}, expected it without encryption; "
+            f"{archive}: found {_shown(info.filename)} encrypted with {method}, expected it unencrypted; "
             "unpack it with a program that asks for the password, or get the official archive"
         )
     if info.compress_type not in METHODS:
         name = METHOD_NAMES.get(info.compress_type, "unknown")
         raise ValueError(
             f"{archive}: found {_shown(info.filename)} compressed with method {info.compress_type} ({name}), "
-            "expected stored, deflate, bzip2 or lzma; unpack it with another program, or pack it anew"
+            "expected stored, deflate, bzip2 or lzma; unpack it with another program, or pack it again"
         )
 
 
 def _entries(archive: Path, opened: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     """Entries of a tar.
 
-    `tarfile` takes a header that it cannot read for the end, and nobody reads the checksum behind the end of
-    compressed data. So the end must be the block of zeros that marks it, and what comes after it is read, too.
+    `tarfile` takes an unreadable header for the end, and nothing reads the checksum after the end of compressed data.
+    So the end must be the block of zeros that marks it, and what comes after it is read too.
     """
     with _damage_named(archive, "its list"):
         yield from opened
@@ -415,7 +415,7 @@ def _entries(archive: Path, opened: tarfile.TarFile) -> Iterator[tarfile.TarInfo
 
 
 def _content(archive: Path, opened: zipfile.ZipFile | tarfile.TarFile, member: _Member) -> Iterator[bytes]:
-    """The bytes of a member: exactly as many as the archive's list says, with the checksum that it says."""
+    """The bytes of a member: exactly as many as the archive's list says, with the checksum given there."""
     left = member.size
     with _damage_named(archive, _shown(member.name)):
         stream: BinaryIO = (
@@ -431,14 +431,14 @@ def _content(archive: Path, opened: zipfile.ZipFile | tarfile.TarFile, member: _
             yield chunk
     if left:
         raise ValueError(
-            f"{archive}: {_shown(member.name)} has not the {member.size} bytes that the archive's list says; "
+            f"{archive}: {_shown(member.name)} does not have the {member.size} bytes given in the archive's list; "
             "download the archive again"
         )
 
 
 @contextmanager
 def _damage_named(archive: Path, what: str) -> Iterator[None]:
-    """One error, which names the archive, for all that its readers raise."""
+    """Turn whatever the readers raise into one error that names the archive."""
     try:
         yield
     except (OSError, *DAMAGE) as error:
@@ -451,22 +451,22 @@ def _damage_named(archive: Path, what: str) -> Iterator[None]:
 
 
 def extract(archive: str | Path, folder: str | Path, limit: int, inside: str = "", progress: bool = True) -> list[Path]:
-    """Extract a zip or tar archive; files that are there with the right content stay.
+    """Extract a zip or tar archive; existing files with the right content are kept.
 
     Args:
         archive: the file.
         folder: where its files go.
-        limit: bytes that all of it may have, against archives that unpack to far more than they should.
-        inside: a folder of the archive that is taken for its root, with "/" at its end; files elsewhere are left out.
-        progress: show a bar.
+        limit: bytes that its content may have, a guard against archives that unpack to far more than they should.
+        inside: a folder of the archive that is treated as its root, with "/" at its end; files elsewhere are left out.
+        progress: show a progress bar.
 
     Returns:
         The files.
 
     Raises:
-        ValueError: if it is no archive, encrypted, damaged, holds links or names that lead out of `folder`, more than
-            `limit`, or nothing below `inside`. Only damage inside one file of a zip is found later; what was
-            extracted before has been checked and stays.
+        ValueError: if it is not an archive, encrypted, damaged, holds links or names that lead out of `folder`, more
+            than `limit`, or nothing below `inside`. Only damage inside one file of a zip is found later; what was
+            extracted before has been checked and is kept.
         OSError: if the disk is too small.
     """
     archive, folder = Path(archive), Path(folder)
@@ -480,7 +480,7 @@ def extract(archive: str | Path, folder: str | Path, limit: int, inside: str = "
         targets = {name: folder / name.removeprefix(inside) for name in members}
         for target in targets.values():
             if target.is_dir():
-                raise ValueError(f"{target}: found a folder, {archive.name} has a file of this name; move it away")
+                raise ValueError(f"{target}: found a folder, {archive.name} has a file with this name; move it away")
         todo = [name for name, member in members.items() if not _has_content(targets[name], archive, opened, member)]
         check_disk(folder, sum(members[name].size for name in todo))
         with held(folder):
@@ -496,7 +496,7 @@ def extract(archive: str | Path, folder: str | Path, limit: int, inside: str = "
 
 
 def _checked_members(archive: Path, opened: zipfile.ZipFile | tarfile.TarFile, limit: int) -> dict[str, _Member]:
-    """Members by name, when none of them can do harm; of two with one name the later counts, as everywhere."""
+    """Members by name, if none of them can do harm; of two with the same name the later one counts, as everywhere."""
     members, total = {}, 0
     for member in _members(archive, opened):
         _check_member(archive, member)
@@ -519,7 +519,7 @@ def _checked_members(archive: Path, opened: zipfile.ZipFile | tarfile.TarFile, l
 def _check_member(archive: Path, member: _Member) -> None:
     name = PurePosixPath(member.name)
     if not member.is_file:
-        raise ValueError(f"{archive}: {_shown(member.name)} is a link or device, which data sets have no use for")
+        raise ValueError(f"{archive}: {_shown(member.name)} is a link or device, which no data set needs")
     if name.is_absolute() or ".." in name.parts or ":" in (*name.parts, "")[0]:
         raise ValueError(
             f"{archive}: {_shown(member.name)} leads out of the folder; this archive is not what it should be"
@@ -532,7 +532,7 @@ def _check_member(archive: Path, member: _Member) -> None:
 
 
 def _has_content(file: Path, archive: Path, opened: zipfile.ZipFile | tarfile.TarFile, member: _Member) -> bool:
-    """Is the file there as the archive has it? The size alone would let damage of an earlier extraction stay."""
+    """Whether the file is there as in the archive. The size alone would miss damage from an earlier extraction."""
     if not file.is_file() or file.stat().st_size != member.size:
         return False
     with file.open("rb") as stream:

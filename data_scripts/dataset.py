@@ -2,8 +2,8 @@
 
     python data_scripts/NAME.py [--root DIR] {instructions,download,extract,check}
 
-`download` gets what may be got without an account and goes on where it was stopped, `extract` unpacks the archives that
-lie in DIR, `check` reads every file and says what is missing, superfluous or wrong, the first ten of each kind.
+`download` fetches what is available without an account and continues where it was stopped, `extract` unpacks the
+archives in DIR, `check` reads every file and says what is missing, superfluous or wrong, the first ten of each kind.
 """
 
 import argparse
@@ -37,10 +37,10 @@ class Part:
     """Images and their label files.
 
     Attributes:
-        name: of the part, for messages.
+        name: of the part, used in messages.
         images, labels: folders below the data set's root; an image's label has its relative name.
-        image_end, label_end: how the names end; what is before is the same for both.
-        count: images that there must be; 0 = any number but none.
+        image_end, label_end: how the names end; what comes before is the same for both.
+        count: how many images there must be; 0 = any number except none.
         size: (width, height) in pixels that they must have; None = any, but the same as their labels'.
     """
 
@@ -59,10 +59,10 @@ class Archive:
 
     Attributes:
         file: its name, in the data set's root.
-        url: where it can be got without an account; "" = only with one.
-        checksum: MD5 or SHA-256, where it is published; it is for none of those below.
+        url: where it can be downloaded without an account; "" = only with one.
+        checksum: MD5 or SHA-256, if published; none is for the data sets here.
         limit: GB that it may unpack to.
-        inside: a folder of the archive that is taken for its root, with "/" at its end.
+        inside: a folder of the archive that is treated as its root, with "/" at its end.
         into: folder below the data set's root that its files go to.
     """
 
@@ -82,7 +82,7 @@ class Dataset:
         name: of its folder.
         title: what it is, and who made it.
         label_set: meaning of its label files.
-        parts: what there must be.
+        parts: what it must contain.
         archives: what it comes in.
         instructions: how to get it.
     """
@@ -95,7 +95,7 @@ class Dataset:
     instructions: str
 
 
-# For files that come in no official layout.
+# For files without an official layout.
 ANY_SIZE = Part("any", "", "")
 
 # ---------------------------------------------------------------- files
@@ -112,7 +112,7 @@ def pairs(root: Path, part: Part) -> list[Pair]:
 
 
 def problems_of_files(root: Path, part: Part) -> Problems:
-    """What the names alone tell: missing and superfluous files."""
+    """What the names alone reveal: missing and superfluous files."""
     problems = defaultdict(list)
     for folder in (part.images, part.labels):
         if not (root / folder).is_dir():
@@ -133,7 +133,7 @@ def problems_of_files(root: Path, part: Part) -> Problems:
 
 
 def problems_of_pair(pair: Pair, part: Part, label_set: LabelSet) -> Problems:
-    """What reading an image and its label tells: truncated, of another size, of another type, with unknown values."""
+    """What reading an image and its label reveals: truncation, another size, another type, unknown values."""
     problems: Problems = {}
     image, label = (_read(path) for path in pair)
     for path, read, kind in ((pair[0], image, "image"), (pair[1], label, "label")):
@@ -189,7 +189,7 @@ def _read(path: Path) -> np.ndarray | str:
 
 
 def check(dataset: Dataset, root: Path, progress: bool = True) -> Problems:
-    """All problems of a data set, by kind; empty if it is complete and right."""
+    """All problems of a data set, by kind; empty if it is complete and correct."""
     problems: Problems = defaultdict(list)
     jobs = []
     for part in dataset.parts:
@@ -213,7 +213,7 @@ def describe(problems: Mapping[str, Sequence[str]]) -> str:
 
 
 def fetch(dataset: Dataset, root: Path) -> None:
-    """Download the archives that need no account; says for which ones it cannot be verified that they are the right.
+    """Download the archives that need no account; says which of them cannot be verified to be the right ones.
 
     Raises:
         ValueError: if there is none, with the instructions.
@@ -224,36 +224,36 @@ def fetch(dataset: Dataset, root: Path) -> None:
     for archive in open_archives:
         print(f"{archive.file}: {archive.url}", flush=True)
         if archive.checksum is None:
-            way = " and plain http can be changed on its way" if archive.url.startswith("http:") else ""
+            way = " and plain http can be changed in transit" if archive.url.startswith("http:") else ""
             print(
                 f"  no checksum is published{way}: it cannot be verified that it is the authors' file, only that it is "
-                "whole; `check` compares names, numbers and sizes",
+                "complete; `check` compares names, numbers and sizes",
                 flush=True,
             )
         download(archive.url, root / archive.file, archive.checksum)
 
 
 def unpack(dataset: Dataset, root: Path) -> None:
-    """Extract the archives that lie in `root`; says which ones do not.
+    """Extract the archives found in `root`; says which ones are not there.
 
     Raises:
-        ValueError: if none of them is there, or one has not its published checksum.
+        ValueError: if none of them is there, or one does not have its published checksum.
     """
     there = [archive for archive in dataset.archives if (root / archive.file).is_file()]
     missing = [archive.file for archive in dataset.archives if archive not in there]
     unfinished = [f"{file}.part" for file in missing if (root / f"{file}.part").is_file()]
-    hint = f"; found {', '.join(unfinished)}, not finished: `download` goes on" if unfinished else ""
+    hint = f"; found {', '.join(unfinished)}, not finished: `download` continues" if unfinished else ""
     if not there:
         raise ValueError(f"{root}: found none of the archives {', '.join(missing)}{hint}\n{dataset.instructions}")
     for archive in there:
         file = root / archive.file
         problem = problem_of(file, archive.file, archive.checksum) if archive.checksum else None
         if problem:
-            raise ValueError(f"{file}: {problem}; `download` gets it again")
+            raise ValueError(f"{file}: {problem}; `download` fetches it again")
         files = extract(file, root / archive.into, int(archive.limit * 1e9), archive.inside)
         print(f"{archive.file}: {len(files)} files")
     if missing:
-        print(f"not here, so not extracted: {', '.join(missing)}{hint}", file=sys.stderr)
+        print(f"not here and so not extracted: {', '.join(missing)}{hint}", file=sys.stderr)
 
 
 def main(
@@ -267,7 +267,7 @@ def main(
     Args:
         dataset: the data set.
         arguments: of the command line; None = those of the process.
-        prepare: for data sets that are used alone, a fifth verb: write the data set folder (root, out, height, width).
+        prepare: for data sets used on their own, a fifth verb: write the data set folder (root, out, height, width).
         size: (height, width) of it.
 
     Returns:
@@ -307,5 +307,5 @@ def _do(dataset: Dataset, options: argparse.Namespace, prepare: Callable[[Path, 
                 print(f"{options.root}: not complete\n{describe(problems)}", file=sys.stderr)
                 return 1
             counts = ", ".join(f"{part.name}: {len(pairs(options.root, part))} images" for part in dataset.parts)
-            print(f"{options.root}: complete and right ({counts})")
+            print(f"{options.root}: complete and correct ({counts})")
     return 0

@@ -1,6 +1,6 @@
 """Writing a data set folder, in the layout that `zodi.datasets` reads, from images and label files elsewhere.
 
-What it was made from is written beside, so that changed files or mappings are never taken for what is there.
+What it was made from is written beside it, so that changed files or mappings are never mistaken for what is there.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,7 +32,7 @@ def write_folder(
     size: tuple[int, int],
     max_pixels: int = MAX_PIXELS,
 ) -> None:
-    """Write a data set folder from files elsewhere; all of it or nothing, and nothing again when it is there.
+    """Write a data set folder from files elsewhere, completely or not at all; does nothing when it is already there.
 
     Args:
         root: folder to make.
@@ -43,8 +43,8 @@ def write_folder(
         max_pixels: width times height of the largest image that is read.
 
     Raises:
-        ValueError: if `root` holds another data set, with what differs; if two samples of a part have the same key, or
-            a file cannot be used; names it.
+        ValueError: if `root` holds another data set (names what differs), if two samples of a part have the same key,
+            or if a file cannot be used; names it.
     """
     root, written = Path(root), label_set.written()
     info = {**info, "height": size[0], "width": size[1]} | {name: len(samples) for name, samples in splits.items()}
@@ -96,7 +96,7 @@ def _files_of(splits: Splits) -> dict[str, list]:
 
 
 def _differences(root: Path, info: Mapping[str, Any], sources: Mapping[str, Any]) -> list[str]:
-    """Names of what a folder that is there has otherwise, in its description or in what it was made from."""
+    """Names of what differs in an existing folder, in its description or in what it was made from."""
     if not (root / SOURCES_FILE).exists():
         return [f"no {SOURCES_FILE} says what it was made from"]
     made_from = read_json(root / SOURCES_FILE)

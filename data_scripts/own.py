@@ -2,11 +2,11 @@
 
     python data_scripts/own.py --images DIR --labels DIR --mapping FILE.yaml check
     python data_scripts/own.py --images DIR --labels DIR --mapping FILE.yaml prepare --out results/own/data
-    ... --domain night --target-images DIR --target-labels DIR     where you have labelled target images to test on
+    ... --domain night --target-images DIR --target-labels DIR     if you have labelled target images to test on
 
-Label maps are 8-bit PNGs with the names of their images. The mapping holds `classes:` (a Cityscapes class and your
-pixel values for it, a line each) and `void:`. Every fifth image by name is kept for testing. The transfer takes any
-prompt; a domain of the paper is only needed where target images are to be tested on.
+Label maps are 8-bit PNGs named like their images. The mapping holds `classes:` (one line for each Cityscapes class,
+with your pixel values for it) and `void:`. Every fifth image by name is kept for testing. The transfer takes any
+prompt; a domain of the paper is only needed to test on target images.
 """
 
 import argparse
@@ -34,7 +34,7 @@ KINDS = {"unknown label values": "unknown label values", "expected that of its i
 
 
 def named_pairs(images: Path, labels: Path) -> dict[str, Pair]:
-    """Images and labels of the same relative name.
+    """Images and labels with the same relative name.
 
     Raises:
         FileNotFoundError: if a folder is missing or has no images.
@@ -96,7 +96,7 @@ def main() -> int:
     parser.add_argument("--out", type=folder, default=Path("results/own/data"), help="data set folder to make")
     parser.add_argument("--height", type=int, default=512, help="pixels (default: 512)")
     parser.add_argument("--width", type=int, default=1024, help="pixels (default: 1024)")
-    parser.add_argument("--max-pixels", type=int, default=MAX_PIXELS, help="of the largest image that is read")
+    parser.add_argument("--max-pixels", type=int, default=MAX_PIXELS, help="pixels of the largest image that is read")
     options = parser.parse_args()
     return command.run(lambda: _do(options))
 
@@ -113,18 +113,18 @@ def _do(options: argparse.Namespace) -> int:
     if options.verb == "check":
         problems = problems_of(pairs, label_set, options.max_pixels)
         if problems:
-            print(f"not right\n{describe(problems)}", file=sys.stderr)
+            print(f"not correct\n{describe(problems)}", file=sys.stderr)
             return 1
-        print(f"complete and right: {len(source)} source and {len(target)} target images")
+        print(f"complete and correct: {len(source)} source and {len(target)} target images")
         return 0
     check_apart(options.out, *filter(None, (options.images, options.labels, *given[1:])))
     domains = [SOURCE, options.domain] if options.domain else [SOURCE]
     info = {"name": "own", "source": SOURCE, "domains": domains}
     splits = splits_of(source, target, options.domain)
-    # A data set that is there has been checked, and is compared with its files by their stamps.
+    # An existing data set has been checked already, and is compared with its files by their stamps.
     problems = {} if (options.out / INFO_FILE).exists() else problems_of(pairs, label_set, options.max_pixels)
     if problems:
-        raise ValueError(f"not right, nothing was written\n{describe(problems)}")
+        raise ValueError(f"not correct, nothing was written\n{describe(problems)}")
     write_folder(options.out, info, splits, label_set, (options.height, options.width), options.max_pixels)
     print(f"data set: {printable(options.out)}")
     return 0

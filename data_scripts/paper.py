@@ -4,9 +4,9 @@
     python data_scripts/paper.py --root DIR check
     python data_scripts/paper.py --root DIR prepare --out results/paper/data
 
-DIR holds cityscapes/, acdc/ and gta5/, each as its archives unpack. Training is on Cityscapes' train part, test/clear
-on its val part, the targets' tests on ACDC's val parts and on frames of GTA5; train_DOMAIN (oracle only) on ACDC's
-train parts and the other frames of GTA5. Everything is resized once, images by Lanczos, labels by nearest neighbour.
+DIR holds cityscapes/, acdc/ and gta5/, each as its archives unpack. Training uses Cityscapes' train part, test/clear
+its val part, the targets' tests ACDC's val parts and frames of GTA5, and train_DOMAIN (oracle only) ACDC's train parts
+and the other frames of GTA5. Everything is resized once, images by Lanczos, labels by nearest neighbour.
 """
 
 import argparse
@@ -28,12 +28,12 @@ from zodi.support.pictures import stored_size
 
 GTA5_TEST_FRAMES = 1000
 INSTRUCTIONS = f"""\
-Make a folder DIR with three data sets; each script tells how:
+Make a folder DIR with three data sets; each script says how:
   python data_scripts/cityscapes.py --root DIR/cityscapes instructions
   python data_scripts/acdc.py --root DIR/acdc instructions
   python data_scripts/gta5.py --root DIR/gta5 instructions
 The game's test set is every n-th frame by name, n such that {GTA5_TEST_FRAMES} remain, or the frames that the FILE
-of --gta5-test names, one a line. Then:
+of --gta5-test names, one per line. Then:
   python data_scripts/paper.py --root DIR check"""
 
 
@@ -81,7 +81,7 @@ def gta5_splits(root: Path, test_names: Sequence[str] | None) -> dict[str, list[
 
 
 def listed_names(file: Path) -> list[str]:
-    """Names of frames, one a line.
+    """Names of frames, one per line.
 
     Raises:
         ValueError: if the file is not text, or holds no name.
@@ -89,9 +89,9 @@ def listed_names(file: Path) -> list[str]:
     try:
         names = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except UnicodeDecodeError as error:
-        raise ValueError(f"{file}: found bytes that are not UTF-8, expected names of frames, one a line") from error
+        raise ValueError(f"{file}: found bytes that are not UTF-8, expected names of frames, one per line") from error
     if not names:
-        raise ValueError(f"{file}: found nothing, expected names of frames, one a line")
+        raise ValueError(f"{file}: found nothing, expected names of frames, one per line")
     return names
 
 
@@ -133,7 +133,7 @@ def check(splits: dict[str, list[Pair]]) -> None:
 
 
 def prepare(splits: dict[str, list[Pair]], domains: Sequence[str], out: Path, height: int, width: int) -> None:
-    """Write a data set folder; all of it or nothing, and nothing again when it is there.
+    """Write a data set folder, completely or not at all; does nothing when it is already there.
 
     Raises:
         ValueError: if `out` holds another data set.
@@ -153,7 +153,7 @@ def main() -> int:
     parser.add_argument("verb", choices=("instructions", "check", "prepare"))
     parser.add_argument("--root", type=folder, default=Path("data"), help="folder with cityscapes/, acdc/, gta5/")
     parser.add_argument("--domains", nargs="+", choices=TARGETS, default=list(TARGETS), help="target domains")
-    parser.add_argument("--gta5-test", type=folder, help="file with the names of the game's test frames, one a line")
+    parser.add_argument("--gta5-test", type=folder, help="file with the names of the game's test frames, one per line")
     parser.add_argument("--out", type=folder, default=Path("results/paper/data"), help="data set folder to make")
     parser.add_argument("--height", type=int, default=512, help="pixels")
     parser.add_argument("--width", type=int, default=1024, help="pixels")

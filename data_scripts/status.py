@@ -1,4 +1,4 @@
-"""What is here of all data sets and weights, and what to do next.
+"""Which data sets and weights are here, and what to do next.
 
 python data_scripts/status.py [--root data]
 """
@@ -45,7 +45,7 @@ def status_of(found: dataset.Dataset, script: str, root: Path) -> tuple[str, str
 
 
 def rows(root: Path) -> list[tuple[str, str, str, str]]:
-    """A line for every data set and all weights."""
+    """One line for every data set and all weights."""
     lines = [status_of(found, script, root / found.name) for found, script in DATASETS]
     for found in weights.all_weights():
         state = "present" if found.find() else "missing"

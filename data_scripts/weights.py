@@ -3,7 +3,7 @@
     python data_scripts/weights.py {instructions,download,check}
 
 They go into the caches of the hub (HF_HOME) and of torch (TORCH_HOME), where `zodi` looks for them. Nothing is
-downloaded that was not asked for, and only safetensors and plain state dicts are read.
+downloaded unless asked for, and only safetensors and plain state dicts are read.
 """
 
 import argparse
@@ -30,7 +30,7 @@ class Weights:
 
     Attributes:
         name: identifier.
-        size: for people.
+        size: as people read it.
         find: the files on this machine, empty if they are not there.
         get: download them.
     """
@@ -76,14 +76,14 @@ def all_weights() -> list[Weights]:
 
 def problem(file: Path) -> str | None:
     """What is wrong with a file of weights; None if it has the checksum in its name, or else can be read."""
-    # The hub's cache calls a large file by its SHA-256, torchvision's names end with the beginning of it.
+    # The hub's cache names a large file by its SHA-256; torchvision's names end with the first digits of it.
     published = re.search(r"^[0-9a-f]{64}$", file.resolve().name) or re.search(r"(?<=-)[0-9a-f]{8,64}$", file.stem)
     if published:
         with file.open("rb") as stream:
             found = hashlib.file_digest(stream, "sha256").hexdigest()
         if found.startswith(published[0]):
             return None
-        return f"{file}: found SHA-256 {found}, expected one that begins with {published[0]}; download it again"
+        return f"{file}: found SHA-256 {found}, expected one that starts with {published[0]}; download it again"
     try:
         if file.suffix == ".safetensors":
             with safe_open(file, "pt") as opened:
@@ -96,7 +96,7 @@ def problem(file: Path) -> str | None:
 
 
 def download(weights: Weights) -> None:
-    """Get weights that are not there, and those of which a file is damaged.
+    """Download weights that are missing, and those with a damaged file.
 
     Raises:
         OSError: if that fails; names them.
@@ -104,8 +104,8 @@ def download(weights: Weights) -> None:
     files = weights.find()
     damaged = [(file, text) for file in files if (text := problem(file))]
     for file, text in damaged:
-        print(f"{text.rpartition('; ')[0]}; it is fetched again", flush=True)
-        # In the hub's cache a name is a link, and what it leads to would be taken again.
+        print(f"{text.rpartition('; ')[0]}; fetching it again", flush=True)
+        # In the hub's cache a name is a link, and what it points to would be used again.
         file.resolve().unlink(missing_ok=True)
         file.unlink(missing_ok=True)
     if damaged or not files:

@@ -283,7 +283,7 @@ def test_an_augmented_copy_is_drawn_anew_at_every_step_and_the_same_when_resumed
 
 
 def test_an_augmentation_without_second_images_is_an_error(source):
-    with pytest.raises(ValueError, match=r"augmentation='weather'.*give the source again"):
+    with pytest.raises(ValueError, match=r"augmentation='weather'.*give the source as synth"):
         train(config(augmentation="weather"), source, None, None)
 
 
@@ -419,11 +419,11 @@ def test_a_training_on_other_data_starts_anew(folders, change, capsys):
     root, opened = folders
     train(config(steps=2), *opened(), root / "run")
     _, again = train(config(steps=2), *opened(), root / "run")
-    assert "starts anew" not in capsys.readouterr().out and len(again) == 2
+    assert "starting from the beginning" not in capsys.readouterr().out and len(again) == 2
     changed = opened(**change(root))
     network, history = train(config(steps=2), *changed, root / "run")
     expected, expected_history = train(config(steps=2), *changed, None)
-    assert "starts anew" in capsys.readouterr().out
+    assert "starting from the beginning" in capsys.readouterr().out
     pd.testing.assert_frame_equal(history, expected_history)
     for name, value in network.state_dict().items():
         assert torch.equal(value, expected.state_dict()[name]), name
@@ -434,7 +434,7 @@ def test_other_weights_to_start_from_start_anew(source, tmp_path, capsys):
         torch.manual_seed(seed)
         save_file(body_state(build_network(NETWORK, 5)), tmp_path / "w.safetensors")
         train(config(steps=1, weights=str(tmp_path / "w.safetensors")), source, None, tmp_path / "run")
-        assert ("starts anew" in capsys.readouterr().out) == (seed == 1)
+        assert ("starting from the beginning" in capsys.readouterr().out) == (seed == 1)
 
 
 def test_packed_data_are_the_same_data(source, target, tmp_path):

@@ -68,7 +68,7 @@ def test_help_of_a_command(command, capsys):
 def test_transfer_to_a_domain_and_again(transfer, tmp_path, capsys):
     assert transfer("--domain", "night") == 0
     printed = capsys.readouterr().out
-    assert "3 done, 0 were there, 0 failed" in printed and "driving at night" in printed
+    assert "3 done, 0 were there already, 0 failed" in printed and "driving at night" in printed
     settings = json.loads((tmp_path / "out" / "settings.json").read_text())["settings"]
     assert (settings["strength"], settings["num_inference_steps"], settings["guidance_scale"]) == (0.9, 2, 2.0)
     assert transfer("--domain", "night") == 0

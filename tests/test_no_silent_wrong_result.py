@@ -192,7 +192,9 @@ def test_a_strength_that_takes_no_step_is_refused_before_anything_is_done(checkp
 def test_strengths_below_those_of_the_checkpoint_are_said_and_a_prompt_gets_one_of_them(checkpoint, tmp_path, capsys):
     tiny.write_dataset(tmp_path)
     assert transfer(checkpoint, tmp_path, "--domain", "night", "--strength", "0.5", "--steps", "4", "--limit", "1") == 0
-    assert capsys.readouterr().err.count("warning: strength 0.5 is below all that the model was made for (0.8") == 1
+    assert (
+        capsys.readouterr().err.count("warning: strength 0.5 is below all those that the model was made for (0.8") == 1
+    )
     shutil.rmtree(tmp_path / "out")
     assert transfer(checkpoint, tmp_path, "--prompt", "in a storm", "--steps", "4", "--limit", "1") == 0
     assert "warning" not in capsys.readouterr().err
@@ -228,7 +230,7 @@ def test_images_that_a_killed_transfer_left_are_not_trained_on(data, tmp_path):
     leftover = tmp_path / "synth" / "images" / ".100001.png.x1y2.partial" / "100001.png"
     leftover.parent.mkdir()
     shutil.copy(extra, leftover)
-    with pytest.warns(UserWarning, match=r"left out 1 of 4 images, for which its manifest does not vouch"):
+    with pytest.warns(UserWarning, match=r"left out 1 of 4 images that its manifest does not vouch for"):
         sets = training_sets(get_row("photometric"), data, "night", tmp_path / "synth")
     assert sets.second.keys == ["100000", "100001", "100002"]
     # A folder of the user's own has no manifest and is taken as it is.

@@ -1,4 +1,4 @@
-"""Write the repository's address and version into every badge and Colab cell; they stand in pyproject.toml alone.
+"""Write the repository's address and version into every badge and Colab cell; they are defined only in pyproject.toml.
 
 make badges                    after a new version
 make badges REPO=owner/name    after a move, or in a fork
@@ -18,7 +18,7 @@ BADGE = "https://colab.research.google.com/assets/colab-badge.svg"
 
 
 def address(root: Path = ROOT) -> tuple[str, str]:
-    """("owner/name", tag of the version), as pyproject.toml has them."""
+    """("owner/name", tag of the version), from pyproject.toml."""
     project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     return project["urls"]["Repository"].removeprefix("https://github.com/"), f"v{project['version']}"
 
@@ -30,7 +30,7 @@ def badge(name: str, root: Path = ROOT) -> str:
 
 
 def bootstrap(root: Path = ROOT) -> str:
-    """The cell that gets the course on Colab, as a notebook's text twin has it."""
+    """The cell that fetches the course on Colab, as it is in a notebook's text twin."""
     slug, tag = address(root)
     return f"""import sys
 from pathlib import Path
@@ -54,7 +54,7 @@ def rewrite(root: Path, repository: str = "") -> list[Path]:
         The files that have changed.
 
     Raises:
-        ValueError: the repository is not of the form owner/name.
+        ValueError: if the repository is not of the form owner/name.
     """
     if repository and not re.fullmatch(SLUG, repository):
         raise ValueError(f"found REPO={repository}; expected owner/name, as in https://github.com/owner/name")
@@ -95,7 +95,7 @@ def main() -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print("\n".join(f"written: {file.relative_to(ROOT)}" for file in changed) or "every badge is right already")
+    print("\n".join(f"written: {file.relative_to(ROOT)}" for file in changed) or "every badge is up to date")
     return 0
 
 

@@ -16,13 +16,13 @@ def locked_versions(lock: str) -> dict[str, str]:
 
 
 def direct_dependencies(project: dict) -> list[str]:
-    """Names of the packages that pyproject.toml's [project] table asks for, extras included."""
+    """Names of the packages that pyproject.toml's [project] table requires, extras included."""
     groups = [project["dependencies"], *project["optional-dependencies"].values()]
     return sorted({re.match(r"[A-Za-z0-9._-]+", requirement)[0] for group in groups for requirement in group})
 
 
 def environment() -> dict:
-    """What environment.yml holds."""
+    """The content of environment.yml."""
     versions = locked_versions((ROOT / "requirements.lock").read_text(encoding="utf-8"))
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     pins = [f"{name}=={versions[name]}" for name in direct_dependencies(project)]

@@ -1,4 +1,4 @@
-"""Execute notebooks in place, as they are committed: with outputs, without timings and without live widgets.
+"""Execute notebooks in place, as they are committed: with outputs but without timings and live widgets.
 
     python workflow/execute_notebooks.py notebooks/*.ipynb
 
@@ -26,7 +26,7 @@ def make_static(notebook: nbformat.NotebookNode) -> None:
 
 
 def execute(file: Path) -> None:
-    """Run a notebook from a fresh kernel in its own folder; nothing is written when a cell fails."""
+    """Run a notebook in a fresh kernel and its own folder; nothing is written when a cell fails."""
     notebook = nbformat.read(file, as_version=4)
     client = NotebookClient(
         notebook,

@@ -1,4 +1,4 @@
-"""Processes that end with the one that started them, however that one ends."""
+"""Processes that end when the one that started them ends, however that happens."""
 
 import ctypes
 import os
@@ -31,7 +31,7 @@ def stoppable() -> Iterator[None]:
         raise Stopped(number)
 
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    # What is ignored, as nohup does, stays so.
+    # Signals that are ignored, as under nohup, stay ignored.
     heard = [number for number, handler in before.items() if handler is not signal.SIG_IGN]
     for number in heard:
         signal.signal(number, stop)
@@ -43,18 +43,18 @@ def stoppable() -> Iterator[None]:
 
 
 def exit_code_of(run: Callable[[], int]) -> int:
-    """Run a command that may be stopped at any time; what goes wrong is one line on stderr.
+    """Run a command that may be stopped at any time; any error is one line on stderr.
 
     Returns:
-        What `run` returns; 2 for wrong arguments or a file that cannot be used; 128 and the signal's number if stopped,
-        with everything that was started.
+        What `run` returns; 2 for wrong arguments or a file that cannot be used; 128 plus the signal's number if
+        stopped, along with everything that was started.
     """
     try:
         with stoppable():
             return run()
     except Stopped as stopped:
         end_descendants()
-        print("stopped: what is finished stays, and the same command goes on from there", file=sys.stderr)
+        print("stopped: what is finished is kept, and the same command continues from there", file=sys.stderr)
         return stopped.code
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -62,28 +62,28 @@ def exit_code_of(run: Callable[[], int]) -> int:
 
 
 def die_with_parent() -> None:
-    """Have the system kill this process when its parent is gone; Linux only, elsewhere it does nothing.
+    """Have the system kill this process when its parent is gone; Linux only, does nothing elsewhere.
 
-    What it starts is not tied to it by that: every process has to ask for itself.
+    That does not cover what it starts: every process has to ask for itself.
     """
     if _LIBC is not None:
         _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def tied() -> dict[str, Any]:
-    """Options of `subprocess` for a child that dies with this process and does not hear the terminal's Ctrl-C."""
+    """Options of `subprocess` for a child that dies with this process and does not receive the terminal's Ctrl-C."""
     return {"start_new_session": True, "preexec_fn": die_with_parent}
 
 
 def end_descendants(seconds: float = 0.4) -> None:
-    """End all that this process has started, and what that has started, in whatever process groups: ask, then kill.
+    """End everything that this process has started, and its descendants, in any process group: ask, then kill.
 
     Args:
-        seconds: how long they may take to end by themselves.
+        seconds: how long they may take to end on their own.
     """
     children = psutil.Process(os.getpid()).children()
     for child in children:
-        # Halted, so that it starts nothing new meanwhile.
+        # Stopped, so that it starts nothing new meanwhile.
         with suppress(psutil.NoSuchProcess):
             child.suspend()
     everyone = psutil.Process(os.getpid()).children(recursive=True)

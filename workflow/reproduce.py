@@ -3,7 +3,7 @@
     python workflow/reproduce.py mini
     python workflow/reproduce.py camvid --data path/to/CamVid
 
-What is done and unchanged is not run again; what was changed or damaged since it was made is made again. Exit code 2:
+What is done and unchanged is skipped; what has changed or been damaged since it was made is made again. Exit code 2:
 wrong arguments, nothing was run; 1: a job failed, the others were run; 130: stopped by Ctrl-C, with all its jobs.
 """
 
@@ -34,13 +34,13 @@ from zodi.support.files import write_json
 
 ROOT = Path(__file__).parent.parent
 PROFILES = ROOT / "workflow" / "profiles"
-# In the results folder: what the user gives beside the profile.
+# In the results folder: what the user gives besides the profile.
 GIVEN_FILE = ".given.json"
-# What a job of the miniature takes; profiles with larger networks say `job_gigabytes`.
+# Memory that a job of the miniature takes; profiles with larger networks set `job_gigabytes`.
 JOB_GIGABYTES = 1.5
 # What a stage prints at the end.
 MAIN_TABLES = ("main.md", "verdicts.md")
-# How Snakemake begins what it says of a job.
+# How Snakemake starts what it says about a job.
 JOB = re.compile(r"^(?:local)?rule (\w+):$", re.MULTILINE)
 PROGRESS = re.compile(r"(\d+) of (\d+) steps \(.*\) done")
 CHATTER = re.compile(
@@ -71,17 +71,17 @@ def printable(text: str) -> str:
 
 
 def core_count(text: str, job_gigabytes: float) -> tuple[int, str]:
-    """CORES as a number; "" = as many as the machine has, and jobs for as many as there is memory.
+    """CORES as a number; "" = as many as the machine has cores, and memory for their jobs.
 
     Args:
         text: CORES.
-        job_gigabytes: memory that a job takes.
+        job_gigabytes: memory per job.
 
     Returns:
         The number of jobs that run side by side, and a sentence that says where it comes from.
 
     Raises:
-        ValueError: if it is no number, or less than 1.
+        ValueError: if it is not a number, or less than 1.
     """
     if not text:
         cores, gigabytes = usable_cores(), psutil.virtual_memory().available / 1e9
@@ -96,12 +96,12 @@ def core_count(text: str, job_gigabytes: float) -> tuple[int, str]:
 
 def usable_cores() -> int:
     """Cores that this process may use."""
-    # Not everywhere: the system may have given it fewer than the machine has.
+    # Not on every system: it may have been given fewer than the machine has.
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def check_cluster(name: str) -> None:
-    """Check that there are settings for a cluster; "" stands for this machine.
+    """Check that there are settings for a cluster; "" means this machine.
 
     Raises:
         ValueError: if there are none of this name.
@@ -115,7 +115,7 @@ def given_settings(data: str, model: str) -> dict[str, str]:
     """What the user adds to a profile: a data set's folder and another checkpoint.
 
     Raises:
-        ValueError: for names that text cannot hold.
+        ValueError: for names that are not UTF-8.
     """
     settings = {"source": str(Path(data).expanduser().resolve())} if data else {}
     settings |= {"model": model} if model != "mini" else {}
@@ -128,7 +128,7 @@ def given_settings(data: str, model: str) -> dict[str, str]:
 
 
 def check_source(profile: str, needs: list[str], data: str) -> None:
-    """Check that DATA is given when a profile reads a data set of the user's, and that it looks like that data set.
+    """Check that DATA is given when a profile reads the user's data set, and that it looks like that data set.
 
     Args:
         profile: name, for the message.
@@ -136,7 +136,7 @@ def check_source(profile: str, needs: list[str], data: str) -> None:
         data: the user's DATA, "" if there is none.
 
     Raises:
-        ValueError: with what to do.
+        ValueError: saying what to do.
     """
     usage = f"make reproduce PROFILE={profile} DATA=path"
     if not needs:
@@ -166,7 +166,7 @@ def missing_models(names: list[str]) -> list[str]:
         except (OSError, ValueError):
             return False
 
-    advice = "not in the hub's cache (HF_HOME); `.venv/bin/python data_scripts/weights.py download` gets it"
+    advice = "not in the hub's cache (HF_HOME); `.venv/bin/python data_scripts/weights.py download` fetches it"
     return [f"model {printable(name)}: {advice}" for name in names if not is_here(name)]
 
 
@@ -176,10 +176,10 @@ def has_graphics_card() -> bool:
 
 
 def with_upgrade(name: str, profile: dict[str, Any], cluster: str) -> tuple[list[str], dict[str, Any], str]:
-    """A profile, changed by the one that it names as `upgrade` where this machine has what that one needs.
+    """A profile, changed by the one that it names as `upgrade` if this machine has what that one needs.
 
     Returns:
-        Names of the profiles whose settings count, later ones first, the settings, and a sentence that says which.
+        Names of the profiles whose settings apply, later ones first, the settings, and a sentence that says which.
     """
     upgrade = profile.get("upgrade")
     if upgrade is None:
@@ -216,7 +216,7 @@ def check_needs(name: str, profile: dict[str, Any], data: str, cluster: str, mod
 
 
 def plan(jobs: Mapping[str, int], expected: dict[str, dict[str, float]]) -> str:
-    """What is still to run: jobs of every rule, and what they will take where the profile says what one takes."""
+    """What is still to run: the jobs of every rule, and what they will take if the profile says what one takes."""
     lines = [f"{'rule':<16}{'jobs':>6}{'GPU hours':>12}{'GB on disk':>12}"]
     totals = [0.0, 0.0]
     for rule, count in jobs.items():
@@ -233,10 +233,10 @@ def lock(results: Path) -> Iterator[IO]:
     """Keep a second run out of the same results.
 
     Yields:
-        The locked file. Whatever process inherits it holds the lock too; the system lets go of it when all have ended.
+        The locked file. Any process that inherits it holds the lock too; the system releases it when all have ended.
 
     Raises:
-        ValueError: if another run holds it, or what is left of one.
+        ValueError: if another run, or what is left of one, holds it.
     """
     results.mkdir(parents=True, exist_ok=True)
     with (results / ".lock").open("a+") as file:
@@ -245,15 +245,15 @@ def lock(results: Path) -> Iterator[IO]:
         except BlockingIOError:
             raise ValueError(f"{results}: another run is writing there; wait for it or stop it") from None
         except OSError as error:
-            print(f"{results}: no lock there ({error.strerror}); do not start a second run", file=sys.stderr)
+            print(f"{results}: cannot be locked ({error.strerror}); do not start a second run", file=sys.stderr)
         yield file
 
 
 def show(lines: Iterable[str]) -> None:
-    """Turn Snakemake's lines into a progress bar; without a terminal, into one line a finished job."""
+    """Turn Snakemake's lines into a progress bar; without a terminal, into one line per finished job."""
     with tqdm(unit="job", disable=not sys.stderr.isatty(), dynamic_ncols=True) as bar:
         for line in lines:
-            # A progress bar of a job redraws its line: only the last state is of interest.
+            # A job's progress bar redraws its line: only the last state matters.
             line = line.rstrip().rsplit("\r", 1)[-1]
             progress = PROGRESS.fullmatch(line)
             if progress:
@@ -264,7 +264,7 @@ def show(lines: Iterable[str]) -> None:
 
 
 def status_command(cluster: str) -> list[str]:
-    """Options by which Snakemake asks for its jobs: a Slurm that keeps no accounts answers squeue, not sacct."""
+    """Options with which Snakemake asks about its jobs: a Slurm without accounting answers squeue, not sacct."""
     if not cluster or shutil.which("sacct") is None:
         return []
     answer = subprocess.run(["sacct", "--noheader", "--allocations"], check=False, capture_output=True)
@@ -272,14 +272,14 @@ def status_command(cluster: str) -> list[str]:
 
 
 def snakemake_command(profiles: list[str], given: Path, cores: int, cluster: str) -> list[str]:
-    """The call of Snakemake for a profile, others that change it, and the file of what the user gives."""
-    # Locks of Snakemake outlive a killed run and then block the next: `lock` takes their place.
+    """The call of Snakemake for a profile, the others that change it, and the file with what the user gives."""
+    # Snakemake's locks outlive a killed run and then block the next one: `lock` replaces them.
     command = [sys.executable, "-m", "snakemake", "--nolock", "--rerun-incomplete", "--keep-going"]
     command += ["--snakefile", "workflow/Snakefile", "--configfile"]
     command += [f"workflow/profiles/{profile}.yaml" for profile in profiles]
     # In a file: on its command line Snakemake reads numbers, truth values and YAML.
     command.append(str(given))
-    # On this machine every job sees the first graphics card, so that one runs at a time.
+    # On this machine every job uses the first graphics card, so one runs at a time.
     here = ["--cores", str(cores), "--resources", "gpu=1"]
     there = ["--profile", f"workflow/profiles/{cluster}", *status_command(cluster)]
     return command + (there if cluster else here)
@@ -290,10 +290,10 @@ class Work:
     """What Snakemake would do.
 
     Attributes:
-        changed: output of every job whose own code, inputs or parameters have changed -> what has changed.
+        changed: first output of every job whose own code, inputs or parameters have changed -> what has changed.
         new: number of jobs whose result is not there yet.
-        following: number of jobs that run because of a job before them.
-        rules: jobs by rule, all of them.
+        following: number of jobs that run because an earlier job does.
+        rules: number of all jobs, by rule.
     """
 
     changed: dict[str, list[str]] = field(default_factory=dict)
@@ -320,7 +320,7 @@ def work_to_do(command: list[str]) -> Work:
             work.following += 1
         else:
             why = stale.why(ROOT / Path(file).parent)
-            work.changed[file] = why or [reason[1].replace("Forced execution", "it no longer is as it was made")]
+            work.changed[file] = why or [reason[1].replace("Forced execution", "it is no longer as it was made")]
     return work
 
 
@@ -335,24 +335,24 @@ def explain(work: Work, results: Path) -> str:
         more = f" and {len(files) - 3} more" if len(files) > 3 else ""
         lines.append(f"  stale: {shown}{more}: {reasons}")
     if work.changed or work.following:
-        lines.append(f"  what is there of them will be moved to {results / 'stale'}")
+        lines.append(f"  their present files will be moved to {results / 'stale'}")
     return "\n".join(lines)
 
 
 def known_seconds(results: Path) -> dict[str, float]:
-    """What jobs took on this machine: rule -> median, seconds; of this profile, or else of others at full length."""
+    """What jobs took on this machine: rule -> median, seconds; in this profile, or else in others at full length."""
     others = (path.stem for path in sorted(PROFILES.glob("*.yaml")) if not path.stem.endswith("smoke"))
     folders = [*(Path(_read_settings(name)["results"]) for name in others), results]
     return {rule: took for folder in folders for rule, took in stale.seconds_by_rule(ROOT / folder).items()}
 
 
 def expected_time(rules: Mapping[str, int], seconds: Mapping[str, float], cores: int) -> str:
-    """How long jobs will take, reckoned from what jobs of the same rule took; "" if there is nothing to do.
+    """How long jobs will take, estimated from what jobs of the same rule took; "" if there is nothing to do.
 
     Args:
         rules: number of jobs by rule.
-        seconds: what a job of a rule took, see `stale.seconds_by_rule`.
-        cores: jobs that run side by side.
+        seconds: how long a job of each rule took, see `stale.seconds_by_rule`.
+        cores: how many jobs run side by side.
     """
     if not rules:
         return ""
@@ -367,10 +367,10 @@ def expected_time(rules: Mapping[str, int], seconds: Mapping[str, float], cores:
 
 
 def mend(results: Path, dry_run: bool) -> tuple[str, list[str]]:
-    """Set aside what no longer is as it was made, so that it is made again.
+    """Set aside what is no longer as it was made, so that it is made again.
 
     Returns:
-        A line for every such run, and the files to make again, those that are gone without a trace among them.
+        A line for every such run, and the files to make again, including those that are gone without a trace.
     """
     lines, again = [], []
     for folder, problems in stale.damaged_runs(ROOT / results).items():
@@ -380,15 +380,15 @@ def mend(results: Path, dry_run: bool) -> tuple[str, list[str]]:
         again += [run / name for name in stale.ENDS]
         (name, problem), more = next(iter(problems.items())), len(problems) - 1
         file = printable(os.path.normpath(run / name)) + (f" and {more} more" if more else "")
-        lines.append(f"changed since it was made: {file}: {problem}; {run} is made again")
+        lines.append(f"changed since it was made: {file}: {problem}; {run} will be made again")
     if lines:
-        lines.append(f"  what was there of them {'will be' if dry_run else 'is'} moved to {results / 'stale'}")
+        lines.append(f"  their files {'will be' if dry_run else 'have been'} moved to {results / 'stale'}")
     again += [file.relative_to(ROOT) for file in stale.unfinished(ROOT / results)]
     return "\n".join(lines), [file.as_posix() for file in dict.fromkeys(again)]
 
 
 def forced(command: list[str], files: list[str]) -> list[str]:
-    """Options by which Snakemake makes files again, those of them that belong to the profile's grid."""
+    """Options with which Snakemake makes files again, as far as they belong to the profile's grid."""
     if not files:
         return []
     result = subprocess.run(
@@ -405,10 +405,11 @@ def run_snakemake(command: list[str], dry_run: bool, held: IO, cluster: str) -> 
     Args:
         command: from `snakemake_command`.
         dry_run: only say what would run.
-        held: the locked file. As standard input it is handed down to every job, which closes other files.
+        held: the locked file. As standard input it is passed on to every job, which closes other files.
         cluster: name of the cluster, "" for this machine.
     """
-    command = [*command, *(["--dry-run"] if dry_run else []), "--quiet", "rules", "host"]
+    # On a dry run Snakemake prints the number of jobs twice, and `run` has printed it.
+    command = [*command, "--quiet", "rules", "host", *(["progress", "--dry-run"] if dry_run else [])]
     process = subprocess.Popen(
         command, cwd=ROOT, stdin=held, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **processes.tied()
     )
@@ -417,7 +418,7 @@ def run_snakemake(command: list[str], dry_run: bool, held: IO, cluster: str) -> 
         return process.wait()
     except processes.Stopped:
         if cluster:
-            # Jobs elsewhere are for Snakemake to cancel.
+            # Jobs on other machines are for Snakemake to cancel.
             process.send_signal(signal.SIGINT)
             with suppress(subprocess.TimeoutExpired):
                 process.wait(timeout=30)
@@ -425,7 +426,7 @@ def run_snakemake(command: list[str], dry_run: bool, held: IO, cluster: str) -> 
 
 
 def report(results: Path) -> None:
-    """Print the main tables and where everything is."""
+    """Print the main tables and say where everything is."""
     folders = [
         results / stage
         for stage in ("tables", "photographs", "estimation", "images", "quality")
@@ -438,7 +439,7 @@ def report(results: Path) -> None:
     for what, suffix in {"tables": "md", "data of the tables": "csv", "figures": "png"}.items():
         print(f"{what}:")
         found = sorted(path for folder in folders for path in folder.glob(f"**/*.{suffix}"))
-        # A notebook may have transferred images of its own, which are no figures.
+        # A notebook may have transferred images of its own, which are not figures.
         for path in [path for path in found if path.parent.name != "images" and path.name != "preview.png"]:
             print(f"  {path}")
     print(f"executed notebooks: {results / 'notebooks'}")
@@ -449,8 +450,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("profile", help="name of a file in workflow/profiles, without .yaml")
     parser.add_argument("--data", default="", help="folder of the data set, for profiles that need one")
-    parser.add_argument("--cores", default="", help="jobs that run side by side (default: as many as fit the machine)")
-    parser.add_argument("--model", default="mini", help="checkpoint, for profiles that measure one (default mini)")
+    parser.add_argument("--cores", default="", help="jobs to run side by side (default: as many as fit the machine)")
+    parser.add_argument("--model", default="mini", help="checkpoint, for profiles that measure one (default: mini)")
     parser.add_argument("--cluster", default="", help="folder in workflow/profiles, for example slurm")
     parser.add_argument("--dry-run", action="store_true", help="only say what would run, and why")
     arguments = parser.parse_args()
@@ -471,7 +472,7 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         check_needs(arguments.profile, profile, arguments.data, arguments.cluster, arguments.model)
     except ValueError as error:
-        # A plan can be made without data and models; it says what it would stop at.
+        # A plan can be made without data and models; it says what the run would stop at.
         if not arguments.dry_run or "expected" not in profile:
             raise
         print(f"missing: {error}", file=sys.stderr)
@@ -488,6 +489,8 @@ def run(arguments: argparse.Namespace) -> int:
         work = work_to_do(command)
         if "expected" in profile:
             print(plan(work.rules, profile["expected"]))
+        elif arguments.dry_run:
+            print("\n".join(f"{rule:<16}{count:>6}" for rule, count in work.rules.items()))
         print(explain(work, results))
         if work.rules and "expected" not in profile and not arguments.cluster:
             print(sentence_on_jobs)

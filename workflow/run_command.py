@@ -3,9 +3,9 @@
     python workflow/run_command.py zodi/__main__.py:transfer --results results/full --out results/full/transfer/night \\
         --log results/full/logs/night.log --inputs results/full/data/dataset.json -- -m zodi transfer --images ...
 
-The entry says whose code decides the result, see `stale.code_of`. What an outdated run left in the folder is moved
-aside. What the run has made is recorded beside it, so that the stages that read it can check it. The command's exit
-code is returned; 2: wrong arguments or damaged inputs, nothing was run.
+The entry says whose code determines the result, see `stale.code_of`. What an outdated run left in the folder is moved
+aside. What the run has made is recorded beside it, so that the stages that read it can check it. The exit code is the
+command's; 2: wrong arguments or damaged inputs, nothing was run.
 """
 
 import argparse
@@ -24,13 +24,13 @@ def main(arguments: list[str]) -> int:
     command = arguments[split + 1 :]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("entry", help="FILE or FILE:COMMAND of the code")
-    parser.add_argument("--rule", default="", help="the job's rule, recorded with the time that it took")
+    parser.add_argument("--rule", default="", help="the job's rule, recorded with the time it took")
     parser.add_argument("--results", type=Path, required=True, help="the profile's results folder")
     parser.add_argument("--out", type=Path, required=True, help="the run's folder")
     parser.add_argument("--log", type=Path, required=True, help="where the command's output goes")
-    parser.add_argument("--output", type=Path, help="the file that ends the run; a shard's lies outside of the folder")
-    parser.add_argument("--inputs", type=Path, nargs="*", default=[], help="files that decide the result")
-    parser.add_argument("--identity", default="", help="what tells this run from another one (default: the command)")
+    parser.add_argument("--output", type=Path, help="the file that ends the run; a shard's is outside the folder")
+    parser.add_argument("--inputs", type=Path, nargs="*", default=[], help="files that determine the result")
+    parser.add_argument("--identity", default="", help="what distinguishes this run from others (default: the command)")
     options = parser.parse_args(arguments[:split])
     if not command:
         parser.error("expected the command after --")
@@ -61,7 +61,7 @@ def main(arguments: list[str]) -> int:
             print(f"error: {error}", file=sys.stderr)
             return 1
     elif code:
-        # The last lines say what is wrong; the rest is in the log.
+        # The last lines say what went wrong; the rest is in the log.
         print("\n".join(options.log.read_text(encoding="utf-8").splitlines()[-5:]), file=sys.stderr)
     return code
 

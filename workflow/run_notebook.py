@@ -1,13 +1,12 @@
-"""Execute one course notebook with given parameters and keep the executed copy, also when it fails.
+"""Execute one course notebook with given parameters and keep the executed copy, even if it fails.
 
     python workflow/run_notebook.py notebooks/05_adaptation.py results/log.ipynb --parameters '{"seed": 1}'
 
-The notebook's text twin is what runs, without its cells for readers (see `twins`), with its folder as working
-directory, so paths in parameters are relative to it.
-The copy's outputs, with the traceback if there is one, are written as the cells run. With --out, a run that was cut
-off is resumed only if it had the same code, inputs and parameters; otherwise it is moved aside, see `stale`. What a
-run has made is recorded beside it, so that the stages that read it can check it.
-Exit code 2: wrong parameters or damaged inputs, nothing was run; 1: a cell failed.
+The notebook's text twin is what runs, without its cells for readers (see `twins`) and with its folder as working
+directory, so paths in parameters are relative to it. The copy's outputs, with the traceback if there is one, are
+written as the cells run. With --out, an interrupted run is resumed only if it had the same code, inputs and parameters;
+otherwise it is moved aside, see `stale`. What a run has made is recorded beside it, so that the stages that read it can
+check it. Exit code 2: wrong parameters or damaged inputs, nothing was run; 1: a cell failed.
 """
 
 import argparse
@@ -60,8 +59,8 @@ def run(notebook: Path, log: Path, parameters: dict[str, Any]) -> None:
     unknown = sorted(set(parameters) - set(known))
     if unknown:
         raise ValueError(f"{notebook}: unknown parameters {unknown}; its parameters cell has {sorted(known)}")
-    # Sockets in a folder of their own: TCP ports could be listened to by other users of the machine, and kernels that
-    # start side by side in one folder would take each other's sockets.
+    # Sockets in a folder of their own: other users of the machine could listen to TCP ports, and kernels that start
+    # side by side in one folder would take each other's sockets.
     with tempfile.TemporaryDirectory() as sockets:
         _clear_when_stopped(sockets)
         transport = Config(KernelManager={"transport": "ipc", "ip": f"{sockets}/kernel"})
@@ -92,11 +91,11 @@ def main() -> int:
     parser.add_argument("notebook", type=Path, help="text twin, notebooks/NAME.py")
     parser.add_argument("log", type=Path, help="where the executed notebook goes, NAME.ipynb")
     parser.add_argument("--parameters", type=yaml.safe_load, default={}, help="JSON or YAML mapping of names to values")
-    parser.add_argument("--rule", default="", help="the job's rule, recorded with the time that it took")
+    parser.add_argument("--rule", default="", help="the job's rule, recorded with the time it took")
     parser.add_argument("--results", type=Path, help="the profile's results folder; goes with --out")
-    parser.add_argument("--out", type=Path, help="the run's folder, moved aside when what decides it has changed")
+    parser.add_argument("--out", type=Path, help="the run's folder, moved aside when what determines it has changed")
     parser.add_argument("--draws", action="store_true", help="the result is a figure")
-    parser.add_argument("--inputs", type=Path, nargs="+", default=[], help="files that decide the result")
+    parser.add_argument("--inputs", type=Path, nargs="+", default=[], help="files that determine the result")
     arguments = parser.parse_args()
     start = time.perf_counter()
     try:

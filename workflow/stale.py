@@ -1,10 +1,9 @@
-"""What a job depends on, and what becomes of results that depend on something else.
+"""What a job depends on, and what happens to results that depend on something else.
 
 A job's code is its notebook or command and the modules that it imports, followed statically. Comments, docstrings, a
-notebook's prose and its cells for readers do not count, and modules that only draw count for jobs whose result is a
-figure. Every job leaves
-what it was made from in its folder, `inputs.json`, and at its end what it has made, `outputs.json`. What an outdated
-run left there, and what no longer is as it was made, is moved aside, never deleted.
+notebook's prose and its cells for readers do not count, and modules that only draw count only for jobs whose result is
+a figure. Every job records in its folder what it was made from, `inputs.json`, and at its end what it has made,
+`outputs.json`. What an outdated run left there, and what is no longer as it was made, is moved aside, never deleted.
 """
 
 import ast
@@ -28,15 +27,15 @@ from zodi.support.files import clear_leftovers, read_json, write_json
 ROOT = Path(__file__).parent.parent
 INPUTS_FILE = "inputs.json"
 OUTPUTS_FILE = "outputs.json"
-# What ends a run, whoever makes it; a run without it is not finished.
+# The files that end a run, whoever makes them; a run without one is not finished.
 ENDS = ("metrics.json", "dataset.json")
-# What else metrics.json holds: it differs from run to run and changes nothing.
+# Entries of metrics.json that differ from run to run and change nothing.
 NO_RESULT = ("seconds", "environment")
 # These are compared by content, everything else by size.
 TEXT = (".json", ".jsonl", ".csv", ".md")
-# What later stages may add to a run's folder, and what is of no use any more.
+# What later stages may add to a run's folder, and what is no longer useful.
 NOT_MADE = ("packed", "stale")
-# These decide what a figure looks like, and no number.
+# These determine what a figure looks like, but no number.
 DRAWING = ("zodi/support/plots.py", "zodi/support/explore.py")
 
 
@@ -83,7 +82,7 @@ def _nodes(file: Path, function: str) -> list[ast.AST]:
         body = getattr(node, "body", None)
         first = body[0] if isinstance(body, list) and body else None
         if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
-            # A statement that is only a constant does nothing; `...` alone leaves an empty body, which is digested too.
+            # A statement that is only a constant does nothing; `...` alone leaves an empty body, which is hashed too.
             del body[0]
     if not function:
         return tree.body
@@ -111,7 +110,7 @@ def _imported(nodes: Iterable[ast.AST]) -> Iterator[str]:
 
 
 def _files(module: str, folder: Path, root: Path) -> list[Path]:
-    """Our files that importing a module runs: its packages' and its own; scripts find their neighbours."""
+    """Our files that importing a module runs: its packages' and its own; scripts import their neighbours."""
     parts = module.split(".")
     if parts[0] != "zodi":
         neighbours = (folder / f"{parts[0]}.py", root / "data_scripts" / f"{parts[0]}.py")
@@ -124,14 +123,14 @@ def _files(module: str, folder: Path, root: Path) -> list[Path]:
 
 
 def made_from(entry: str, draws: bool, inputs: Iterable[Path], parameters: Any) -> dict[str, Any]:
-    """What decides a job's result: its code, its parameters, and the content of its input files."""
+    """What determines a job's result: its code, its parameters, and the content of its input files."""
     digests = {str(path): hashlib.sha256(_content(path)).hexdigest()[:12] for path in inputs}
     code = code_of(entry, draws)
     return {"entry": entry, "draws": draws, "code": code, "parameters": parameters, "inputs": digests}
 
 
 def _content(path: Path) -> bytes:
-    """What a file says: of a run's metrics.json not how long the run took, nor on which machine."""
+    """What a file says; for a run's metrics.json, without how long the run took and on which machine."""
     content = path.read_bytes()
     if path.name not in ENDS:
         return content
@@ -145,7 +144,7 @@ def _content(path: Path) -> bytes:
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """What has changed between two results of `made_from`, a phrase each; code and files that only one has count."""
+    """What has changed between two results of `made_from`, one phrase each, with code and files that only one has."""
     if not old.keys() >= {"entry", "draws", "code", "parameters", "inputs"}:
         return ["it was made by an earlier version of the workflow"]
     phrases = []
@@ -159,7 +158,7 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 
 def why(out: Path) -> list[str]:
-    """What has changed since the run in `out` was made; its parameters are taken to be the same."""
+    """What has changed since the run in `out` was made; its parameters are assumed to be the same."""
     file = out / INPUTS_FILE
     if not file.exists():
         return []
@@ -183,13 +182,14 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def claim(results: Path, out: Path, now: dict[str, Any], alone: bool = True) -> None:
-    """Make `out` the folder of a run: one of the same code, inputs and parameters goes on, another is moved aside.
+    """Make `out` the folder of a run: one with the same code, inputs and parameters continues, another is moved aside.
 
     Args:
         results: the profile's results folder; what is moved goes to `stale/` there, and a line on stderr says so.
         out: the run's folder, below `results`.
         now: from `made_from`.
-        alone: whether no other job writes to the folder now; then what killed runs left half-written is deleted.
+        alone: whether no other job writes to the folder now; if so, files that killed runs left half-written are
+            deleted.
     """
     file = out / INPUTS_FILE
     with _alone(results):
@@ -208,7 +208,7 @@ def claim(results: Path, out: Path, now: dict[str, Any], alone: bool = True) -> 
 
 
 def _aside(results: Path, out: Path) -> Path:
-    """A new folder's path for what is moved away from a run's folder."""
+    """The path of a new folder for what is moved out of a run's folder."""
     aside = results / "stale" / out.relative_to(results) / time.strftime("%Y-%m-%d-%H%M%S")
     names = (aside, *(aside.with_name(f"{aside.name}-{count}") for count in range(2, 1000)))
     return next(path for path in names if not path.exists())
@@ -229,13 +229,13 @@ def _alone(results: Path) -> Iterator[None]:
 def record(
     out: Path, end: str, now: dict[str, Any], notebook: Path | None = None, took: dict[str, Any] | None = None
 ) -> None:
-    """Write down what a finished run has made, with sizes and, for texts, checksums: `OUT/outputs.json`.
+    """Record what a finished run has made, with sizes and, for text files, checksums: `OUT/outputs.json`.
 
     Args:
         out: the run's folder.
         end: name of the file in it that ends the run.
-        now: from `made_from`; written again, for a stage may have replaced the whole folder.
-        notebook: the executed notebook, which lies elsewhere.
+        now: from `made_from`; written again, because a stage may have replaced the whole folder.
+        notebook: the executed notebook, which is elsewhere.
         took: the job's `rule` and its `seconds`, if they are known.
 
     Raises:
@@ -250,7 +250,7 @@ def record(
 
 
 def _made(out: Path) -> Iterator[str]:
-    """Names of the files in a run's folder, without hidden ones and our records."""
+    """Names of the files in a run's folder, except hidden ones and our records."""
     for folder, folders, files in os.walk(out):
         folders[:] = [name for name in folders if name[0] != "." and name not in NOT_MADE]
         relative = Path(folder).relative_to(out)
@@ -259,7 +259,7 @@ def _made(out: Path) -> Iterator[str]:
 
 
 def _state(file: Path) -> dict[str, Any]:
-    """Size of a file and, of a text, its checksum."""
+    """Size of a file and, for a text file, its checksum."""
     state: dict[str, Any] = {"bytes": file.stat().st_size}
     if file.suffix in TEXT:
         state["sha256"] = hashlib.sha256(file.read_bytes()).hexdigest()
@@ -267,9 +267,9 @@ def _state(file: Path) -> dict[str, Any]:
 
 
 def damage(out: Path) -> dict[str, str]:
-    """What a finished run has made that is no longer so: file, relative to `out` -> what was found.
+    """What is no longer as a finished run made it: file, relative to `out` -> what was found.
 
-    A run without a record, of an earlier version of the workflow or not finished, has none.
+    A run without a record, from an earlier version of the workflow or unfinished, has none.
     """
     if not (out / OUTPUTS_FILE).is_file():
         return {}
@@ -292,17 +292,17 @@ def _difference(file: Path, state: dict[str, Any]) -> str:
 
 
 def _notebook_problem(file: Path) -> str:
-    # Its size may change: Jupyter saves a notebook that is only looked at.
+    # Its size may change: Jupyter saves a notebook that is only viewed.
     try:
         return "" if read_json(file)["cells"] else "found no cells"
     except FileNotFoundError:
         return "is gone"
     except (OSError, ValueError, KeyError, TypeError):
-        return "found no whole notebook"
+        return "found an incomplete notebook"
 
 
 def check_inputs(inputs: Iterable[Path]) -> None:
-    """Check that runs whose results are read still are as they were made.
+    """Check that runs whose results are read are still as they were made.
 
     Args:
         inputs: files, each in the folder of the run that made it.
@@ -318,7 +318,7 @@ def check_inputs(inputs: Iterable[Path]) -> None:
 
 
 def seconds_by_rule(results: Path) -> dict[str, float]:
-    """What the finished jobs below `results` took, outdated ones too: rule -> median, seconds."""
+    """How long the finished jobs below `results` took, outdated ones too: rule -> median, seconds."""
     found: dict[str, list[float]] = {}
     for folder, folders, files in os.walk(results):
         if OUTPUTS_FILE not in files:
@@ -332,9 +332,9 @@ def seconds_by_rule(results: Path) -> dict[str, float]:
 
 
 def unfinished(results: Path) -> list[Path]:
-    """Files below `results` that end a run and are not there, though it was begun or another one was made from it.
+    """Missing files below `results` that end a run, although it was started or another one was made from it.
 
-    Snakemake does not miss them while the results that were made from them are there.
+    Snakemake does not notice while the results that were made from them are there.
     """
     gone: set[Path] = set()
     for folder, folders, files in os.walk(results):
@@ -351,7 +351,7 @@ def unfinished(results: Path) -> list[Path]:
 
 
 def damaged_runs(results: Path) -> dict[Path, dict[str, str]]:
-    """Every run below `results` that no longer is as it was made: its folder -> `damage`."""
+    """Every run below `results` that is no longer as it was made: its folder -> `damage`."""
     runs = {}
     for folder, folders, files in os.walk(results):
         # A run's folder holds no other run.
@@ -362,7 +362,7 @@ def damaged_runs(results: Path) -> dict[Path, dict[str, str]]:
 
 
 def set_aside(results: Path, out: Path, problems: dict[str, str]) -> Path:
-    """Move what is damaged, and the file that ends the run, away: the run is made again, and goes on from the rest.
+    """Move away what is damaged and the file that ends the run: the run is made again and continues from the rest.
 
     Args:
         results: the profile's results folder; what is moved goes to `stale/` there.
@@ -378,7 +378,7 @@ def set_aside(results: Path, out: Path, problems: dict[str, str]) -> Path:
         for name in dict.fromkeys((*problems, *ENDS, OUTPUTS_FILE)):
             file = out / name
             if file.is_file():
-                # The executed notebook lies outside of the folder.
+                # The executed notebook is outside the folder.
                 target = aside / (file.name if ".." in Path(name).parts else name)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 file.replace(target)

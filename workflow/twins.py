@@ -1,7 +1,7 @@
-"""What the grid runs of a notebook: its computation, without the cells that are there for readers only.
+"""The part of a notebook that the grid runs: its computation, without the cells that are only for readers.
 
-A cell with the tag `reader` draws, explains or tries something out. No other cell needs it, so that a grid of a hundred
-runs leaves it out. The notebook stays one file, and whoever opens it sees and runs all of it.
+A cell with the tag `reader` draws, explains or tries something out. No other cell needs it, so a grid of a hundred runs
+leaves it out. The notebook stays one file, and whoever opens it sees and runs all of it.
 """
 
 import re
@@ -15,10 +15,10 @@ def computation(text: str) -> str:
     """A py:percent text twin without the cells that are tagged `reader`.
 
     Args:
-        text: of the twin; lines that begin with `# %%` begin a cell.
+        text: of the twin; lines that start with `# %%` start a cell.
 
     Returns:
-        The rest, unchanged; the text itself where nothing is tagged.
+        The rest, unchanged; the text itself if nothing is tagged.
     """
     return "".join(cell for cell in _CELL.split(text) if READER not in _tags(cell))
 

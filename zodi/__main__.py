@@ -1,16 +1,17 @@
 """Command line of the stages: `python -m zodi COMMAND --help`.
 
-Exit codes: 0 all done, 1 a part could not be done (each one is named), 2 nothing was done because of the input.
+Exit codes: 0 all done, 1 some parts could not be done (each is named), 2 the input was wrong and nothing was done.
 """
 
 import argparse
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 from zodi.domains import DOMAINS, SOURCE
+from zodi.generators.additions import Additions
 from zodi.labels import LABEL_SETS, get_label_set
 from zodi.support.options import (
     Command,
@@ -23,12 +24,13 @@ from zodi.support.options import (
     run_command,
 )
 
-# Modules that load torch are imported by the commands that need them, so that the list of commands is there at once.
+# Modules that load torch are imported by the commands that need them, so that the list of commands appears at once.
 
 SHORT = {"num_inference_steps": "steps", "guidance_scale": "guidance"}
 LABEL_SET_TEXT = f"what label values mean: {', '.join(LABEL_SETS)}, or a mapping file.yaml (default: cityscapes)"
 NETWORK_TEXT = "folder `network/` that `adapt` wrote, or a checkpoint of transformers: its folder or hf:HUB_ID"
 MODEL_TEXT = "mini (default), a folder in diffusers' format, or a hub id"
+SECOND = ("second_control", "second_weight", "second_kind")
 # Parameters up to which `info` loads a model to tell it apart from others: Stable Diffusion 1.5 with its ControlNet.
 LARGEST_LOADED = 1_500_000_000
 
@@ -41,37 +43,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _model_options(sub: argparse.ArgumentParser, second: bool = True) -> None:
     """Which diffusion model, and what is added to it; see `_model_settings`."""
     sub.add_argument("--model", default="mini", help=MODEL_TEXT)
-    sub.add_argument("--controlnet", help="folder, hub id or .safetensors file, when the model has none")
-    sub.add_argument("--control-kind", type=int, help="number of the kind of map, for a ControlNet that reads several")
-    if second:
-        sub.add_argument("--second-control", help="another ControlNet for a second map an image: depth, edges")
-        sub.add_argument("--second-weight", type=float, default=1.0, help="of the second ControlNet (default: 1)")
-        sub.add_argument("--second-kind", type=int, help="as --control-kind, for the second ControlNet")
-    sub.add_argument("--lora", help="weights for 4 to 8 steps (LCM, Hyper-SD): .safetensors file, folder, or hub id")
-    sub.add_argument(
-        "--lora-scale", type=float, default=1.0, help="what these weights are multiplied with (default: 1)"
-    )
-    sub.add_argument("--variant", help="of the denoiser's weights: non_ema for those of the authors")
+    add_fields(sub, Additions, leave_out=() if second else SECOND, show_defaults=False)
+    # An option that is not given is recorded with its default.
+    sub.set_defaults(**{field.name: field.default for field in fields(Additions) if second or field.name not in SECOND})
     sub.add_argument("--download", action="store_true", help="allow a hub model to be downloaded")
 
 
-# Options of `_model_options` that are called so in `zodi.diffusion.load` too.
-MODEL_OPTIONS = (
-    "controlnet",
-    "control_kind",
-    "second_control",
-    "second_weight",
-    "second_kind",
-    "lora",
-    "lora_scale",
-    "variant",
-)
-
-
 def _model_settings(options: argparse.Namespace) -> dict[str, Any]:
-    """What `zodi.diffusion.load` takes of `_model_options`, but for the model."""
-    given = {name: getattr(options, name) for name in MODEL_OPTIONS if hasattr(options, name)}
-    return given | {"local_files_only": not options.download}
+    """What `zodi.diffusion.load` takes from `_model_options`, except the model."""
+    return given_fields(options, Additions) | {"local_files_only": not options.download}
 
 
 # ---------------------------------------------------------------- transfer
@@ -81,19 +61,19 @@ def _transfer_options(sub: argparse.ArgumentParser) -> None:
     from zodi.support.pictures import MAX_PIXELS
     from zodi.transfer import TransferConfig
 
-    sub.add_argument("--images", type=folder, required=True, help="folder of images, any sizes; subfolders are kept")
-    sub.add_argument("--labels", type=folder, help="folder of label maps (8-bit PNG) with the names of their images")
+    sub.add_argument("--images", type=folder, required=True, help="folder of images of any size; subfolders are kept")
+    sub.add_argument("--labels", type=folder, help="folder of label maps (8-bit PNG) named like the images")
     sub.add_argument("--label-set", default="cityscapes", help=LABEL_SET_TEXT)
-    sub.add_argument("--out", type=folder, required=True, help="folder of the result; the same settings go on there")
-    sub.add_argument("--domain", choices=DOMAINS, help="take prompt and strength of a domain of the paper")
+    sub.add_argument("--out", type=folder, required=True, help="folder of the result; the same settings continue there")
+    sub.add_argument("--domain", choices=DOMAINS, help="use the prompt and strength of a domain of the paper")
     _model_options(sub)
     sub.add_argument("--second-maps", type=folder, help="folder of maps for --second-control, named like the images")
     device_option(sub)
     dtype_option(sub)
     sub.add_argument("--compile", action="store_true", help="torch.compile the networks; worth it for many images")
-    sub.add_argument("--batch-size", type=int, default=8, help="(default: 8)")
-    sub.add_argument("--max-pixels", type=int, default=MAX_PIXELS, help="of the largest image that is read")
-    sub.add_argument("--limit", type=int, help="the first so many images only")
+    sub.add_argument("--batch-size", type=int, default=8, help="images per batch (default: 8)")
+    sub.add_argument("--max-pixels", type=int, default=MAX_PIXELS, help="pixels of the largest image that is read")
+    sub.add_argument("--limit", type=int, help="do only the first so many images")
     sub.add_argument("--shard", type=_shard, metavar="I/N", help="do every N-th image from the I-th on (0 .. N-1)")
     # Defaults are the checkpoint's and the domain's.
     settings = sub.add_argument_group("settings of the transfer")
@@ -146,7 +126,7 @@ def _transfer(options: argparse.Namespace) -> int:
     metrics = {"domain": options.domain, "method": changes.get("method", config.method), "report": report}
     if report.ok and is_whole:
         runs.save_metrics(options.out, "transfer", config, metrics, report.seconds, where)
-    print(f"{report.done} done, {report.skipped} were there, {len(report.errors)} failed; {report.seconds} s")
+    print(f"{report.done} done, {report.skipped} were there already, {len(report.errors)} failed; {report.seconds} s")
     print(f"images: {options.out / 'images'}")
     if report.stale:
         print(f"moved to {options.out / 'stale'}: {len(report.stale)} images whose source is gone or has changed")
@@ -162,14 +142,14 @@ def _import_options(sub: argparse.ArgumentParser) -> None:
     from zodi.tools.importing import ImportConfig
 
     sub.add_argument("--images", type=folder, required=True, help="images that another program made")
-    sub.add_argument("--source", type=folder, required=True, help="the source images that it made them of")
+    sub.add_argument("--source", type=folder, required=True, help="the source images that it made them from")
     sub.add_argument("--labels", type=folder, required=True, help="label maps of the source images")
     sub.add_argument("--label-set", default="cityscapes", help=LABEL_SET_TEXT)
     sub.add_argument("--out", type=folder, required=True, help="folder of the result, for `adapt --synth`")
-    sub.add_argument("--reference", type=folder, help="network trained on the source: audit whether labels still hold")
-    sub.add_argument("--mask", action="store_true", help="make pixels void that lost their label; needs --reference")
+    sub.add_argument("--reference", type=folder, help="network trained on the source: checks if labels still hold")
+    sub.add_argument("--mask", action="store_true", help="make pixels that lost their label void; needs --reference")
     device_option(sub)
-    sub.add_argument("--max-pixels", type=int, default=MAX_PIXELS, help="of the largest image that is read")
+    sub.add_argument("--max-pixels", type=int, default=MAX_PIXELS, help="pixels of the largest image that is read")
     add_fields(sub, ImportConfig)
 
 
@@ -187,7 +167,10 @@ def _import(options: argparse.Namespace) -> int:
     runs.remove_metrics(options.out)
     places = (options.images, options.source, options.labels, options.out)
     report = importing.import_folder(*places, label_set, config, max_pixels=options.max_pixels)
-    print(f"{report.done} done ({report.resized} resized), {report.skipped} were there, {len(report.errors)} failed")
+    print(
+        f"{report.done} done ({report.resized} resized), {report.skipped} were there already, "
+        f"{len(report.errors)} failed"
+    )
     if report.unused:
         print(f"not used, because no source image has their name: {', '.join(report.unused)}")
     metrics = {"report": report}
@@ -215,15 +198,15 @@ def _adapt_options(sub: argparse.ArgumentParser) -> None:
 
     sub.add_argument("--data", type=folder, required=True, help="data set folder (dataset.json, train/, test/)")
     sub.add_argument("--variant", default="zodi", help="row of the tables (default: zodi)")
-    sub.add_argument("--domain", choices=DOMAINS, default="", help="target domain; not for rows that serve all")
+    sub.add_argument("--domain", choices=DOMAINS, default="", help="target domain; not for rows that serve all domains")
     sub.add_argument("--synth", type=folder, help="folder that `transfer` or `import` wrote for train/images")
     sub.add_argument("--reference", type=folder, help="folder of a network that finds the layout; for zodi_faithful")
-    sub.add_argument("--tests", nargs="+", help="test domains (default: all of the data set)")
+    sub.add_argument("--tests", nargs="+", help="test domains (default: all in the data set)")
     sub.add_argument("--recipe", default="mini", help="settings of the training: mini (default), paper or transformer")
     device_option(sub)
-    sub.add_argument("--workers", type=int, default=0, help="processes that read images (default: none but this one)")
+    sub.add_argument("--workers", type=int, default=0, help="processes that read images (default: only this one)")
     sub.add_argument("--out", type=folder, required=True, help="folder of the run")
-    # Defaults are the recipe's; the weight of the similarity term and the augmentation are what a variant says.
+    # Defaults are the recipe's; the variant sets the weight of the similarity term and the augmentation.
     settings = sub.add_argument_group("settings of the training")
     add_fields(settings, AdaptationConfig, leave_out=("similarity_weight", "augmentation"), show_defaults=False)
 
@@ -259,7 +242,7 @@ def _adapt(options: argparse.Namespace) -> int:
 def _evaluate_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--network", type=folder, required=True, help=NETWORK_TEXT)
     sub.add_argument("--data", type=folder, required=True, help="data set folder")
-    sub.add_argument("--domains", nargs="+", help="test domains (default: all of the data set)")
+    sub.add_argument("--domains", nargs="+", help="test domains (default: all in the data set)")
     device_option(sub)
     sub.add_argument("--out", type=folder, help="folder for metrics.json")
 
@@ -297,7 +280,9 @@ def _estimate_options(sub: argparse.ArgumentParser) -> None:
     from zodi.transfer import TransferConfig
 
     sub.add_argument("--network", type=folder, required=True, help=NETWORK_TEXT)
-    sub.add_argument("--against", type=folder, help="folder of a second network, for example the one in use: compare")
+    sub.add_argument(
+        "--against", type=folder, help="second network to compare with, for example the one in use (its folder)"
+    )
     sub.add_argument("--images", type=folder, help="source images that it was not trained on")
     sub.add_argument("--labels", type=folder, required=True, help="folder of their label maps")
     sub.add_argument("--label-set", default="cityscapes", help=LABEL_SET_TEXT)
@@ -306,12 +291,12 @@ def _estimate_options(sub: argparse.ArgumentParser) -> None:
         "--generated",
         type=folder,
         nargs="+",
-        help="images that `transfer` or `import` wrote, in place of --images and --domain",
+        help="images that `transfer` or `import` wrote, instead of --images and --domain",
     )
     _model_options(sub, second=False)
     device_option(sub)
     dtype_option(sub)
-    sub.add_argument("--seeds", type=int, default=2, help="transfers of every image (default: 2)")
+    sub.add_argument("--seeds", type=int, default=2, help="transfers per image (default: 2)")
     sub.add_argument("--reference", type=folder, help="folder of a network that finds the layout in good images")
     sub.add_argument(
         "--check",
@@ -336,9 +321,9 @@ def _estimate(options: argparse.Namespace) -> int:
     start = time.monotonic()
     changes = given_fields(options, TransferConfig, leave_out=("domain",))
     if options.seeds < 1:
-        raise ValueError(f"--seeds {options.seeds}: expected at least 1, one transfer of every image")
+        raise ValueError(f"--seeds {options.seeds}: expected at least 1, one transfer per image")
     if bool(options.generated) == bool(options.images and options.domain):
-        raise ValueError("give --images and --domain, which are transferred, or --generated, which are there already")
+        raise ValueError("give --images and --domain to transfer images, or --generated for existing ones")
     device, dtype = runs.check_device(options.device), runs.check_dtype(options.dtype, options.device)
     where = runs.announce(device, dtype)
     folders = (options.network, options.reference, options.against)
@@ -372,7 +357,7 @@ def _estimate(options: argparse.Namespace) -> int:
     with atomic_path(options.out / "classes.csv") as temporary:
         found.classes.to_csv(temporary, index_label="class", float_format="%.4f")
     settings = {name: value for name, value in vars(options).items() if name != "run"}
-    # What "auto" was here.
+    # What "auto" stood for here.
     settings |= {"device": str(device), "dtype": runs.dtype_name(dtype)}
     runs.save_metrics(options.out, "estimate", settings, metrics, time.monotonic() - start, where)
     return 0 if found.reliable else 1
@@ -389,8 +374,10 @@ def _redraw_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--images", type=folder, required=True, help="target photographs; no labels are needed")
     sub.add_argument("--labels", type=folder, help="their label maps, to score the network before and after")
     sub.add_argument("--label-set", default="cityscapes", help=LABEL_SET_TEXT)
-    sub.add_argument("--out", type=folder, required=True, help="folder of the result; the same settings go on there")
-    sub.add_argument("--layout", choices=LAYOUTS, default="predicted", help="by the network (default), or none")
+    sub.add_argument("--out", type=folder, required=True, help="folder of the result; the same settings continue there")
+    sub.add_argument(
+        "--layout", choices=LAYOUTS, default="predicted", help="by the network (predicted, default), or none"
+    )
     sub.add_argument("--domain", default=SOURCE, help=f"the source's domain, or a prompt (default: {SOURCE})")
     _model_options(sub, second=False)
     device_option(sub)
@@ -441,7 +428,7 @@ def _info(options: argparse.Namespace) -> int:
     from zodi.support import runs
 
     found = diffusion.examine(options.model, **_model_settings(options))
-    print("domains, with the strengths of the paper or, where it brings its own, of the model")
+    print("domains, with the paper's strengths or, where it has its own, the model's")
     for domain in DOMAINS.values():
         strength = found.defaults.strengths.get(domain.name, domain.strength)
         print(f"  {domain.name:<8} strength {strength:.2f}  {domain.prompt!r}")
@@ -460,12 +447,12 @@ def _info(options: argparse.Namespace) -> int:
 
 COMMANDS = {
     "transfer": Command("transfer a folder of images to another domain", _transfer_options, _transfer),
-    "import": Command("take over images that another program made of the source images", _import_options, _import),
+    "import": Command("import images that another program made from the source images", _import_options, _import),
     "adapt": Command("train a segmentation network on source and synthesized images", _adapt_options, _adapt),
-    "evaluate": Command("mIoU of a trained network on every test domain", _evaluate_options, _evaluate),
+    "evaluate": Command("measure the mIoU of a trained network on every test domain", _evaluate_options, _evaluate),
     "estimate": Command("estimate a network's mIoU on a domain without target images", _estimate_options, _estimate),
     "redraw": Command("redraw target photographs in the source's domain", _redraw_options, _redraw),
-    "info": Command("print domains, what the diffusion model is and will do, and versions", _info_options, _info),
+    "info": Command("print the domains, what the diffusion model is and will do, and versions", _info_options, _info),
 }
 
 if __name__ == "__main__":

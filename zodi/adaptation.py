@@ -45,11 +45,11 @@ class AdaptationConfig:
         network: "Architecture/encoder" or "hf:FOLDER", see `zodi.segmentation.build_network`.
         weights: as there; "auto" = "mini" for the default network, the checkpoint's for "hf:", random for others.
         steps: optimisation steps.
-        batch_size: images a step and domain.
+        batch_size: images per step and domain.
         crop: (height, width) in pixels, multiples of 32, at most the images' size.
         freeze_norm: keep the statistics of batch normalisation as pretrained. Training sees each domain with its own
-            statistics but testing uses one set for both, which costs more the further the domains are apart and the
-            fewer the steps. None = where encoder and decoder are pretrained ("mini").
+            statistics but testing uses one set for both, which costs more the further apart the domains and the fewer
+            the steps. None = where encoder and decoder are pretrained ("mini").
         optimizer: "adamw", or "sgd" with momentum 0.9 as in the paper.
         learning_rate: of the head at the start; it falls as (1 - step / steps) ** 0.9.
         learning_rate_floor: what the learning rate never falls below.
@@ -61,13 +61,14 @@ class AdaptationConfig:
         weight_decay: of the optimizer.
         lora_rank: rank of the adapters beside a frozen encoder, see `zodi.networks.adapters`; 0 = train all of it.
         similarity_weight: w of the loss, >= 0.
-        augmentation: how the second image of a pair is changed, anew at every step; "" = not, see `zodi.rows.Row`.
+        augmentation: how the second image of a pair is changed, differently at every step; "" = it is not, see
+            `zodi.rows.Row`.
         jitter: half-width of the random factors on brightness, contrast and saturation, 0 .. 1.
         hue: half-width of the random hue shift, 0 .. 0.5, turns.
         void_output: see `zodi.segmentation.build_network`.
-        bf16: bfloat16 autocast; worth it on a GPU. On a CPU a step takes a fifth less, and only where it computes in
-            bfloat16: not worth results that depend on the processor.
-        seed: rules initial weights, batches, crops, flips and jitter.
+        bf16: bfloat16 autocast; worth it on a GPU. On a CPU it saves a fifth of a step, and only where the CPU computes
+            in bfloat16: not worth results that depend on the processor.
+        seed: determines initial weights, batches, crops, flips and jitter.
     """
 
     network: str = DEFAULT_NETWORK
@@ -112,7 +113,7 @@ class AdaptationConfig:
             raise ValueError(f"jitter={self.jitter}, hue={self.hue}: expected 0 .. 1 and 0 .. 0.5")
 
     def resolved(self) -> "AdaptationConfig":
-        """The settings with "auto" weights and an open `freeze_norm` replaced by what they mean for the network."""
+        """The settings with "auto" weights and an unset `freeze_norm` replaced by what they mean for the network."""
         weights = auto_weights(self.network, self.weights)
         freeze_norm = weights == "mini" if self.freeze_norm is None else self.freeze_norm
         return replace(self, weights=weights, freeze_norm=freeze_norm)
@@ -157,12 +158,12 @@ RECIPES = {"mini": AdaptationConfig(), "paper": PAPER_CONFIG, "transformer": TRA
 def recipe(
     name: str, variant: str = "zodi", network: str | nn.Module | None = None, **changes: Any
 ) -> AdaptationConfig:
-    """The settings with which a recipe trains a row of the tables; nothing in them is left open.
+    """The settings with which a recipe trains a row of the tables; nothing in them is left unset.
 
     Args:
         name: a key of `RECIPES`.
-        variant: a key of `zodi.rows.ROWS`; it rules the weight of the similarity term, augmentation and length.
-        network: "Architecture/encoder", or a network of your own, which brings its weights; None = the recipe's.
+        variant: a key of `zodi.rows.ROWS`; it determines the weight of the similarity term, augmentation and length.
+        network: "Architecture/encoder", or a network of your own, which has its weights; None = the recipe's.
         changes: other values for fields of `AdaptationConfig`, of a row of ordinary length.
 
     Raises:
@@ -175,7 +176,7 @@ def recipe(
     if unknown:
         raise ValueError(f"unknown settings {unknown}; expected fields of AdaptationConfig")
     if "crop" in changes:
-        # A list where it comes from a parameter of a notebook.
+        # A list if it comes from a notebook's parameter.
         changes["crop"] = tuple(changes["crop"])
     if isinstance(network, nn.Module):
         changes |= {"network": own_name(network), "weights": None}
@@ -282,7 +283,7 @@ class Batch(NamedTuple):
     jitter: Tensor
 
     def to(self, device: str | torch.device) -> "Batch":
-        """Images and labels on a device; the jitter, plain numbers in float64, stays on the processor."""
+        """Images and labels on a device; the jitter, plain numbers in float64, stays on the CPU."""
         # On "mps" such a copy may read memory that is already used for something else (pytorch/pytorch#139550).
         non_blocking = torch.device(device).type == "cuda"
         images, labels = (part.to(device, non_blocking=non_blocking) for part in (self.images, self.labels))
@@ -301,7 +302,7 @@ def _batch(
 
 
 def augment(batch: Batch, config: AdaptationConfig) -> tuple[Tensor, Tensor]:
-    """Random colours, on the device where the batch lies: images float (B, 3, h, w), normalised, and labels int64."""
+    """Random colours, on the batch's device: images float (B, 3, h, w), normalised, and labels int64."""
     images = []
     for image, (brightness, contrast, saturation, hue) in zip(batch.images, batch.jitter.tolist(), strict=True):
         image = TF.adjust_brightness(image.float() / 255, brightness)
@@ -312,12 +313,12 @@ def augment(batch: Batch, config: AdaptationConfig) -> tuple[Tensor, Tensor]:
 
 
 def epoch_length(count: int, config: AdaptationConfig) -> int:
-    """Steps of an epoch over `count` images: whole batches, what is left over waits for the next shuffling."""
+    """Steps of an epoch over `count` images: whole batches; what is left over waits for the next shuffle."""
     return max(1, count // config.batch_size)
 
 
 def _chosen(step: int, candidates: list[int], config: AdaptationConfig) -> list[int]:
-    """The images of a step: every epoch walks through all of them in an order of its own."""
+    """The images of a step: every epoch visits all of them in an order of its own."""
     epoch, position = divmod(step, epoch_length(len(candidates), config))
     order = np.random.default_rng([config.seed, epoch]).permutation(candidates)
     return np.resize(order[position * config.batch_size :], config.batch_size).tolist()
@@ -332,7 +333,7 @@ def cut_batches(
 ) -> tuple[Batch, Batch | None]:
     """The batches of a step, before `augment`.
 
-    They depend on `config.seed` and `step` only, so that a resumed run sees the same.
+    They depend on `config.seed` and `step` only, so that a resumed run sees the same batches.
 
     Args:
         step: number of the step, from 0.
@@ -341,7 +342,7 @@ def cut_batches(
         config: batch size, crop, jitter and seed.
 
     Returns:
-        The source's batch, and the same of the synthesized images or None; the images of a pair share crop and flip.
+        The source's batch, and the same for the synthesized images or None; the images of a pair share crop and flip.
     """
     rng = np.random.default_rng([config.seed, step])
     candidates = [i for i, key in enumerate(source.keys) if not pairs or key in pairs]
@@ -357,7 +358,7 @@ def cut_batches(
         cuts = _cuts(config.batch_size, rng)
     second = _batch(partners, cuts, config, rng)
     if config.augmentation:
-        # Loads the library of its operations, which few rows need.
+        # Loads the library of augmentations, which few rows need.
         from zodi.support.augmentations import augmented
 
         generator = generator_for(f"augmentation of step {step}", config.seed)
@@ -394,7 +395,7 @@ def train(
     workers: int = 0,
     network: nn.Module | None = None,
 ) -> tuple[nn.Module, pd.DataFrame]:
-    """Train a segmentation network; goes on where an interrupted run in `out` with the same settings and data stopped.
+    """Train a segmentation network; resumes an interrupted run in `out` with the same settings and data.
 
     Args:
         config: the settings; printed, and saved as `out/settings.json`.
@@ -404,18 +405,18 @@ def train(
         out: folder for `training.pt` (the state, every `save_every` steps); None = keep nothing.
         callback: called with (steps done, network in evaluation mode) at the start and after every step.
         save_every: steps between saved states.
-        progress: show a bar.
+        progress: show a progress bar.
         device: where the network trains.
-        workers: processes that read and cut the images; 0 = none but this one. Does not change the result.
+        workers: processes that read and cut the images; 0 = only this one. Does not change the result.
         network: a network of your own, trained in place of the one that `config` names: images float (B, 3, H, W) ->
             logits (B, C, H, W) and features (B, D, h, w), see `zodi.networks.own.OwnNetwork`.
 
     Returns:
-        The network of the last step in evaluation mode, and the loss terms, one row a step.
+        The network of the last step in evaluation mode, and the loss terms, one row per step.
 
     Raises:
         ValueError: if pairs are needed and missing, classes differ, images are smaller than the crop, the state in
-            `out` is damaged, or the training diverges: names the step and what to do, and saves nothing of it.
+            `out` is damaged, or the training diverges: names the step and what to do, and does not save it.
         OSError: if the disk is full.
     """
     shapes = {}
@@ -431,7 +432,7 @@ def train(
         check_classes("the source", source.label_set.names, "the second data set", dataset.label_set.names)
         dataset.check_sizes(config.crop)
 
-    # Not the bare seed, with which the pretrained weights began: their own head would come back as the "new" one.
+    # Not the bare seed, from which the pretrained weights started: their own head would come back as the "new" one.
     torch.manual_seed(generator_for("initial weights", config.seed).initial_seed())
     if network is None:
         lora = {"lora_rank": config.lora_rank} if config.lora_rank else {}
@@ -439,7 +440,7 @@ def train(
         network = build_network(config.network, classes, config.weights, config.void_output, **lora)
     network.label_set = source.label_set
     is_cuda = torch.device(device).type == "cuda"
-    # On a CPU networks this small are slower with channels last, for "mps" see `zodi.support.runs.image_format`.
+    # On a CPU, networks this small are slower with channels last; for "mps" see `zodi.support.runs.image_format`.
     network.to(device, memory_format=torch.channels_last if is_cuda else torch.contiguous_format)
     optimizer = build_optimizer(network, config)
 
@@ -460,7 +461,7 @@ def train(
     batches = DataLoader(loaded, None, sampler=steps, num_workers=workers, pin_memory=is_cuda)
     bar = tqdm(steps, "train", config.steps, initial=start, unit="step", disable=not progress)
     for step, (source_batch, synth_batch) in zip(bar, batches, strict=True):
-        # Dropout draws from the global generator; seeding by step makes a resumed run equal to one that ran through.
+        # Dropout draws from the global generator; seeding by step makes a resumed run equal to an uninterrupted one.
         torch.manual_seed(config.seed * 10**9 + step)
         network.train()
         if config.freeze_norm:
@@ -499,7 +500,9 @@ def find_pairs(source: AnyDataset, synth: AnyDataset | None, config: AdaptationC
     """
     if synth is None:
         if config.augmentation:
-            raise ValueError(f"augmentation={config.augmentation!r}: it changes second images; give the source again")
+            raise ValueError(
+                f"augmentation={config.augmentation!r}: it changes second images; give the source as synth"
+            )
         return None
     positions = {key: index for index, key in enumerate(synth.keys)}
     pairs = {key: positions[key] for key in source.keys if key in positions}

@@ -38,7 +38,7 @@ class Sample:
 def find_files(folder: str | Path, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> dict[str, Path]:
     """Files below `folder` by key, their relative path without suffix, sorted; hidden ones are not data.
 
-    Warns of pictures that are passed over because of their format, when images are looked for.
+    Warns, when looking for images, about pictures that are passed over because of their format.
 
     Raises:
         FileNotFoundError: if there is no such folder.
@@ -93,7 +93,7 @@ def read_pair(
 
 class _Fingerprint:
     def fingerprint(self) -> str:
-        """12 hexadecimal digits that tell other files, changed files, and other meanings of their labels apart."""
+        """12 hexadecimal digits that differ for other files, changed files, and other meanings of their labels."""
         content = [self.label_set.to_dict(), self.keys, self.size, self.file_stamps()]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
 
@@ -102,9 +102,10 @@ class FolderDataset(_Fingerprint):
     """Images and their label maps, paired by name: `images/a/b.jpg` belongs to `labels/a/b.png`.
 
     Args:
-        images, labels: folders. Labels without an image are ignored, so a folder of transferred images may hold a part.
+        images, labels: folders. Labels without an image are ignored, so a folder of transferred images may hold some of
+            them.
         label_set: meaning of the labels' pixel values.
-        size: (height, width) in pixels that everything is resized to; None = as it is.
+        size: (height, width) in pixels that everything is resized to; None = not resized.
         cache: keep decoded samples in memory.
 
     Raises:
@@ -131,7 +132,7 @@ class FolderDataset(_Fingerprint):
         if missing:
             raise FileNotFoundError(
                 f"{labels}: no label map for {len(missing)} of {len(self.keys)} images, for example "
-                f"{', '.join(printable(f'{key}.png') for key in missing[:10])}; labels need the names of their images"
+                f"{', '.join(printable(f'{key}.png') for key in missing[:10])}; labels must be named like their images"
             )
 
     def only(self, keys: Sequence[str]) -> "FolderDataset":
@@ -144,7 +145,9 @@ class FolderDataset(_Fingerprint):
         part.keys = [key for key in self.keys if key in wanted]
         part._cache = {} if self._cache is not None else None
         if not part.keys:
-            raise ValueError(f"{self.images_folder}: none of the {len(keys)} names is there; expected {self.keys[:3]}")
+            raise ValueError(
+                f"{self.images_folder}: found none of the {len(keys)} names; expected names like {self.keys[:3]}"
+            )
         return part
 
     def __len__(self) -> int:
@@ -164,7 +167,7 @@ class FolderDataset(_Fingerprint):
         for key in self.keys:
             width, height = self.size[::-1] if self.size else pictures.stored_size(self._images[key])
             if height < smallest[0] or width < smallest[1]:
-                # Unless it lies on its side.
+                # Unless it is stored on its side.
                 height, width = self[self.keys.index(key)].label.shape
             _check_size(self._images[key], (height, width), smallest)
 
@@ -208,9 +211,10 @@ def pack(dataset: FolderDataset, folder: str | Path | None = None, progress: boo
     """Decode and resize a data set once; later calls open what is there while its files have not changed.
 
     Args:
-        dataset: images all of one size, after its `size` is applied.
-        folder: where the arrays go, 4 bytes a pixel; all of it or nothing. None = `packed` beside the images' folder.
-        progress: show a bar.
+        dataset: images all of the same size, after its `size` is applied.
+        folder: where the arrays go, 4 bytes per pixel, written completely or not at all. None = `packed` beside the
+            images' folder.
+        progress: show a progress bar.
 
     Raises:
         ValueError: if the images differ in size; names the first that does.

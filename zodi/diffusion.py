@@ -1,7 +1,7 @@
 """Latent diffusion models: load, save and describe VAE, denoiser, ControlNet, text encoders, tokenizers and scheduler.
 
-A checkpoint is a folder in diffusers' format (one subfolder a part, safetensors), on disk or on the hub; the miniature
-and Stable Diffusion 1.5 are read by the same code. Other families are too: what they have in common is in
+A checkpoint is a folder in diffusers' format (one subfolder per part, safetensors), on disk or on the hub; the
+miniature and Stable Diffusion 1.5 are read by the same code. So are other families: what they have in common is in
 `zodi.generators.interface`. `transfer_defaults.json` beside the parts holds the settings that a checkpoint was made
 for; without it those of its family apply, for Stable Diffusion the paper's.
 """
@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedConfig
 
+from zodi.generators.additions import Additions
 from zodi.generators.examine import Examination, parts_of, schedule_text
 from zodi.generators.families import (
     check_made_for,
@@ -89,103 +90,74 @@ MODULES = (*DiffusionModel.PARTS,)
 def load(
     model: str | Path = "mini",
     *,
-    controlnet: str | Path | None = None,
     device: str | torch.device = "cpu",
     dtype: str | torch.dtype = torch.float32,
-    variant: str | None = None,
     compile: bool = False,
     local_files_only: bool = True,
-    control_kind: int | None = None,
-    second_control: str | Path | None = None,
-    second_weight: float = 1.0,
-    second_kind: int | None = None,
-    lora: str | Path | None = None,
-    lora_scale: float = 1.0,
+    **added: Any,
 ) -> Generator:
     """Load a checkpoint for inference; safetensors only, no code from the checkpoint runs.
 
     Args:
         model: "mini" (shipped with this package), a folder in diffusers' format, or a hub id, of any of
             `zodi.generators.families.FAMILIES`.
-        controlnet: folder, hub id or single .safetensors file of the ControlNet, the file in diffusers' names and of
-            the shape that the UNet asks for. None = the checkpoint's own `controlnet/` subfolder when it has one, else
-            for Stable Diffusion the ControlNet that the paper uses (`CONTROLNET_SEG`).
         device: where the weights go; "auto" = `zodi.support.runs.best_device`.
-        dtype: type of the weights, or its name; "auto" = the fastest of the device, `zodi.support.runs.best_dtype`.
-        variant: of the UNet's weights, "non_ema" for those that the authors used; None = the averaged ones. Other parts
-            take the variant where they have it: with "fp16" a folder of nothing but `*.fp16.safetensors` is read.
+        dtype: type of the weights, or its name; "auto" = the fastest on the device, `zodi.support.runs.best_dtype`.
         compile: run the networks through torch.compile: minutes at the start, faster afterwards on a GPU.
         local_files_only: True = never download, use what is on this machine.
-        control_kind: number of the kind of map that the layout is, for a ControlNet that reads several ("union");
-            None = segmentation, for SDXL.
-        second_control: another ControlNet, for a second map an image (depth, edges), as `controlnet`.
-        second_weight: what the second one's residuals are multiplied with, at least 0.
-        second_kind: as `control_kind`, for the second one.
-        lora: low-rank weights that let the denoiser draw in 4 to 8 steps (LCM-LoRA, Hyper-SD): a .safetensors file, its
-            folder, a hub id, or a hub id and the file's name behind it. The defaults become 8 steps without guidance.
-        lora_scale: what they are multiplied with.
+        added: fields of `zodi.generators.additions.Additions`: ControlNets, weights for few steps, a variant.
 
     Raises:
         FileNotFoundError: if a part is missing; says what to get, how large it is and where to put it.
-        ValueError: if a part is damaged, not made for the others or of a class that this code does not know, or this
-            machine has no such device; names the file or the device.
+        ValueError: if a part is damaged, not made for the others or of a class unknown to this code, or this machine
+            has no such device; names the file or the device.
     """
     device = check_device(device)
     dtype = check_dtype(dtype, device)
-    found = _find(model, controlnet, second_control, second_weight, variant, local_files_only)
+    plus = Additions(**added)
+    found = _find(model, plus, local_files_only)
     folder, kind = found.folder, found.kind
 
     def network(cls: type, part: Path) -> torch.nn.Module:
-        # A variant is the denoiser's; the other parts need not have it.
-        wanted = variant if part.name in ("unet", "transformer") or any(part.glob(f"*.{variant}*")) else None
-        return load_network(cls, part, device, dtype, wanted)
+        # Only the denoiser has to have the variant; the other parts need not.
+        is_wanted = part.name in ("unet", "transformer") or any(part.glob(f"*.{plus.variant}*"))
+        return load_network(cls, part, device, dtype, plus.variant if is_wanted else None)
 
     with quietly():
         parts = load_parts(kind, folder, network, dtype)
         denoiser = parts[kind.DENOISER]
-        # One ControlNet that reads several kinds of map may read both maps.
+        # A ControlNet that reads several kinds of map may read both maps.
         controls = {place: load_controlnet(kind, place, denoiser, network) for place in {*found.controls.values()}}
     first, second = (controls.get(found.controls.get(part)) for part in ("controlnet", "second_control"))
-    kinds = _kinds(kind, [control and control.config for control in (first, second)], control_kind, second_kind)
+    kinds = _kinds(kind, [control and control.config for control in (first, second)], plus)
     if isinstance(parts["vae"], AutoencoderKL):
         # One image at a time: at Stable Diffusion's size a batch would take more memory than all networks.
         parts["vae"].enable_slicing()
-    defaults, added = _read_defaults(folder, defaults_of(kind, denoiser.config)), ""
-    if lora is not None:
-        file = locate_lora(lora, local_files_only)
-        add_lora(kind, denoiser, file, lora_scale)
-        defaults, added = few_step_defaults(kind, defaults), f"{file.name} x {lora_scale:g}"
+    defaults, lora = _read_defaults(folder, defaults_of(kind, denoiser.config)), ""
+    if plus.lora is not None:
+        file = locate_lora(plus.lora, local_files_only)
+        add_lora(kind, denoiser, file, plus.lora_scale)
+        defaults, lora = few_step_defaults(kind, defaults), f"{file.name} x {plus.lora_scale:g}"
     loaded = kind(
         name=found.name,
         controlnet=first,
         defaults=defaults,
         control_kind=kinds[0],
-        second=None if second is None else Control(second, second_weight, kinds[1]),
-        lora=added,
+        second=None if second is None else Control(second, plus.second_weight, kinds[1]),
+        lora=lora,
         **parts,
     )
     return compiled(loaded) if compile else loaded
 
 
-def examine(
-    model: str | Path = "mini",
-    *,
-    controlnet: str | Path | None = None,
-    variant: str | None = None,
-    local_files_only: bool = True,
-    control_kind: int | None = None,
-    second_control: str | Path | None = None,
-    second_weight: float = 1.0,
-    second_kind: int | None = None,
-    lora: str | Path | None = None,
-    lora_scale: float = 1.0,
-) -> Examination:
+def examine(model: str | Path = "mini", *, local_files_only: bool = True, **added: Any) -> Examination:
     """What `load` with the same arguments would load and a transfer would do, without loading the weights.
 
     Raises:
-        FileNotFoundError, ValueError: as `load`, for all that settings and headers tell.
+        FileNotFoundError, ValueError: as `load`, as far as settings and headers tell.
     """
-    found = _find(model, controlnet, second_control, second_weight, variant, local_files_only)
+    plus = Additions(**added)
+    found = _find(model, plus, local_files_only)
     folder, kind = found.folder, found.kind
     with explained(folder / kind.DENOISER):
         denoiser = read_config(folder / kind.DENOISER / "config.json")
@@ -194,22 +166,22 @@ def examine(
     configs = [read_config(place / "config.json") if place and place.is_dir() else {} for place in places]
     for place, config in zip(places, configs, strict=True):
         check_made_for(place, config, denoiser)
-    kinds = _kinds(kind, configs, control_kind, second_kind)
+    kinds = _kinds(kind, configs, plus)
     controls = {part: place for part, place in found.controls.items() if part == "controlnet" or place != places[0]}
-    parts = parts_of(kind, folder, controls, variant)
+    parts = parts_of(kind, folder, controls, plus.variant)
     few_steps = "none"
-    if lora is not None:
-        few_steps = f"{locate_lora(lora, local_files_only).name} x {lora_scale:g}"
+    if plus.lora is not None:
+        few_steps = f"{locate_lora(plus.lora, local_files_only).name} x {plus.lora_scale:g}"
         defaults = few_step_defaults(kind, defaults)
     maps = ["the layout" if kinds[0] is None else f"the layout as kind {kinds[0]}"] if places[0] else []
     if places[1]:
-        maps.append(f"a second map x {second_weight:g}" + ("" if kinds[1] is None else f" as kind {kinds[1]}"))
+        maps.append(f"a second map x {plus.second_weight:g}" + ("" if kinds[1] is None else f" as kind {kinds[1]}"))
     will_do = {
         "method": "stochastic_inversion (--method for others)" if maps else "instruct_pix2pix, without layout",
         "controls": " and ".join(maps) or "none",
-        **schedule_text(kind, folder, lora is not None),
+        **schedule_text(kind, folder, plus.lora is not None),
         "working size": f"short side {defaults.short_side} pixels, sides multiples of {defaults.multiple}",
-        "steps": f"{defaults.num_inference_steps} for the whole way, guidance weight {defaults.guidance_scale:g}",
+        "steps": f"{defaults.num_inference_steps} for the whole schedule, guidance weight {defaults.guidance_scale:g}",
         "strength": f"{math.ceil(1000 / defaults.num_inference_steps) / 1000:g} (one step) .. 1 (all steps)",
         "weights for few steps": few_steps,
     }
@@ -225,28 +197,19 @@ class _Found(NamedTuple):
     controls: dict[str, Path]
 
 
-def _find(
-    model: str | Path,
-    controlnet: str | Path | None,
-    second_control: str | Path | None,
-    second_weight: float,
-    variant: str | None,
-    local_files_only: bool,
-) -> _Found:
-    if second_weight < 0:
-        raise ValueError(f"second_weight={second_weight}: expected at least 0")
-    folder = locate(model, STABLE_DIFFUSION, STABLE_DIFFUSION_SIZE, local_files_only, variant)
+def _find(model: str | Path, plus: Additions, local_files_only: bool) -> _Found:
+    folder = locate(model, STABLE_DIFFUSION, STABLE_DIFFUSION_SIZE, local_files_only, plus.variant)
     kind = family_of(folder)
     check_parts(kind, folder)
-    wanted = {"controlnet": controlnet}
-    if controlnet is None and (folder / "controlnet").is_dir():
+    wanted = {"controlnet": plus.controlnet}
+    if plus.controlnet is None and (folder / "controlnet").is_dir():
         wanted["controlnet"] = folder / "controlnet"
-    elif controlnet is None and _sees_an_image(folder):
+    elif plus.controlnet is None and _sees_an_image(folder):
         wanted = {}
-    if second_control is not None:
+    if plus.second_control is not None:
         if not wanted:
-            raise ValueError(f"model {str(model)!r} takes no ControlNet, so no second one either")
-        wanted["second_control"] = second_control
+            raise ValueError(f"model {str(model)!r} takes no ControlNet, and so no second one either")
+        wanted["second_control"] = plus.second_control
     is_local = folder == MINI_FOLDER or Path(model).is_dir()
     name = ("mini" if folder == MINI_FOLDER else folder.resolve().name) if is_local else str(model)
     return _Found(
@@ -254,16 +217,14 @@ def _find(
     )
 
 
-def _kinds(
-    kind: type[Generator], configs: list[Mapping[str, Any] | None], first: int | None, second: int | None
-) -> list[int | None]:
+def _kinds(kind: type[Generator], configs: list[Mapping[str, Any] | None], plus: Additions) -> list[int | None]:
     """`Control.kind` of both ControlNets."""
-    given = ((first, kind.SEGMENTATION_KIND), (second, None))
+    given = ((plus.control_kind, kind.SEGMENTATION_KIND), (plus.second_kind, None))
     return [kind_of_map(kind, config or {}, *numbers) for config, numbers in zip(configs, given, strict=True)]
 
 
 def compiled(model: Generator) -> Generator:
-    """The model with all that runs for images put through torch.compile when it is first called."""
+    """The model, with everything that runs on images put through torch.compile when it is first called."""
     second = model.second and model.second.network
     for module in filter(None, (model.denoiser, model.controlnet, second, model.vae.encoder, model.vae.decoder)):
         module.compile(dynamic=False)
@@ -271,7 +232,7 @@ def compiled(model: Generator) -> Generator:
 
 
 def save(model: Generator, folder: str | Path, dtype: torch.dtype | None = None) -> None:
-    """Write a checkpoint folder that `load` and diffusers' own pipelines read; all of it or nothing.
+    """Write a checkpoint folder that `load` and diffusers' own pipelines read, completely or not at all.
 
     Args:
         model: what to write; a second ControlNet is a checkpoint of its own and not part of it.
@@ -298,8 +259,8 @@ def save(model: Generator, folder: str | Path, dtype: torch.dtype | None = None)
             for file in temporary.rglob("*.safetensors"):
                 weights = {name: value.to(dtype) for name, value in load_file(file).items()}
                 save_file(weights, file, metadata={"format": "pt"})
-        # Where a part lay on this machine is nobody's business; and AutoencoderTiny stores an entry that its own
-        # constructor does not take and warns about when it loads.
+        # Where a part was on this machine is nobody's business; and AutoencoderTiny stores an entry that its own
+        # constructor does not accept, and warns about it on loading.
         superfluous = {"_name_or_path"} | ({"block_out_channels"} if isinstance(model.vae, AutoencoderTiny) else set())
         for file in temporary.glob("*/config.json"):
             unwanted = superfluous if file.parent.name == "vae" else {"_name_or_path"}
@@ -342,7 +303,7 @@ def encode(model: Generator, images: Tensor) -> Tensor:
         float32 (B, C, h, w) on the model's device, of about unit variance.
 
     Raises:
-        ValueError: for another shape, or if the VAE gives what is not a number.
+        ValueError: for another shape, or if the VAE's output is not finite.
     """
     return model.encode(images)
 
@@ -351,7 +312,7 @@ def decode(model: Generator, latents: Tensor) -> Tensor:
     """Images of scaled latents: (B, C, h, w) -> uint8 (B, H, W, 3) on the CPU.
 
     Raises:
-        ValueError: if the latents, or the images that the VAE gives, are not numbers.
+        ValueError: if the latents, or the VAE's images, are not finite.
     """
     return model.decode(latents)
 
@@ -365,7 +326,7 @@ def embed(model: Generator, prompts: list[str]) -> Tensor:
 
 
 def describe(model: Generator) -> "pd.DataFrame":
-    """One row a part: class, number of parameters, megabytes in memory."""
+    """One row per part: class, number of parameters, megabytes in memory."""
     import pandas as pd
 
     rows = []
@@ -383,9 +344,9 @@ def describe(model: Generator) -> "pd.DataFrame":
 
 
 def fingerprint(model: Generator) -> str:
-    """12 hex digits that tell two checkpoints apart, whatever their names: every weight, setting and token.
+    """12 hex digits that tell two checkpoints apart, whatever their names: made from every weight, setting and token.
 
-    Weights as loaded count by their file, whatever type they have in memory; others by their values.
+    Weights as loaded are identified by their file, whatever their type in memory; others by their values.
     """
     networks = model.networks()
     configs = {part: network.config for part, network in networks.items()} | {"schedule": model.scheduler.config}
@@ -402,7 +363,7 @@ def fingerprint(model: Generator) -> str:
         digest.update(f"{part}{json.dumps(settings, sort_keys=True)}".encode())
     for network in networks.values():
         digest.update(weights_digest(network).encode())
-    # What is set beside the files, nothing where all is as it comes. Weights for few steps bring another schedule.
+    # What is set besides the files; nothing if all is at its default. Few-step weights bring another schedule.
     used = {"kind": model.control_kind, "few_steps": bool(model.lora)}
     used |= {"second_weight": model.second.weight, "second_kind": model.second.kind} if model.second else {}
     if any(used.values()):

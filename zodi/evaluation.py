@@ -1,6 +1,6 @@
 """Evaluation: confusion matrix, intersection over union (IoU) and its mean over classes (mIoU).
 
-C[i, j] counts pixels of class i that were called j; void pixels are not counted.
+C[i, j] counts pixels of class i that were predicted as j; void pixels are not counted.
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,21 +35,21 @@ def image_confusions(
     batch_size: int = 1,
     progress: bool = False,
 ) -> np.ndarray:
-    """Confusion matrices of a network, one an image.
+    """Confusion matrices of a network, one per image.
 
     Args:
         network: images float (B, 3, H, W) of `zodi.segmentation.normalise` -> logits (B, C, H, W), or a tuple that
-            begins with them; put into evaluation mode.
-        dataset: images and labels, all of one size when `batch_size` > 1.
+            starts with them; put into evaluation mode.
+        dataset: images and labels, all of the same size when `batch_size` > 1.
         num_classes: C.
-        batch_size: images a pass; the result does not depend on it.
-        progress: show a bar.
+        batch_size: images per pass; the result does not depend on it.
+        progress: show a progress bar.
 
     Returns:
         int64 (N, C, C), rows truth, columns prediction.
 
     Raises:
-        ValueError: if the classes of network and labels differ, or the network gives what is not a number.
+        ValueError: if the classes of network and labels differ, or the network's output is not finite.
     """
     classes = dataset.label_set.names if hasattr(dataset, "label_set") else num_classes
     check_classes("num_classes", num_classes, "the data", classes)
@@ -102,7 +102,7 @@ def evaluate(
 
     Returns:
         `miou` in percent, `iou` in percent by class name (NaN: class not in the truth), `confusion` int64 (C, C),
-        `images` their number.
+        `images` the number of images.
     """
     check_classes("label_set", label_set.names, "the data", getattr(dataset, "label_set", label_set).names)
     matrix = confusion(network, dataset, label_set.num_classes, batch_size, progress)
@@ -126,7 +126,7 @@ def write_predictions(network: nn.Module, dataset: FolderDataset, folder: str | 
 def image_logits(network: nn.Module, images: np.ndarray, keys: Sequence[str] = ()) -> Tensor:
     """Logits float (B, C, H, W) of images uint8 (B, H, W, 3); sides are padded to what the network needs.
 
-    Raises ValueError if they are not finite numbers; names the network and, of `keys`, the image.
+    Raises ValueError if they are not finite numbers; names the network and, from `keys`, the image.
     """
     height, width = images.shape[1:3]
     device = next(network.parameters()).device

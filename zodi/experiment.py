@@ -1,6 +1,6 @@
-"""One training of the tables, from the data set folder to the record: what a row trains on, and what is kept of it.
+"""One training run of the tables, from the data set folder to the record: what a row trains on and what is kept.
 
-Everybody who trains a row calls `training_sets` and `train_row`: the command line, notebooks 01 and 05, the studies.
+Everything that trains a row calls `training_sets` and `train_row`: the command line, notebooks 01 and 05, the studies.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ from zodi.evaluation import evaluate, image_confusions
 from zodi.rows import Row
 from zodi.support.results import vouched_keys
 
-# The share of its synthesized images that a row of faithful images leaves out.
+# The share of synthesized images that a row of faithful images leaves out.
 LEFT_OUT = 0.2
 
 
@@ -40,7 +40,7 @@ class TrainingSets:
     second: AnyDataset | None
 
     def packed(self) -> "TrainingSets":
-        """The same from decoded copies, which many worker processes share."""
+        """The same sets as decoded copies, which many worker processes share."""
         second = None if self.second is None else pack(self.second)
         return TrainingSets(self.row, self.domain, pack(self.first), second)
 
@@ -98,8 +98,8 @@ def training_sets(
 
 
 def most_faithful(synth: FolderDataset, reference: nn.Module, batch_size: int = 10) -> FolderDataset:
-    """Synthesized images without the share `LEFT_OUT` in which the reference network finds their labels least."""
-    # Loads the diffusion model's libraries, which no other row needs.
+    """Synthesized images without the share `LEFT_OUT` whose labels the reference network finds least."""
+    # Loads the libraries of the diffusion model, which no other row needs.
     from zodi.estimation import faithful_keys, fidelity
 
     found = image_confusions(reference, synth, synth.label_set.num_classes, batch_size)
@@ -121,7 +121,7 @@ def train_row(
     Args:
         sets: from `training_sets`.
         config: from `zodi.adaptation.recipe`, for the same row.
-        out, callback, progress, device, workers: see `zodi.adaptation.train`; with workers the data are packed first.
+        out, callback, progress, device, workers: see `zodi.adaptation.train`; with workers, the data are packed first.
 
     Returns:
         Network, history, and the record: `variant`, `domain`, `network`, `seed`, `images_seen` (images that went
@@ -145,13 +145,13 @@ def train_row(
 def scores_by_domain(
     network: nn.Module, data: str | Path, domains: Sequence[str] | None = None, progress: bool = False
 ) -> dict[str, dict[str, Any]]:
-    """`zodi.evaluation.evaluate` of a network on the sets of `test_sets`; a bar a domain to show the `progress`."""
+    """`zodi.evaluation.evaluate` of a network on the sets of `test_sets`; `progress` shows one bar per domain."""
     tests = test_sets(data, domains)
     return {name: evaluate(network, test, test.label_set, progress=progress) for name, test in tests.items()}
 
 
 def test_sets(data: str | Path, domains: Sequence[str] | None) -> dict[str, FolderDataset]:
-    """Test images of a data set folder by domain, None = all of its domains; ValueError for one that it lacks."""
+    """Test images of a data set folder by domain, None = all of its domains; ValueError for a domain that it lacks."""
     known = dataset_info(data)["domains"]
     unknown = [domain for domain in domains or [] if domain not in known]
     if unknown:

@@ -24,8 +24,8 @@ class LabelSet:
 
     Attributes:
         name: identifier used on the command line and in settings.
-        names: one name a class; the position is the class index (Cityscapes: the train id).
-        colors: one RGB colour a class, 0 .. 255; the layout image shown to the ControlNet is drawn with them.
+        names: one name per class; the position is the class index (Cityscapes: the train id).
+        colors: one RGB colour per class, 0 .. 255; the layout image shown to the ControlNet is drawn with them.
         void_values: pixel values in label files that mean "no class" and become `IGNORE_INDEX`.
         raw_values: pixel values of each class in label files; empty = its index.
     """
@@ -57,17 +57,17 @@ class LabelSet:
 
     @property
     def hash(self) -> str:
-        """12 hexadecimal digits of the content: what the pixel values mean and how it is painted, not the name."""
+        """12 hexadecimal digits of the content: meaning and colours of the pixel values, not the name."""
         content = [self.names, self.colors, sorted({*self.void_values}), [sorted(values) for values in self.values]]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
 
     def to_dict(self) -> dict[str, Any]:
-        """The content, as JSON has it, and its hash; it travels with the data."""
+        """The content in JSON's types, and its hash; it travels with the data."""
         return json.loads(json.dumps(asdict(self) | {"hash": self.hash}))
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any], source: str = "label set") -> "LabelSet":
-        """The label set of a `to_dict`; raises ValueError if it is none or was changed, names `source`."""
+        """The label set of a `to_dict`; raises ValueError, naming `source`, if it is not one or was changed."""
         try:
             names = {"name": str(content["name"]), "names": tuple(map(str, content["names"]))}
             colors, raw = (tuple(tuple(map(int, row)) for row in content[key]) for key in ("colors", "raw_values"))
@@ -82,19 +82,6 @@ class LabelSet:
         """The label set of label maps in which this one's class indices are written."""
         name = CITYSCAPES.name if self.names == CITYSCAPES.names else self.name
         return LabelSet(name, self.names, self.colors)
-
-    def translation(self, other: "LabelSet") -> np.ndarray:
-        """Table uint8 (256,) from this label set's class indices to another's, by class name; void stays void.
-
-        Raises:
-            ValueError: if the other one lacks a class; names it.
-        """
-        missing = [name for name in self.names if name not in other.names]
-        if missing:
-            raise ValueError(f"label set {self.name!r}: {other.name!r} has no classes {missing}; choose another one")
-        table = np.full(256, IGNORE_INDEX, np.uint8)
-        table[: self.num_classes] = [other.names.index(name) for name in self.names]
-        return table
 
     def to_train_ids(self, raw: np.ndarray, source: str) -> np.ndarray:
         """Class indices of a label file's pixels.
@@ -164,7 +151,7 @@ class LabelSet:
         return ids[place]
 
 
-# One number a colour.
+# One number per colour.
 _CODE = np.array([1 << 16, 1 << 8, 1], np.int32)
 
 _CITYSCAPES_COLORS = {
@@ -230,7 +217,7 @@ def get_label_set(name: str) -> LabelSet:
     """The label set called `name`, or that of a mapping file (`read_mapping`) if the name ends in .yaml.
 
     Raises:
-        ValueError: for another name, naming the known ones, or a mapping that is not right.
+        ValueError: for another name, naming the known ones, or a mapping that is wrong.
     """
     if name.endswith((".yaml", ".yml")):
         return read_mapping(Path(name))
@@ -240,7 +227,7 @@ def get_label_set(name: str) -> LabelSet:
 
 
 def label_set_by_names(names: Sequence[str], source: str) -> LabelSet:
-    """The label set with these classes in this order, a known one where there is one; `source` names another."""
+    """The label set with these classes in this order, a known one if there is one; `source` names a new one."""
     wanted = [name.casefold() for name in names]
     colors = tuple((1, *divmod(index, 256)) for index in range(len(names)))
     known = (label_set for label_set in LABEL_SETS.values() if [*label_set.names] == wanted)
@@ -262,7 +249,9 @@ def read_mapping(file: Path) -> LabelSet:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ValueError(f"{file}: cannot be read as YAML ({error})") from error
     if not isinstance(content, dict) or not isinstance(content.get("classes"), dict):
-        raise ValueError(f"{file}: expected `classes:`, a Cityscapes class with its pixel values a line, and `void:`")
+        raise ValueError(
+            f"{file}: expected `classes:`, one Cityscapes class per line with its pixel values, and `void:`"
+        )
 
     def numbers(value: object) -> tuple[int, ...]:
         return tuple(value) if isinstance(value, list) else (value,)
@@ -278,7 +267,7 @@ def read_mapping(file: Path) -> LabelSet:
         raise ValueError(f"{file}: found the pixel values {wrong}, expected whole numbers 0 .. 255")
     twice = sorted({value for value in values if values.count(value) > 1})
     if twice:
-        raise ValueError(f"{file}: the pixel values {twice} are named more than once")
+        raise ValueError(f"{file}: the pixel values {twice} are given more than once")
     raw = tuple(classes.get(name, ()) for name in CITYSCAPES.names)
     # 255 means void unless the mapping says that it is a class.
     void = {*void} | ({IGNORE_INDEX} - {*values})

@@ -18,7 +18,7 @@ def photometric(image: np.ndarray, domain: str, generator: torch.Generator) -> n
     Args:
         image: uint8 (H, W, 3).
         domain: one of `OPERATIONS`.
-        generator: rules strengths, noise, drops and flakes.
+        generator: determines strengths, noise, drops and flakes.
 
     Returns:
         uint8 (H, W, 3).

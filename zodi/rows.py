@@ -1,6 +1,6 @@
 """The rows of the tables: what each one trains on. The workflow, the command line and the tables read it here.
 
-Loads neither torch nor diffusers, so that whoever only plans runs need not wait.
+Loads neither torch nor diffusers, so that code that only plans runs need not wait.
 """
 
 from dataclasses import dataclass
@@ -29,12 +29,12 @@ class Row:
         method: how the synthesized images were made: a method of `zodi.transfer` or a key of `ABLATIONS`; None = the
             row has none.
         similarity_weight: w of the loss; 0 = no similarity term.
-        length: training steps as a multiple of the others'.
-        source: whether the source images are trained on as well.
+        length: training steps, as a multiple of other rows'.
+        source: whether it trains on the source images as well.
         true_target: whether the true target images take the place of the synthesized ones; no zero-shot method may.
-        faithful_only: whether synthesized images that lost their layout are left out, which takes a reference network.
-        augmentation: how the source image itself is changed, anew at every step, to take the synthesized image's place:
-            a key of `zodi.support.augmentations.AUGMENTATIONS`; "" = it is not.
+        faithful_only: whether synthesized images that lost their layout are left out, which needs a reference network.
+        augmentation: how the source image itself is changed, differently at every step, to take the synthesized image's
+            place: a key of `zodi.support.augmentations.AUGMENTATIONS`; "" = it is not.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Row:
 
     @property
     def adapted(self) -> bool:
-        """Whether a training is for one target domain; one of another row counts for every domain."""
+        """Whether a training run is for one target domain; that of another row counts for every domain."""
         return self.method is not None or self.true_target
 
     @property
@@ -62,7 +62,7 @@ ROWS = {
     row.name: row
     for row in (
         Row("source_only", "source only", similarity_weight=0),
-        # Every other row sees two images a step, so this one gets twice the steps: as many images.
+        # Every other row sees two images per step, so this one gets twice the steps: as many images.
         Row("source_only_long", "source only, as many images", similarity_weight=0, length=2),
         # The baselines that know no domain: what anybody would try first.
         Row("randaugment", "RandAugment, colours", augmentation="randaugment"),

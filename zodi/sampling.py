@@ -1,11 +1,12 @@
 """How latents are drawn: the schedule, one loop, and one short function per method, which has the method's name.
 
 Notation as in the equations: z are latents, eps is noise, z_t = alpha_t z_0 + sigma_t eps. The functions are the same
-for every generator; alpha and sigma, what a prediction means and the step are its schedule's (`zodi.generators`).
-For the paper's diffusion models alpha_t^2 = ac_t (alphas_cumprod), sigma_t^2 = 1 - ac_t and t is a training timestep
-0 .. 999: a transfer with strength s goes to timestep t_enc = int(s * 1000) and comes back over the last n = int(s *
-steps) steps of the DDIM grid 1, 51, ..., 951. The numbers follow the authors' published program (azuma164/ZoDi); there
-s = 0.65 encodes at t = 650 but denoises as if from t = 601. That is kept; `align` encodes at 601.
+for every generator; alpha and sigma, the meaning of a prediction and the step belong to its schedule
+(`zodi.generators`). For the paper's diffusion models alpha_t^2 = ac_t (alphas_cumprod), sigma_t^2 = 1 - ac_t and t is a
+training timestep 0 .. 999: a transfer with strength s goes to timestep t_enc = int(s * 1000) and comes back over the
+last n = int(s * steps) steps of the DDIM grid 1, 51, ..., 951. The numbers follow the authors' published program
+(azuma164/ZoDi); there s = 0.65 encodes at t = 650 but denoises as if from t = 601. That is kept; `align` encodes at
+601.
 """
 
 from collections.abc import Callable, Sequence
@@ -41,7 +42,7 @@ def visited_timesteps(strength: float, num_inference_steps: int, scheduler: Sche
     """The last n = int(strength * steps) times of the scheduler's grid, highest first.
 
     Raises:
-        ValueError: if the grid leaves the schedule, or starts where an epsilon prediction does not tell the image.
+        ValueError: if the grid leaves the schedule, or starts where an epsilon prediction does not determine the image.
     """
     n = int(strength * num_inference_steps)
     scheduler.set_timesteps(num_inference_steps)
@@ -70,11 +71,11 @@ class Sampler:
 
     Attributes:
         predict: the networks with guidance.
-        predict_cond: the conditional branch alone, which inverts.
+        predict_cond: the conditional branch alone, used for inversion.
         scheduler: the generator's; for Stable Diffusion from `paper_scheduler`.
         timesteps: from `visited_timesteps`, highest first.
         t_enc: the timestep that an image is noised to.
-        noise: the encoding noise eps, then one tensor a step; not used by deterministic methods.
+        noise: the encoding noise eps, then one tensor per step; not used by deterministic methods.
         eta: 0 = deterministic DDIM, 1 = as much noise as DDPM.
         callback: called after every step with (step index, timestep, latents).
     """
@@ -98,7 +99,7 @@ def denoise(
     eta: float,
     callback: Callable[[int, Time, Tensor], None] | None = None,
 ) -> Tensor:
-    """Latents after a step of the schedule at each of `timesteps`; `noise` has one tensor a step where eta > 0."""
+    """Latents after a step of the schedule at each of `timesteps`; `noise` has one tensor per step where eta > 0."""
     for step, t in enumerate(timesteps):
         z = scheduler.denoising_step(predict(z, t), z, t, eta, noise[step] if eta > 0 else None)
         if callback is not None:
@@ -107,7 +108,7 @@ def denoise(
 
 
 def invert(predict_cond: Predict, z0: Tensor, eps: Tensor, t: Time, scheduler: Schedule) -> Tensor:
-    """Noised latents whose noise is the one that the model itself sees in them (the paper's Section 3.1).
+    """Noised latents whose noise is what the model itself sees in them (the paper's Section 3.1).
 
     z_t = alpha_t z_0 + sigma_t eps; eps_hat from model(z_t, prompt, layout), without guidance;
     the result is alpha_t z_0 + sigma_t eps_hat.
@@ -118,7 +119,7 @@ def invert(predict_cond: Predict, z0: Tensor, eps: Tensor, t: Time, scheduler: S
 
 
 def stochastic_inversion(s: Sampler, z0: Tensor) -> Tensor:
-    """ZoDi: noise the latent, rebuild it from the noise predicted, denoise with prompt, layout."""
+    """ZoDi: noise the latent, rebuild it from the predicted noise, denoise with prompt and layout."""
     eps, *step_noise = s.noise
     z = invert(s.predict_cond, z0, eps, s.t_enc, s.scheduler)
     return denoise(s.predict, z, s.timesteps, step_noise, s.scheduler, s.eta, s.callback)

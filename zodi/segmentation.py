@@ -43,7 +43,7 @@ class SegmentationNetwork(nn.Module):
         super().__init__()
         self.model = model
         self.config = config
-        # What it was trained on, if that is known.
+        # The label set it was trained on, if known.
         self.label_set: LabelSet | None = None
 
     @property
@@ -53,7 +53,7 @@ class SegmentationNetwork(nn.Module):
 
     @property
     def head(self) -> nn.Module:
-        """The last layer, from decoder features to one logit a class."""
+        """The last layer, from decoder features to one logit per class."""
         return self.model.segmentation_head
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -63,8 +63,8 @@ class SegmentationNetwork(nn.Module):
             x: float (B, 3, H, W) from `normalise`; H and W multiples of 32.
 
         Returns:
-            logits (B, C, H, W), in training with one more for void if there is such an output, and the deepest encoder
-            features (B, D, h, w).
+            logits (B, C, H, W), in training with one more channel for void if there is such an output, and the deepest
+            encoder features (B, D, h, w).
         """
         own = isinstance(self.model, huggingface.HuggingFaceModel)
         logits, features = self.model(x) if own else library.logits_and_features(self.model, x)
@@ -82,14 +82,14 @@ def build_network(
         name: "Architecture/encoder" as segmentation_models_pytorch calls them, e.g. "DeepLabV3Plus/resnet50", or with
             one of `zodi.networks.paper` as architecture, e.g. "PaperRefineNet/resnet50"; or "hf:" and a folder or hub
             id of transformers' SegFormer or Mask2Former, see `zodi.networks.huggingface`.
-        num_classes: C, outputs a pixel.
+        num_classes: C, outputs per pixel.
         weights: None = random; "mini" = encoder and decoder pretrained on the miniature's clear scenes (only
-            `DEFAULT_NETWORK`); "imagenet" = the encoder's, downloaded by smp (for "tu-..." those that timm has
-            under this name) or, for the paper's networks, by torchvision; or a file: torchvision's .pth of a ResNet, or
-            a safetensors file with the state of the encoder, and of the decoder if it shall have one. The head is new.
-            "checkpoint" = those of "hf:...", but for what depends on the classes where their number differs.
-        void_output: give the head one more output, for void, as the authors' networks have it. No label ever asks for
-            it, so that training only pushes it down; it is left out in evaluation.
+            `DEFAULT_NETWORK`); "imagenet" = the encoder's, downloaded by smp (for "tu-..." those that timm has under
+            this name) or, for the paper's networks, by torchvision; or a file: torchvision's .pth of a ResNet, or a
+            safetensors file with the state of the encoder, and of the decoder if wanted. The head is new. "checkpoint"
+            = those of "hf:...", except, where the number of classes differs, what depends on it.
+        void_output: give the head one more output, for void, as the authors' networks have. No label ever calls for it,
+            so training only pushes it down; it is left out in evaluation.
         arguments: passed to the architecture of smp; `lora_rank` > 0 freezes the encoder beside adapters of this rank,
             see `zodi.networks.adapters`.
 
@@ -114,7 +114,7 @@ def normalise(images: Tensor) -> Tensor:
 
 
 def save_network(network: SegmentationNetwork, folder: str | Path) -> None:
-    """Write weights and the settings needed to build the network again; all or nothing."""
+    """Write weights and the settings needed to build the network again, completely or not at all."""
     with atomic_path(folder) as temporary:
         temporary.mkdir()
         weights = {key: value.contiguous() for key, value in network.state_dict().items()}
@@ -124,7 +124,7 @@ def save_network(network: SegmentationNetwork, folder: str | Path) -> None:
 
 
 def load_network(folder: str | Path) -> SegmentationNetwork:
-    """Read what `save_network` wrote, or a checkpoint of transformers (its folder, or "hf:" and a hub id); to evaluate.
+    """Read what `save_network` wrote, or a checkpoint of transformers (a folder, or "hf:" and a hub id), to evaluate.
 
     Raises:
         FileNotFoundError: if the folder holds no network.

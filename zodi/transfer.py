@@ -70,7 +70,7 @@ def stochastic_inversion(
         unet, controlnet, latents, prompt_embeds, layout, scheduler: see `transfer_latents`.
         strength: 0 .. 1; the encoding time is int(strength * 1000).
         noise: eps, shaped like `latents`.
-        timestep: encoding time in place of the one that `strength` gives.
+        timestep: encoding time instead of the one that `strength` gives.
 
     Returns:
         Latents at the encoding time, shape and type of `latents`.
@@ -110,16 +110,16 @@ def transfer_latents(
         prompt_embeds: (B or 1, L, D).
         negative_prompt_embeds: (B or 1, L, D); may be None when `guidance_scale` is 1.
         layout: (B or 1, 3, H, W), RGB 0 .. 1 at image resolution.
-        strength: 0 .. 1, share of the schedule to go back; with no step left the latents are returned as they are.
+        strength: 0 .. 1, share of the schedule to go back; if no step remains, the latents are returned as they are.
             "controlnet_only" has nothing to go back from and always takes all steps.
         num_inference_steps: steps of the whole grid, of which the last int(strength * steps) are taken.
         guidance_scale: weight w of uncond + w (cond - uncond); exactly 1 skips the unconditional branch.
         eta: 0 = deterministic DDIM, 1 = as much noise as DDPM. "ddim_inversion" is deterministic, whatever eta.
-        noise: n + 1 tensors like `latents`: the encoding noise, then one a step.
-        generator: draws the noise when `noise` is None; a list with one an image makes results independent of the
+        noise: n + 1 tensors like `latents`: the encoding noise, then one per step.
+        generator: draws the noise when `noise` is None; a list with one per image makes results independent of the
             batch. None = torch's global generator.
-        scheduler: its betas and prediction type rule, the timestep grid is the paper's; None = Stable Diffusion 1.5.
-        align: encode at the first visited timestep in place of int(strength * 1000).
+        scheduler: its betas and prediction type are used, with the paper's timestep grid; None = Stable Diffusion 1.5.
+        align: encode at the first visited timestep instead of int(strength * 1000).
         callback: called after every step with (step index, timestep, latents).
         method: a key of `zodi.sampling.SAMPLERS`.
 
@@ -169,9 +169,9 @@ def draw_latents(
 
     Args:
         predict: the networks with guidance.
-        predict_cond: the conditional branch alone, which inverts.
+        predict_cond: the conditional branch alone, used for inversion.
         latents: z_0, scaled latents of the source images, (B, C, h, w).
-        schedule: the generator's; its grid is made anew.
+        schedule: the generator's; its grid is set here.
         strength, num_inference_steps, eta, noise, generator, align, callback, method: see `transfer_latents`.
 
     Returns:
@@ -235,7 +235,7 @@ def instruct_pix2pix(
         Final latents with the scaling factor, shape and type of `image_latents`.
 
     Raises:
-        ValueError: if the UNet is not one that sees an image.
+        ValueError: if the UNet does not read an image.
     """
     channels = image_latents.shape[1]
     if unet.config.in_channels != 2 * channels:
@@ -261,7 +261,7 @@ def _noise(
     if noise is None:
         return [randn_tensor(like.shape, generator, like.device, like.dtype) for _ in range(count)]
     if len(noise) != count:
-        raise ValueError(f"noise: found {len(noise)} tensors, expected {count} (the encoding noise and one a step)")
+        raise ValueError(f"noise: found {len(noise)} tensors, expected {count} (the encoding noise and one per step)")
     for index, eps in enumerate(noise):
         if eps.shape != like.shape:
             raise ValueError(f"noise[{index}]: found shape {tuple(eps.shape)}, expected {tuple(like.shape)}")
@@ -273,7 +273,7 @@ def _noise(
 
 @dataclass(frozen=True)
 class TransferConfig:
-    """Settings of a transfer; everything that decides the result besides the model and the inputs.
+    """Settings of a transfer: everything that determines the result besides the model and the inputs.
 
     Attributes:
         prompt: description of the target domain.
@@ -285,10 +285,10 @@ class TransferConfig:
         num_inference_steps, guidance_scale, eta, align: see `transfer_latents`.
         image_guidance_scale: see `instruct_pix2pix`.
         seed: of all noise.
-        noise: "per_image" seeds each image by (seed, its key); "paper" restarts at `seed` for every image, so that
-            all images of a size get the same noise, as in the authors' program (they use seed 42).
-        palette: layout colours, "cityscapes" (as the paper, resized with interpolation) or "ade20k" (the colours that
-            the public ControlNet was trained on, resized by nearest neighbour).
+        noise: "per_image" seeds each image by (seed, its key); "paper" restarts at `seed` for every image, so that all
+            images of the same size get the same noise, as in the authors' program (they use seed 42).
+        palette: layout colours, "cityscapes" (as in the paper, resized with interpolation) or "ade20k" (the colours
+            that the public ControlNet was trained on, resized by nearest neighbour).
         short_side, multiple: working size in pixels, see `working_size`.
     """
 
@@ -339,12 +339,12 @@ def domain_config(
     defaults: TransferDefaults | None = None,
     **changes: object,
 ) -> TransferConfig:
-    """The settings for a domain of the paper: its prompt and strength, and the checkpoint's defaults, which come first.
+    """The settings for a domain of the paper: its prompt and strength, overridden by the checkpoint's defaults.
 
     Args:
         domain: a key of `zodi.domains.DOMAINS`.
         method: a key of `METHODS`, or of `zodi.rows.ABLATIONS`: ZoDi with one thing changed, for example
-            "clear_prompt", the prompt of the source domain, which tells plain augmentation from domain transfer.
+            "clear_prompt", the prompt of the source domain, which separates plain augmentation from domain transfer.
         defaults: `model.defaults`; None = the paper's for Stable Diffusion.
         changes: other fields of `TransferConfig`.
     """
@@ -361,7 +361,7 @@ def domain_config(
 
 
 def prompt_config(target: str, defaults: TransferDefaults | None = None, **changes: object) -> TransferConfig:
-    """The settings for a target domain by its name or, if there is none of this name, for a free prompt.
+    """The settings for a target domain by its name or, if there is none with this name, for a free prompt.
 
     Args:
         target: a key of `zodi.domains.DOMAINS`, or the description of a domain; see `free_strength`.
@@ -391,11 +391,11 @@ def check_steps(config: TransferConfig) -> None:
 
 
 def strength_warning(config: TransferConfig, defaults: TransferDefaults) -> str:
-    """A sentence if the strength is more than a step below all that the checkpoint was made for, else ""."""
+    """A sentence if the strength is more than a step below all those that the checkpoint was made for, else ""."""
     least = min(defaults.strengths.values(), default=0)
     if not _goes_back(config) or config.strength >= least - 1 / config.num_inference_steps:
         return ""
-    return f"strength {config.strength:g} is below all that the model was made for ({least:g} and more)"
+    return f"strength {config.strength:g} is below all those that the model was made for ({least:g} and more)"
 
 
 def _goes_back(config: TransferConfig) -> bool:
@@ -410,16 +410,17 @@ def transfer_images(
     config: TransferConfig,
     second_maps: list[np.ndarray] | None = None,
 ) -> list[np.ndarray]:
-    """Transfer images to the domain of `config`; images of one size go through the networks as one batch.
+    """Transfer images to the domain of `config`; images of the same size go through the networks as one batch.
 
     Args:
         model: from `zodi.diffusion.load`; None only for "photometric".
         images: uint8 (H, W, 3) each, any sizes.
         layouts: uint8 (H, W, 3) each, label images in Cityscapes colours (`LabelSet.colorize`); None only for
             `WITHOUT_LAYOUT`.
-        keys: one name an image (its relative path without suffix), from which its noise is seeded.
+        keys: one name per image (its relative path without suffix), from which its noise is seeded.
         config: the settings.
-        second_maps: uint8 (H, W, 3) each, for a model with a second ControlNet: depth, edges, what it was made for.
+        second_maps: uint8 (H, W, 3) each, for a model with a second ControlNet: depth, edges or whatever it was made
+            for.
 
     Returns:
         uint8 (H, W, 3) each, the sizes of the inputs.
@@ -428,7 +429,7 @@ def transfer_images(
         ValueError: if a model or layouts are missing, or inputs do not fit together.
     """
     if config.method == "photometric":
-        # Loads the library of its operations, which no other method needs.
+        # Loads the library of photometric operations, which no other method needs.
         from zodi.photometric import photometric
 
         return [
@@ -554,8 +555,8 @@ def prepare_layout(layout: np.ndarray, size: tuple[int, int], palette: str) -> T
     Args:
         layout: uint8 (H, W, 3), classes in Cityscapes colours, void black.
         size: (height, width) wanted.
-        palette: "cityscapes" keeps the colours and interpolates, as the paper does; "ade20k" exchanges them for
-            those of the nearest ADE20K class and resizes by nearest neighbour. Other colours (void) become black.
+        palette: "cityscapes" keeps the colours and interpolates, as the paper does; "ade20k" replaces them with those
+            of the nearest ADE20K class and resizes by nearest neighbour. Other colours (void) become black.
 
     Returns:
         float32 (3, height, width), 0 .. 1.

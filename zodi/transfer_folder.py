@@ -3,19 +3,19 @@
 The result is a folder:
 
     OUT/settings.json     settings, their hash, and what the run was computed with
-    OUT/manifest*.jsonl   one line a finished image: its file, size and checksums (one file a shard)
+    OUT/manifest*.jsonl   one line per finished image: its file, size and checksums (one file per shard)
     OUT/images/KEY.png    the transferred images, named like their sources
     OUT/stale/            images that no line vouches for any more, because their source is gone or has changed
     OUT/preview.png       source | layout | result of the first few
     OUT/report.json       what the last run did and what it could not do
 
-An image counts as finished only when its line is in the manifest and the checksums of the file and of its sources
-still agree, so a run that was killed goes on where it stopped.
+An image counts as finished only when its line is in the manifest and the checksums of the file and of its sources still
+agree, so a run that was killed continues where it stopped.
 
-What is the same: an image's result depends on its files, the settings and the number of images of its working size in
-its batch. In whatever order, with whichever others, and by whichever shard it is done, the file is the same bit by bit
-on one machine. Another number of images in the batch or of threads makes other sums of floating point numbers: single
-values differ by one grey level. "photometric" has no batches.
+What is reproducible: an image's result depends on its files, the settings and the number of images of its working size
+in its batch. Whatever the order, the other images and the shard, the file is the same bit for bit on one machine. A
+different number of images in the batch, or of threads, changes the order of floating-point sums: single values differ
+by one grey level. "photometric" has no batches.
 """
 
 import dataclasses
@@ -27,7 +27,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +38,12 @@ from zodi.datasets import find_files, read_image, read_pair
 from zodi.diffusion import Generator, fingerprint
 from zodi.labels import LabelSet
 from zodi.support.files import check_apart, check_disk, held, is_disk_full, one_line, printable, write_json
-from zodi.support.pictures import MAX_PIXELS, stored_size
+from zodi.support.pictures import MAX_PIXELS
 from zodi.support.results import (
+    PREVIEW_FILE,
+    PREVIEW_ROWS,
+    REPORT_FILE,
+    bytes_needed,
     claim,
     finished_of,
     set_aside,
@@ -51,17 +54,13 @@ from zodi.support.results import (
 from zodi.support.runs import device_text
 from zodi.transfer import WITHOUT_LAYOUT, WITHOUT_MODEL, TransferConfig, check_steps, transfer_images, working_size
 
-REPORT_FILE = "report.json"
-PREVIEW_FILE = "preview.png"
-PREVIEW_ROWS = 4
-PREVIEW_HEIGHT = 160
 # An image with its layout image and its second map, each None where there is none.
 _Pictures = tuple[np.ndarray, np.ndarray | None, np.ndarray | None]
 # Source files -> pictures, see `_read_pictures`.
 _ReadPictures = Callable[[list[Path]], _Pictures]
 # Threads that decode, encode and write files while the networks compute.
 IO_THREADS = 4
-# The short side is brought to one length, so that a strip would become larger than any memory.
+# The short side is resized to a fixed length, so a narrow strip would become larger than any memory.
 LONGEST_SHAPE = 16
 
 
@@ -75,8 +74,8 @@ class TransferReport:
         skipped: images that an earlier run had finished.
         errors: message by key for the images that could not be done.
         seconds: wall time.
-        stale: files that are now in OUT/stale because no finished line vouches for them, and that were not made anew.
-        stopped: the error that ended the run before its end; empty if there was none.
+        stale: files that are now in OUT/stale because no finished line vouches for them, and that were not made again.
+        stopped: the error that ended the run early; empty if there was none.
     """
 
     total: int
@@ -107,30 +106,31 @@ def transfer_folder(
     max_pixels: int = MAX_PIXELS,
     second_maps: str | Path | None = None,
 ) -> TransferReport:
-    """Transfer the images of a folder; goes on where an earlier run with the same settings stopped.
+    """Transfer the images of a folder; continues where an earlier run with the same settings stopped.
 
     Args:
         model: from `zodi.diffusion.load`; None only for "photometric".
         images_dir: folder of images of any size; subfolders are kept.
-        labels_dir: folder of label maps with the names of their images; None only for methods without a layout.
+        labels_dir: folder of label maps named like their images; None only for methods without a layout.
         out: folder of the result.
         config: settings of the transfer.
         label_set: meaning of the label maps' pixel values.
         batch_size: images that go through the networks together; changes single values by one grey level.
-        shard: (i, n): do every n-th image from the i-th on, so that n processes share a folder without coordination.
-        limit: do the first so many images only; None = all.
-        progress: show a bar.
+        shard: (i, n): do every n-th image, starting with the i-th, so that n processes can share a folder without
+            coordination.
+        limit: do only the first so many images; None = all.
+        progress: show a progress bar.
         max_pixels: width times height of the largest image that is read.
-        second_maps: folder of maps with the names of their images, for a model with a second ControlNet.
+        second_maps: folder of maps named like their images, for a model with a second ControlNet.
 
     Returns:
         The report. An image that cannot be done is an entry in `errors`; the rest is done.
 
     Raises:
         FileNotFoundError: if a folder is missing or has no images.
-        ValueError: if the strength takes no step, `out` holds results of other settings (names what differs), lies in
-            one of the other folders or holds one, or the networks give what is not a number.
-        OSError: if the disk has not enough space (says how much is needed) or is full; what is done stays.
+        ValueError: if the strength takes no step, `out` holds results of other settings (names what differs), is inside
+            one of the other folders or holds one, or the networks' output is not finite.
+        OSError: if the disk has too little space (says how much is needed) or is full; what is done is kept.
     """
     start = time.monotonic()
     images_dir, out = Path(images_dir).expanduser(), Path(out).expanduser()
@@ -150,7 +150,7 @@ def transfer_folder(
     if labels_dir is not None:
         beside.append(("label map", labels_dir, find_files(labels_dir, (".png",))))
     elif config.method not in WITHOUT_LAYOUT:
-        raise ValueError(f"method {config.method!r} draws a layout for every image: give the folder of label maps")
+        raise ValueError(f"method {config.method!r} needs a layout for every image: give the folder of label maps")
     if maps_dir is not None:
         if labels_dir is None:
             raise ValueError(f"{maps_dir}: second maps without label maps; give the folder of label maps too")
@@ -181,7 +181,8 @@ def transfer_folder(
         skipped = len(run.sources) - len(todo)
         stopped = ""
         try:
-            _check_space(out, [images[key] for key in todo])
+            advice = f"{len(todo)} images need it: free some space, choose another folder, or use a limit."
+            check_disk(out, bytes_needed(images[key] for key in todo), advice)
             bar = tqdm(total=len(run.sources), initial=skipped, unit="image", disable=not progress)
             with bar, ThreadPoolExecutor(IO_THREADS) as pool:
                 _transfer(run, pool, bar, model, todo, config, read, batch_size)
@@ -223,7 +224,7 @@ class _Run:
         self.errors[key] = text if named else f"{printable(self.sources[key][0])}: {text}"
 
     def record(self, writing: dict[str, Future]) -> None:
-        """Wait for images to be written, then add their lines: a line in the manifest always means a whole image."""
+        """Wait for images to be written, then add their lines: a line in the manifest always means a complete image."""
         full = None
         for key, future in writing.items():
             try:
@@ -240,8 +241,8 @@ class _Run:
         writing.clear()
         if full is not None:
             raise OSError(
-                f"{self.out}: the disk is full ({one_line(full)}). What is finished stays: free some space and run the "
-                "same command again"
+                f"{self.out}: the disk is full ({one_line(full)}). What is finished is kept: free some space and run "
+                "the same command again"
             ) from full
 
 
@@ -255,7 +256,7 @@ def _transfer(
     read: _ReadPictures,
     batch_size: int,
 ) -> None:
-    """Batch after batch: the next one is read and the one before is written while the networks compute."""
+    """Batch after batch: the next one is read and the previous one is written while the networks compute."""
     writing: dict[str, Future] = {}
     try:
         for keys, reading in _read_ahead(pool, todo, batch_size, run.sources, config, read):
@@ -266,7 +267,7 @@ def _transfer(
                 except Exception as error:  # of any type: the libraries raise many, and one file must not end a run
                     run.fail(key, error)
             results = _transfer_batch(model, batch, config, batch_size)
-            # The files of the batch before this one had the time of a whole batch to be written.
+            # The previous batch's files have had a whole batch's time to be written.
             run.record(writing)
             for key, result in results.items():
                 if isinstance(result, Exception):
@@ -290,7 +291,7 @@ def run_settings(model: Generator | None, config: TransferConfig, label_set: Lab
     if model is not None:
         weights = {"model": model.name, "model_fingerprint": fingerprint(model), "dtype": str(model.dtype)}
         settings |= weights
-        # No entry without them, so that folders of earlier versions go on.
+        # No entry without them, so that folders of earlier versions can be continued.
         settings |= {"lora": model.lora} if model.lora else {}
         settings |= {"second_weight": model.second.weight} if model.second else {}
     return settings
@@ -310,7 +311,7 @@ def _read_ahead(
     config: TransferConfig,
     read: _ReadPictures,
 ) -> Iterator[tuple[list[str], list[Future]]]:
-    """Batches of keys with the reading of their files under way, the next batch's already started."""
+    """Batches of keys whose files are being read, the next batch's already started."""
     batches = [keys[first : first + batch_size] for first in range(0, len(keys), batch_size)]
 
     def start(batch: list[str]) -> list[Future]:
@@ -331,7 +332,7 @@ def _read_sources(sources: list[Path], config: TransferConfig, read: _ReadPictur
         rows, columns = working_size(height, width, config.short_side, config.multiple)
         raise ValueError(
             f"{sources[0]}: found {width}x{height} pixels, which the networks would work on at {columns}x{rows}; "
-            f"expected a shape of at most {LONGEST_SHAPE}:1. Cut the image"
+            f"expected a shape of at most {LONGEST_SHAPE}:1. Crop the image"
         )
     return pictures, checksum
 
@@ -354,14 +355,14 @@ def _read_pictures(sources: list[Path], label_set: LabelSet, max_pixels: int) ->
 def _transfer_batch(
     model: Generator | None, batch: dict[str, _Read], config: TransferConfig, batch_size: int
 ) -> dict[str, np.ndarray | Exception]:
-    """Results by key; of a batch that does not fit into memory each image by itself, or the error of one that fails."""
+    """Results by key; if a batch does not fit into memory, each image by itself; for one that fails, its error."""
     rows = list(batch.items())
     if model is not None and model.compiled:
-        # It would be compiled anew for a last batch that is smaller.
+        # It would be compiled again for a smaller last batch.
         rows += rows[-1:] * (batch_size - len(rows))
     images, *maps = zip(*(pictures for _, (pictures, _) in rows), strict=True) if rows else ((), (), ())
     layouts, seconds = (None if any(each is None for each in group) else [*group] for group in maps)
-    # Models of one ControlNet, the rule, are asked as ever.
+    # Models with one ControlNet, the usual case, are called as before.
     more = () if seconds is None or not rows else (seconds,)
     try:
         results = transfer_images(model, [*images], layouts, [key for key, _ in rows], config, *more)
@@ -376,16 +377,6 @@ def _transfer_batch(
     return {key: result for results in alone for key, result in results.items()}
 
 
-def _check_space(out: Path, images: list[Path]) -> None:
-    """Refuse to start when the results, at most three bytes a pixel, may not fit."""
-    needed = 0
-    for path in images:
-        # What cannot be read will be reported, with its name, when its turn comes.
-        with suppress(ValueError):
-            needed += 3 * prod(stored_size(path))
-    check_disk(out, needed, f"{len(images)} images need it: free some space, choose another folder, or use a limit.")
-
-
 def _try_preview(run: _Run, read: _ReadPictures) -> None:
     """Write the preview; one that fails is an entry in the report."""
     try:
@@ -396,9 +387,9 @@ def _try_preview(run: _Run, read: _ReadPictures) -> None:
 
 
 def _preview(out: Path, sources: dict[str, list[Path]], read: _ReadPictures) -> None:
-    """A grid, one row an image: source | layout | second map | result."""
+    """A grid, one row per image: source | layout | second map | result."""
     rows = []
     for key, paths in sources.items():
         result = read_image(out / "images" / f"{key}.png")
         rows.append([cell for cell in (*read(paths), result) if cell is not None])
-    write_preview(out / PREVIEW_FILE, rows, PREVIEW_HEIGHT)
+    write_preview(out / PREVIEW_FILE, rows)

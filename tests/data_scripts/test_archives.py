@@ -95,7 +95,7 @@ def test_a_download_that_breaks_off_is_continued(server, tmp_path):
 def test_a_later_call_goes_on_and_a_whole_part_only_gets_its_name(server, tmp_path):
     url, state = server
     state["breaks"] = 1
-    with pytest.raises(OSError, match="the same command goes on"):
+    with pytest.raises(OSError, match="the same command continues"):
         get(url, tmp_path / "data.zip", retries=0)
     assert (tmp_path / "data.zip.part").stat().st_size == 1000
     assert get(url, tmp_path / "data.zip").read_bytes() == CONTENT
@@ -294,7 +294,7 @@ def test_a_page_does_not_replace_what_is_there_of_a_file(scripted, tmp_path):
 
 def test_a_later_call_asks_for_the_rest_of_the_same_file_only(scripted, tmp_path):
     url, requests = scripted(cut(ETag='"a"', Last_Modified=MONDAY), rest(ETag='"a"'))
-    with pytest.raises(OSError, match="the same command goes on"):
+    with pytest.raises(OSError, match="the same command continues"):
         get(url, tmp_path / "data.zip", retries=0)
     assert get(url, tmp_path / "data.zip").read_bytes() == CONTENT
     assert requests[1] == {"Range": "bytes=1000-", "If-Range": '"a"'}
@@ -352,7 +352,7 @@ def test_a_file_that_is_there_and_not_right_is_said_and_fetched_again(there, scr
     assert not requests and not capsys.readouterr().out
     file.write_bytes(there)
     assert get(url, file, checksum=checksum).read_bytes() == CONTENT
-    assert f"{file}: " in (said := capsys.readouterr().out) and "fetched again" in said and len(requests) == 1
+    assert f"{file}: " in (said := capsys.readouterr().out) and "fetching it again" in said and len(requests) == 1
 
 
 def test_a_file_that_is_there_stays_until_a_better_one_has_come(scripted, tmp_path):
@@ -550,7 +550,7 @@ UNREADABLE = {
     "zstandard": (lambda folder: with_method(folder / "x.zip", 93), r"method 93 \(zstandard\)"),
     "unknown method": (lambda folder: with_method(folder / "x.zip", 77), r"method 77 \(unknown\)"),
     "more bytes than listed": (lambda folder: with_size(folder / "x.zip", 99), "a.png is damaged"),
-    "fewer bytes than listed": (lambda folder: with_size(folder / "x.zip", 101), "a.png has not the 101 bytes"),
+    "fewer bytes than listed": (lambda folder: with_size(folder / "x.zip", 101), "a.png does not have the 101 bytes"),
     "a newer format": (
         lambda folder: patch(make_zip(folder / "x.zip", {"a": b"1"}), b"\x02\x14\x03\x14", b"\x02\x14\x03\x63"),
         "download it again",

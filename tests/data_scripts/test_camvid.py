@@ -96,6 +96,6 @@ def test_instructions_say_where_to_get_it():
 def test_real_photographs():
     result = run_script("--root", SHARED, "check")
     assert result.returncode == 0, result.stderr
-    assert "complete and right (train: 61 images, val: 11 images, test: 91 images)" in result.stdout
+    assert "complete and correct (train: 61 images, val: 11 images, test: 91 images)" in result.stdout
     splits = {name: len(pairs) for name, pairs in split_frames(SHARED).items()}
     assert splits == {"train": 72, "test/clear": 29, "train_dusk": 29, "test/dusk": 30}

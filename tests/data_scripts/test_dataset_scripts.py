@@ -185,7 +185,7 @@ def test_archives_are_extracted_and_checked(tmp_path, capsys):
             archive.write(path, Path("NighttimeDrivingTest") / path.relative_to(tmp_path / "tree"))
     assert run(found, "--root", root, "extract") == 0
     assert run(found, "--root", root, "check") == 0
-    assert "complete and right (test: 2 images)" in capsys.readouterr().out
+    assert "complete and correct (test: 2 images)" in capsys.readouterr().out
     next(root.rglob("*_leftImg8bit.png")).unlink()
     assert run(found, "--root", root, "check") == 1
     assert "label without image: 1" in capsys.readouterr().err
@@ -232,7 +232,7 @@ def test_an_archive_that_cannot_be_extracted_is_downloaded_again(damage, tmp_pat
     assert run(found, "--root", root, "extract") == 2
     assert f"error: {root / 'set.zip'}: " in capsys.readouterr().err
     assert run(found, "--root", root, "download") == 0
-    assert "fetched again" in capsys.readouterr().out
+    assert "fetching it again" in capsys.readouterr().out
     assert run(found, "--root", root, "extract") == 0
     assert (root / "images" / "00001.png").read_bytes() == b"1"
 
@@ -247,7 +247,7 @@ def test_a_published_checksum_holds_for_download_and_extract(tmp_path, capsys):
     with zipfile.ZipFile(root / "set.zip", "w") as archive:
         archive.writestr("images/other.png", b"2")
     assert run(found, "--root", root, "extract") == 2
-    assert f"expected {right}; `download` gets it again" in capsys.readouterr().err
+    assert f"expected {right}; `download` fetches it again" in capsys.readouterr().err
     assert run(found, "--root", root, "download") == 0
     assert run(found, "--root", root, "extract") == 0
     assert [path.name for path in (root / "images").iterdir()] == ["00001.png"]
@@ -260,10 +260,10 @@ def test_what_is_missing_or_unfinished_is_said(tmp_path, capsys):
     root.mkdir()
     (root / "set.zip.part").write_bytes(b"1")
     assert run(found, "--root", root, "extract") == 2
-    assert "found set.zip.part, not finished: `download` goes on" in capsys.readouterr().err
+    assert "found set.zip.part, not finished: `download` continues" in capsys.readouterr().err
     (root / "set.zip").write_bytes(served.read_bytes())
     assert run(found, "--root", root, "extract") == 0
-    assert "not here, so not extracted: other.zip" in capsys.readouterr().err
+    assert "not here and so not extracted: other.zip" in capsys.readouterr().err
 
 
 def test_an_archive_without_the_folder_that_counts_is_not_taken_for_extracted(tmp_path, capsys):
@@ -347,7 +347,7 @@ def test_ctrl_c_is_one_line(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(dataset, "download", stop)
     assert run(one_archive(tmp_path / "server")[0], "--root", tmp_path, "download") == 130
-    assert capsys.readouterr().err == "stopped; the same command goes on\n"
+    assert capsys.readouterr().err == "stopped; the same command continues\n"
 
 
 # ---------------------------------------------------------------- images

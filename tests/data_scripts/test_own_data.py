@@ -163,7 +163,7 @@ def test_a_mapping_under_another_name_is_the_same_and_a_folder_without_its_sourc
 
 def test_results_do_not_lie_among_the_images(folders, monkeypatch, capsys):
     assert run(monkeypatch, folders, "prepare", "--out", folders / "source/images/data") == 2
-    assert "expected two folders apart" in capsys.readouterr().err
+    assert "expected separate folders" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("verb", ["check", "prepare"])

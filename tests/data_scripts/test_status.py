@@ -92,7 +92,7 @@ def test_weights_that_cannot_be_read_are_named_and_fetched_again(name, content, 
     assert weights.main() == 1 and "w (1 GB): damaged" in capsys.readouterr().out
     monkeypatch.setattr("sys.argv", ["weights.py", "download"])
     assert weights.main() == 0 and stored.read_bytes() == b"new"
-    assert f"{linked}: " in (said := capsys.readouterr().out) and "fetched again" in said
+    assert f"{linked}: " in (said := capsys.readouterr().out) and "fetching it again" in said
 
 
 def test_the_checksum_in_the_name_decides(tmp_path):
@@ -113,7 +113,7 @@ def test_the_checksum_that_the_hub_calls_a_file_by_decides(tmp_path):
     assert weights.problem(linked) is None
     # A weight that has changed leaves a file that can be read.
     stored.write_bytes(content[:-1] + b"\x3f")
-    assert f"expected one that begins with {stored.name}" in weights.problem(linked)
+    assert f"expected one that starts with {stored.name}" in weights.problem(linked)
 
 
 def test_the_next_command_can_be_pasted_whatever_the_folder_is_called(tmp_path):

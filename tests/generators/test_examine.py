@@ -63,7 +63,7 @@ def test_instruct_pix2pix_has_no_controls(tmp_path):
     diffusion.save(tiny.instruct_pix2pix(), tmp_path / "m")
     found = diffusion.examine(tmp_path / "m")
     assert found.will_do["controls"] == "none" and "instruct_pix2pix" in found.will_do["method"]
-    with pytest.raises(ValueError, match="takes no ControlNet, so no second one either"):
+    with pytest.raises(ValueError, match="takes no ControlNet, and so no second one either"):
         diffusion.examine(tmp_path / "m", second_control="mini")
 
 

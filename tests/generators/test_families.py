@@ -406,7 +406,7 @@ def other_controlnet(model: Generator, tmp_path: Path, **changes) -> Generator:
 
 def layouts_count(model: Generator) -> bool:
     """Whether another layout gives another prediction."""
-    side, maps = model.pixels_a_latent, torch.rand(2, 1, 3, *SIZE, generator=torch.Generator().manual_seed(0))
+    side, maps = model.pixels_per_latent, torch.rand(2, 1, 3, *SIZE, generator=torch.Generator().manual_seed(0))
     z = torch.zeros(1, model.vae.config.latent_channels, SIZE[0] // side, SIZE[1] // side)
     prompt = model.embed(["at night"])
     one, other = (model.predictor(z, prompt, [layout])(z, 0.5) for layout in maps)
@@ -462,15 +462,15 @@ def test_a_second_map_adds_to_the_first(any_model):
     assert np.abs(run(second_of(any_model, 0.0), edges) - alone).max() <= 1, "without weight it is not there"
     weak, strong = (run(second_of(any_model, weight), edges) for weight in (0.5, 1.0))
     assert not np.array_equal(weak, alone) and not np.array_equal(weak, strong)
-    side = any_model.pixels_a_latent
+    side = any_model.pixels_per_latent
     z, maps = torch.randn(1, any_model.vae.config.latent_channels, 32 // side, 64 // side), torch.rand(3, 1, 3, *SIZE)
     predictors = [
         second_of(any_model, 1.0).predictor(z, any_model.embed(["x"]), [maps[0], other]) for other in maps[1:]
     ]
     assert not torch.equal(*(predict(z, 1) for predict in predictors)), "what is on the map counts"
-    with pytest.raises(ValueError, match=r"has 2 ControlNets, found 1 maps an image.*--second-maps"):
+    with pytest.raises(ValueError, match=r"has 2 ControlNets, found 1 maps per image.*--second-maps"):
         run(second_of(any_model, 1.0))
-    with pytest.raises(ValueError, match=r"has 1 ControlNets, found 2 maps an image"):
+    with pytest.raises(ValueError, match=r"has 1 ControlNets, found 2 maps per image"):
         run(any_model, edges)
 
 

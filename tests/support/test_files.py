@@ -85,7 +85,7 @@ def test_a_name_that_is_not_utf8_goes_through_json(tmp_path):
 def test_results_and_inputs_in_one_place_are_refused(tmp_path, out):
     (tmp_path / "data" / "images").mkdir(parents=True)
     (tmp_path / "link").symlink_to(tmp_path / "data" / "images")
-    with pytest.raises(ValueError, match=r"in one place, expected two folders apart"):
+    with pytest.raises(ValueError, match=r"in one place, expected separate folders"):
         files.check_apart(tmp_path / out, tmp_path / "data" / "images")
     files.check_apart(tmp_path / "data" / "images2", tmp_path / "data" / "images")
 

@@ -96,7 +96,7 @@ def _fails(error):
         (lambda options: 1, 1, ""),
         (_fails(ValueError("wrong")), 2, "error: wrong\n"),
         (_fails(FileNotFoundError("gone")), 2, "error: gone\n"),
-        (_fails(KeyboardInterrupt()), 130, "interrupted; the same command goes on where it stopped\n"),
+        (_fails(KeyboardInterrupt()), 130, "interrupted; the same command continues where it stopped\n"),
     ],
 )
 def test_commands_end_with_an_exit_code_and_one_line(run, code, message, capsys):

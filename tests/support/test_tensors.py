@@ -84,7 +84,7 @@ def test_no_state_and_one_of_another_training_start_anew(tmp_path, capsys):
     assert tensors.resume(file, "f", network, optimizer, "cpu") == (0, [])
     torch.save(whole_state(network, optimizer), file)
     assert tensors.resume(file, "g", network, optimizer, "cpu") == (0, [])
-    assert "starts anew" in capsys.readouterr().out
+    assert "starting from the beginning" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("kind", ["empty", "text", "truncated", "pickle"])

@@ -169,7 +169,7 @@ def test_the_command_imports_and_audits(world, capsys):
     assert "--mask needs --reference" in capsys.readouterr().err
     assert main([*command, "--name", "{key}_fog", "--reference", str(world / "network"), "--mask"]) == 0
     text = capsys.readouterr().out
-    assert "3 done (1 resized), 0 were there, 0 failed" in text and "the reference finds" in text
+    assert "3 done (1 resized), 0 were there already, 0 failed" in text and "the reference finds" in text
     assert (world / "out" / "labels" / "b" / "2.png").exists()
     metrics = read_json(world / "out" / "metrics.json")["metrics"]
     assert metrics["report"]["done"] == 3 and 0 <= metrics["audit"]["lost"] <= 100

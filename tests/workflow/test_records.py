@@ -48,7 +48,7 @@ def test_it_says_what_is_to_be_done_and_does_nothing_on_a_dry_run(checkout, call
     assert records.run(arguments(dry_run=True)) == 0
     text = capsys.readouterr().out
     assert all(f"{name}: 1 jobs are new" in text for name in records.PROFILES)
-    assert "camvid: left out" in text and "now 00_start, A1_made" in text
+    assert "camvid: left out" in text and "(now: 00_start, A1_made)" in text
     assert not calls[0]
 
 

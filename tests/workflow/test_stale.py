@@ -290,7 +290,7 @@ def test_a_run_that_is_as_it_was_made_holds(run):
         ("images/1.png", None, "cannot be read (No such file or directory)"),
         ("weights.safetensors", None, "cannot be read (No such file or directory)"),
         ("../../notebooks/a.ipynb", None, "is gone"),
-        ("../../notebooks/a.ipynb", '{"cells": [{', "found no whole notebook"),
+        ("../../notebooks/a.ipynb", '{"cells": [{', "found an incomplete notebook"),
         ("outputs.json", '{"files": {"met', "found a damaged record"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -300,6 +301,7 @@ class TestRun:
         result = make(project, "--dry-run")
         assert "0 jobs are new, 1 are stale, 0 follow" in result.stdout
         assert "results/tiny/tables: zodi/support/plots.py has changed" in result.stdout
+        assert re.findall("^tables .*", result.stdout + result.stderr, re.MULTILINE) == [f"{'tables':<16}{1:>6}"]
         assert metrics(project) == before
         assert make(project).returncode == 0
         after = metrics(project)
@@ -355,7 +357,7 @@ class TestRun:
             f"{run.relative_to(project)}/metrics.json: found ",
             f"{partner.relative_to(project)}/weights.safetensors: cannot be read (No such file or directory)",
             "results/tiny/data/image.png: found 50 bytes, expected 100",
-            "results/tiny/notebooks/tables.ipynb: found no whole notebook",
+            "results/tiny/notebooks/tables.ipynb: found an incomplete notebook",
         ]
         plan = make(project, "--dry-run").stdout
         assert [line for line in expected if f"changed since it was made: {line}" not in plan] == []
@@ -445,7 +447,7 @@ def test_a_run_that_is_stopped_takes_everything_with_it(sleeping, number, whole_
     remaining = left(family, 1.0)
     output, errors = run.communicate(timeout=30)
     assert remaining == [] and run.returncode == code
-    assert errors.splitlines()[-1] == "stopped: what is finished stays, and the same command goes on from there"
+    assert errors.splitlines()[-1] == "stopped: what is finished is kept, and the same command continues from there"
     assert "Traceback" not in output + errors
 
 

@@ -2,9 +2,9 @@
 
     python workflow/site/build.py build/site
 
-FOLDER and its neighbour FOLDER-source are deleted first. Sphinx wants one tree of sources, so the neighbour gets copies
-that lie as in the repository: the links between README and notebooks hold as they are. No notebook is executed. Every
-warning is an error, which the exit code says; the pages are there all the same.
+FOLDER and its neighbour FOLDER-source are deleted first. Sphinx needs one source tree, so the neighbour gets copies
+arranged as in the repository: the links between README and notebooks work unchanged. No notebook is executed. Every
+warning counts as an error in the exit code; the pages are built anyway.
 """
 
 import ast
@@ -24,7 +24,7 @@ def short_title(notebook: Path) -> str:
     """A notebook's title up to the colon, for the sidebar.
 
     Raises:
-        ValueError: if its first line is no title.
+        ValueError: if its first line is not a title.
     """
     first = "".join(json.loads(notebook.read_text(encoding="utf-8"))["cells"][0]["source"]).splitlines()[0]
     if not first.startswith("# "):
@@ -65,7 +65,7 @@ def public_modules() -> list[str]:
 
 
 def collect_reference(source: Path) -> None:
-    """A page a public module of `zodi`, and their list: the method first, then what is around it."""
+    """One page per public module of `zodi`, and their list: the method first, then what is around it."""
     folder = source / "api"
     folder.mkdir()
     rows: dict[str, list[str]] = {}

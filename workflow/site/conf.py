@@ -1,6 +1,6 @@
 """Sphinx's settings for the course's site; `build.py` collects the sources and calls Sphinx.
 
-The site needs no network, neither to be built nor to be read: images of other hosts become text, widgets are left out,
+The site needs no network, either to be built or to be read: images from other hosts become text, widgets are left out,
 MathJax comes with the pages.
 """
 
@@ -23,7 +23,7 @@ LOGGER = logging.getLogger(__name__)
 REPOSITORY = PROJECT["urls"]["Repository"]
 WIDGET = "application/vnd.jupyter.widget-view+json"
 SHOWN = ("image/png", "image/jpeg", "image/svg+xml", "text/html", "text/markdown")
-# Of the figures, by the hash of their bytes, which is the name of the file that MyST-NB makes of a figure.
+# Alternative texts of the figures, by the hash of their bytes, which MyST-NB uses as a figure's file name.
 ALT_TEXTS: dict[str, str] = {}
 
 project = PROJECT["name"]
@@ -38,7 +38,7 @@ extensions = [
     "sphinx-mathjax-offline",
 ]
 exclude_patterns = ["README.md"]  # index.md includes it
-# A name in single backticks becomes a link where there is such an object, and code where not.
+# A name in single backticks becomes a link if there is such an object, and code if not.
 default_role = "py:obj"
 
 nb_execution_mode = "off"
@@ -52,7 +52,7 @@ add_module_names = False
 napoleon_use_ivar = True
 toc_object_entries_show_parents = "hide"
 autodoc_member_order = "bysource"
-# A name that a module passes on is explained where it is defined, and its source links there.
+# A name that a module re-exports is explained where it is defined, and its source links there.
 viewcode_follow_imported_members = False
 autodoc_preserve_defaults = True
 python_maximum_signature_line_length = 100
@@ -75,7 +75,7 @@ templates_path = ["templates"]
 
 
 def prepare_notebook(app: Sphinx, docname: str, source: list[str]) -> None:
-    """Fold the cell for Colab, note the figures' alternative texts, say in place of a widget that it needs a kernel."""
+    """Fold the cell for Colab, collect the figures' alternative texts, replace widgets with a note."""
     if app.env.doc2path(docname).suffix != ".ipynb":
         return
     notebook = json.loads(source[0])
@@ -93,7 +93,7 @@ def prepare_notebook(app: Sphinx, docname: str, source: list[str]) -> None:
 
 
 class ReplaceRemoteImages(SphinxTransform):
-    """An image of another host, such as the badge of Colab, becomes its text: no page loads anything from outside."""
+    """An image from another host, such as Colab's badge, becomes its text: no page loads anything from outside."""
 
     default_priority = 400
 
@@ -106,7 +106,7 @@ class ReplaceRemoteImages(SphinxTransform):
 
 
 class CompleteFigures(SphinxPostTransform):
-    """A figure of a notebook gets its alternative text, which MyST-NB drops, and the caption below becomes its own."""
+    """A notebook's figure gets its alternative text, which MyST-NB drops, and the caption below becomes its own."""
 
     default_priority = 5  # MyST-NB chooses between the kinds of an output at 4
 
@@ -128,7 +128,7 @@ class CompleteFigures(SphinxPostTransform):
 
 
 class LinkRepository(SphinxTransform):
-    """A relative link to a file that is no page leads to the file in the repository, at this version."""
+    """A relative link to a file that is not a page leads to the file in the repository, at this version."""
 
     default_priority = 400
 

@@ -1,4 +1,4 @@
-"""What a checkpoint is and what a transfer with it does, from settings and headers of files, without the weights."""
+"""What a checkpoint is and what a transfer with it does, from settings and file headers, without the weights."""
 
 from dataclasses import dataclass
 from math import prod
@@ -22,8 +22,8 @@ class Examination:
 
     Attributes:
         name, family, defaults: as of the loaded model.
-        will_do: what a transfer with it does, one entry a question.
-        parts: one row a network: part, class, parameters, and the megabytes of its weights in either type.
+        will_do: what a transfer with it does, one entry per question.
+        parts: one row per network: part, class, parameters, and the megabytes of its weights in either type.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Examination:
 def parts_of(
     kind: type[Generator], folder: Path, controls: dict[str, Path], variant: str | None = None
 ) -> "pd.DataFrame":
-    """One row a network of a checkpoint on disk, see `Examination`.
+    """One row per network of a checkpoint on disk, see `Examination`.
 
     Args:
         kind: the family.
@@ -75,7 +75,7 @@ def schedule_text(kind: type[Generator], folder: Path, few_steps: bool) -> dict[
     prediction = config.get("prediction_type", "epsilon")
     grid = "trailing, for few steps" if few_steps else "the paper's"
     return {
-        "predicts": f"{meaning.get(prediction, 'what is not known here')} ({prediction})",
+        "predicts": f"{meaning.get(prediction, 'something unknown here')} ({prediction})",
         "schedule": f"diffusion, DDIM steps, grid {grid}",
     }
 

@@ -1,4 +1,4 @@
-"""Which family a checkpoint is of, and its parts: all of them loaded, or one line that names what is missing."""
+"""Which family a checkpoint belongs to, and its parts: all of them loaded, or one line that names what is missing."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -28,14 +28,14 @@ def family_of(folder: Path) -> type[Generator]:
     """The family of a checkpoint, by the settings of its denoiser.
 
     Raises:
-        ValueError: if it is of none of them, or its settings cannot be read; names the part.
+        ValueError: if it belongs to none of them, or its settings cannot be read; names the part.
     """
     if (folder / "transformer").is_dir():
         by_class = {cls.__name__: kind for kind in FAMILIES for cls in kind.PARTS.get("transformer", ())}
         return by_class[_class_name(folder / "transformer", list(by_class))]
     unet, index = folder / "unet" / "config.json", folder / "model_index.json"
     if not unet.is_file() and index.is_file():
-        # The denoiser is missing; which it should be says the pipeline that the checkpoint was written by.
+        # The denoiser is missing; the pipeline that wrote the checkpoint says which it should be.
         written_by = str(read_config(index).get("_class_name"))
         return next(
             (
@@ -45,7 +45,7 @@ def family_of(folder: Path) -> type[Generator]:
             ),
             DiffusionModel,
         )
-    # SDXL's UNet is of the same class, but is told a vector for the whole prompt and the size of the image.
+    # SDXL's UNet is of the same class, but is given a vector for the whole prompt and the size of the image.
     is_told_the_size = unet.is_file() and read_config(unet).get("addition_embed_type") == "text_time"
     return StableDiffusionXL if is_told_the_size else DiffusionModel
 
@@ -70,7 +70,7 @@ def check_parts(kind: type[Generator], folder: Path) -> None:
 
 
 def class_of(part: Path, classes: tuple[type, ...]) -> type:
-    """The one of the classes that a part's settings name; the first where they name none.
+    """Whichever of the classes a part's settings name; the first where they name none.
 
     Raises:
         ValueError: if they name another.
@@ -82,12 +82,12 @@ def class_of(part: Path, classes: tuple[type, ...]) -> type:
 def _class_name(part: Path, names: list[str]) -> str:
     """The class that a part's settings name: diffusers writes one, transformers a list."""
     if not (part / "config.json").is_file():
-        # What is missing is said when the part is loaded.
+        # A missing file is reported when the part is loaded.
         return names[0]
     config = read_config(part / "config.json")
     found = config.get("_class_name") or (config.get("architectures") or [None])[0]
     if "num_control_type" in config and ControlNetUnionModel.__name__ in names:
-        # Published ones name a class of their authors' program, which has become this one.
+        # Published checkpoints name a class of their authors' program, which has become this one.
         found = ControlNetUnionModel.__name__
     if found is not None and found not in names:
         raise ValueError(f"{part}: found a {found}, expected {' or '.join(names)}")
@@ -117,7 +117,7 @@ def load_parts(kind: type[Generator], folder: Path, network: LoadNetwork, dtype:
 
 
 def defaults_of(kind: type[Generator], denoiser: Mapping[str, Any]) -> TransferDefaults:
-    """The settings for a checkpoint that brings none: the family's or, as its denoiser says, of its quick version."""
+    """The settings for a checkpoint without its own: the family's or, if its denoiser says so, its fast version's."""
     if kind is Flux and not denoiser.get("guidance_embeds"):
         # FLUX.1 schnell: 1 to 4 steps without guidance.
         return replace(kind.DEFAULTS, guidance_scale=1.0, num_inference_steps=4)

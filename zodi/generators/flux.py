@@ -67,15 +67,11 @@ class Flux(Generator):
     tokenizer_2: T5TokenizerFast
     scheduler: FlowMatchEulerDiscreteScheduler
     defaults: TransferDefaults = DEFAULTS
-    compiled: bool = False
-    control_kind: int | None = None
-    second: Control | None = None
-    lora: str = ""
 
     @property
     def multiple(self) -> int:
         """VAE downsampling times the side of the transformer's patches."""
-        return self.pixels_a_latent * _PATCH
+        return self.pixels_per_latent * _PATCH
 
     @torch.inference_mode()
     def embed(self, prompts: list[str]) -> Prompts:
@@ -159,7 +155,7 @@ class Flux(Generator):
 
     @torch.inference_mode()
     def _read(self, control: Control, pixels: Tensor) -> Tensor:
-        """A map as the ControlNet reads it: patches of latents, or for those with layers for that its pixels."""
+        """A map as the ControlNet reads it: patches of latents, or pixels if it has layers for them."""
         if control.network.input_hint_block is not None:
             return (2 * pixels - 1).to(self.dtype)
         return pack(self.latents_of(2 * pixels - 1, self.shift).to(self.dtype))

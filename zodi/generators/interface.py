@@ -3,7 +3,7 @@
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import KW_ONLY, asdict, dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -27,7 +27,7 @@ class TransferDefaults:
         short_side: pixels that the shorter image side is resized to.
         multiple: pixels; both sides are rounded to multiples of it (VAE times UNet downsampling).
         palette: colours that layouts are drawn with, "cityscapes" or "ade20k".
-        strengths: strengths of domains in place of the paper's, 0 .. 1.
+        strengths: strengths of domains instead of the paper's, 0 .. 1.
     """
 
     guidance_scale: float = 9.0
@@ -50,8 +50,8 @@ class Prompts:
     """Embeddings of B prompts.
 
     Attributes:
-        tokens: (B, L, D), one vector a token.
-        pooled: (B, P), one vector a prompt, for the families that take one; else None.
+        tokens: (B, L, D), one vector per token.
+        pooled: (B, P), one vector per prompt, for the families that take one; else None.
     """
 
     tokens: Tensor
@@ -83,7 +83,7 @@ class Control:
 
     Attributes:
         network: of the class that the family takes.
-        weight: what its residuals are multiplied with, at least 0.
+        weight: what its residuals are multiplied by, at least 0.
         kind: number of the kind of map, for a network that reads several ("union"); None for one that reads one.
     """
 
@@ -92,7 +92,18 @@ class Control:
     kind: int | None = None
 
 
-class Generator(ABC):
+@dataclass(frozen=True)
+class Loaded:
+    """What every generator has besides the parts of its checkpoint, given by name; see `Generator`."""
+
+    _: KW_ONLY
+    compiled: bool = False
+    control_kind: int | None = None
+    second: Control | None = None
+    lora: str = ""
+
+
+class Generator(Loaded, ABC):
     """A latent generative model with ControlNets, ready for inference. Families are frozen dataclasses.
 
     Attributes:
@@ -105,7 +116,7 @@ class Generator(ABC):
         compiled: whether the networks go through torch.compile, which takes a minute for every new batch size.
         control_kind: `Control.kind` of the ControlNet.
         second: another ControlNet, which reads a second map.
-        lora: name of the weights that were added to the denoiser for few steps; "" = none.
+        lora: name of the few-step weights that were added to the denoiser; "" = none.
     """
 
     # What a checkpoint of the family consists of: networks and tokenizers by subfolder, with the classes they may have.
@@ -114,7 +125,7 @@ class Generator(ABC):
     TOKENIZERS: ClassVar[dict[str, type]]
     # The part that predicts.
     DENOISER: ClassVar[str]
-    # Parts, beside the ControlNet, that it may lack.
+    # Parts, besides the ControlNet, that it may lack.
     OPTIONAL: ClassVar[tuple[str, ...]] = ()
     SCHEDULER: ClassVar[type]
     # The class of diffusers that writes it.
@@ -131,12 +142,8 @@ class Generator(ABC):
     controlnet: nn.Module | None
     scheduler: Any
     defaults: TransferDefaults
-    compiled: bool
-    control_kind: int | None
-    second: Control | None
-    lora: str
 
-    # ------------------------------------------------------------ what a family says
+    # ------------------------------------------------------------ what a family defines
 
     @property
     @abstractmethod
@@ -201,8 +208,8 @@ class Generator(ABC):
         found = [Control(self.controlnet, kind=self.control_kind), *([self.second] if self.second else [])]
         if len(maps) != len(found):
             raise ValueError(
-                f"model {self.name!r} has {len(found)} ControlNets, found {len(maps)} maps an image; give a second map "
-                "(--second-maps) with a second ControlNet (--second-control), and none without"
+                f"model {self.name!r} has {len(found)} ControlNets, found {len(maps)} maps per image; give a second "
+                "map (--second-maps) with a second ControlNet (--second-control), and none without"
             )
         return list(zip(found, maps, strict=True))
 
@@ -233,7 +240,7 @@ class Generator(ABC):
         return images.add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().contiguous()
 
     @property
-    def pixels_a_latent(self) -> int:
+    def pixels_per_latent(self) -> int:
         """Downsampling of the VAE."""
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
@@ -244,7 +251,7 @@ class Generator(ABC):
 
 
 def finite(values: Tensor, model: Generator, network: str) -> Tensor:
-    """The values; a picture of what is not a number would be black, without a word."""
+    """The values, if all are finite numbers; otherwise the picture would be black, without a word."""
     wrong = int((~torch.isfinite(values)).sum())
     if wrong:
         raise ValueError(
@@ -262,7 +269,7 @@ def added_up(residuals: Sequence[Sequence[Tensor] | None]) -> list[Tensor] | Non
     """Residuals of several ControlNets, one for all; None for ControlNets that have none of this kind.
 
     Raises:
-        ValueError: if they are for other blocks.
+        ValueError: if they are for different blocks.
     """
     found = [blocks for blocks in residuals if blocks is not None]
     if len({len(blocks) for blocks in found}) > 1:
@@ -292,8 +299,8 @@ def tokens_of(tokenizer: Any, prompts: list[str], length: int, added: int) -> Te
     Args:
         tokenizer: of transformers.
         prompts: B texts.
-        length: tokens a prompt.
-        added: tokens that every text gets beside its own: start and end.
+        length: tokens per prompt.
+        added: tokens that every text gets in addition to its own: start and end.
     """
     for prompt in prompts:
         found = len(tokenizer.tokenize(prompt)) + added

@@ -1,8 +1,8 @@
 """Low-rank weights that let a denoiser draw in few steps (LCM-LoRA, Luo et al., 2023; Hyper-SD, Ren et al., 2024).
 
-Such weights are a small file beside a checkpoint: W + scale B A in place of a weight W. They are added once and for
-all, so that the denoiser costs what it did; what it draws and how fast is another matter, so its name goes into the
-settings and its weights into the fingerprint.
+Such weights come in a small file beside a checkpoint: W + scale B A in place of a weight W. They are merged once, so
+that a step costs what it did before. They change what the denoiser draws, and how fast, so their name goes into the
+settings and the merged weights into the fingerprint.
 """
 
 import warnings
@@ -21,7 +21,7 @@ FEW_STEPS = 8
 
 
 def few_step_defaults(kind: type[Generator], defaults: TransferDefaults) -> TransferDefaults:
-    """Settings of a checkpoint with weights for few steps: they replace guidance, which they were distilled with.
+    """Settings of a checkpoint with few-step weights, which were distilled with guidance and so replace it.
 
     FLUX.1 takes its guidance weight as an input, with which the known weights for it were trained.
     """
@@ -35,8 +35,8 @@ def add_lora(kind: type[Generator], denoiser: nn.Module, file: Path, scale: floa
     Args:
         kind: family of the denoiser.
         denoiser: UNet or transformer.
-        file: .safetensors, in the names of diffusers, peft or kohya.
-        scale: what they are multiplied with; 1 unless their description says otherwise.
+        file: .safetensors, with the names of diffusers, peft or kohya.
+        scale: what they are multiplied by; 1 unless their description says otherwise.
 
     Raises:
         ValueError: if they are damaged or made for another denoiser.

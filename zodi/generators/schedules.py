@@ -8,7 +8,7 @@ One step serves every schedule. With s < t, and fresh noise eps',
 Why: with the true z_0 and eps in place of the hats, sqrt(sigma_s^2 - spread^2) eps + spread eps' is Gaussian with
 variance sigma_s^2 for every spread <= sigma_s, so z_s has the distribution that the schedule prescribes: the marginals
 stay, whatever eta (Song et al., ICLR 2021, Equation 7 and Appendix B, where alpha_t^2 + sigma_t^2 = 1; nothing in the
-argument asks for that). eta = 0 adds no noise: a deterministic map. eta = 1 is the spread of the posterior
+argument requires that). eta = 0 adds no noise: a deterministic map. eta = 1 is the spread of the posterior
 q(z_s | z_t, z_0), ancestral sampling: z_t = (alpha_t / alpha_s) z_s + noise of variance
 sigma_t^2 - (alpha_t / alpha_s)^2 sigma_s^2, and Bayes' rule for Gaussians gives the variance sigma_s^2 times that over
 sigma_t^2 (Kingma et al., NeurIPS 2021, Appendix A.2), which is spread^2. For alpha_t^2 = ac_t it is DDIM's sigma.
@@ -19,7 +19,7 @@ On the straight path of flow matching (Lipman et al.; Liu et al.; both ICLR 2023
     spread = eta s sqrt(1 - ((1 - t) s / ((1 - s) t))^2).
 
 At eta = 0 that is z_s = z_t + (s - t) v, the Euler step of the flow. From t = 1 with eta = 1 the spread is s: pure
-noise says nothing of z_s's noise, so all of it is drawn anew.
+noise says nothing about z_s's noise, so all of it is drawn afresh.
 """
 
 import inspect
@@ -43,7 +43,7 @@ _GRID = {
     "thresholding": False,
 }
 _SMALLEST_ALPHA = 1e-12
-# The time after the last step of a schedule of few steps: the image itself.
+# The time after the last step of a few-step schedule: the image itself.
 _CLEAN = -1
 
 
@@ -85,7 +85,7 @@ class Schedule(ABC):
         return z_s if spread == 0 else z_s + spread * noise
 
     def inversion_step(self, prediction: Tensor, z_s: Tensor, t: Time) -> Tensor:
-        """z_t of the step back from s = `after(t)`, without noise; the prediction is that at z_s, asked for time t."""
+        """z_t of the step back from s = `after(t)`, without noise; the prediction is made at z_s, for time t."""
         eps_hat, z_0_hat = self.split(prediction, z_s, self.after(t))
         return self.alpha(t) * z_0_hat + self.sigma(t) * eps_hat
 
@@ -127,7 +127,7 @@ class PaperSchedule(DDIMScheduler, Schedule):
         return max(t - self.config.num_train_timesteps // self.num_inference_steps, 0)
 
     def check(self, timesteps: list[int]) -> None:
-        """Raises ValueError if the grid leaves the schedule, or starts where epsilon does not tell the image."""
+        """Raises ValueError if the grid leaves the schedule, or starts where epsilon does not determine the image."""
         last = self.config.num_train_timesteps - 1
         if timesteps and timesteps[0] > last:
             raise ValueError(
@@ -159,12 +159,12 @@ class PaperSchedule(DDIMScheduler, Schedule):
 
 
 class FewStepSchedule(PaperSchedule):
-    """For networks distilled to a few steps (LCM, Hyper-SD): the grid ends, not starts, where it has to.
+    """For networks distilled to a few steps (LCM, Hyper-SD): the grid is anchored at its noisy end.
 
     Such networks were trained at t = 999 and equal steps below it ("trailing"), and a step may be longer than DDIM's
-    grid knows, so it is that of `Schedule`, from each visited time to the next and from the last one to the image.
-    With eta = 0 it is DDIM, which Hyper-SD (Ren et al., 2024) is made for; with eta = 1 nearly all noise is drawn
-    anew in a long step, as in multistep consistency sampling (Luo et al., LCM, 2023, Algorithm 3).
+    grid allows, so the step is that of `Schedule`, from each visited time to the next and from the last one to the
+    image. With eta = 0 it is DDIM, which Hyper-SD (Ren et al., 2024) is made for; with eta = 1 nearly all noise is
+    drawn afresh in a long step, as in multistep consistency sampling (Luo et al., LCM, 2023, Algorithm 3).
     """
 
     def alpha(self, t: int) -> float:
@@ -188,9 +188,9 @@ def paper_scheduler(scheduler: DDIMScheduler | None = None) -> PaperSchedule:
     """A DDIM scheduler with the paper's timestep grid.
 
     Args:
-        scheduler: its betas and prediction type are taken over, it is not changed. None = Stable Diffusion 1.5's,
-            with alphas_cumprod multiplied in float64 and rounded once to float32 as in the authors' program
-            (diffusers multiplies in float32, which differs by up to 1e-6).
+        scheduler: its betas and prediction type are used; it is not changed. None = Stable Diffusion 1.5's, with
+            alphas_cumprod multiplied in float64 and rounded once to float32 as in the authors' program (diffusers
+            multiplies in float32, which differs by up to 1e-6).
     """
     if scheduler is not None:
         return _with_grid(PaperSchedule, scheduler, _GRID)
@@ -226,7 +226,7 @@ def encoding_timestep(strength: float, num_train_timesteps: int = 1000) -> int:
 class StraightPath(Schedule):
     """Flow matching: z_t = (1 - t) z_0 + t eps, and the network predicts the velocity dz/dt = v = eps - z_0.
 
-    Then eps_hat = z_t + (1 - t) v and z_0_hat = z_t - t v: put z_t and v in and everything but eps, or z_0, cancels.
+    Then eps_hat = z_t + (1 - t) v and z_0_hat = z_t - t v: insert z_t and v, and everything but eps, or z_0, cancels.
 
     The grid of n steps is u = 1, 1 - 1/n, .., 1/n, moved towards noise as the checkpoint's scheduler says: by
     t = shift u / (1 + (shift - 1) u), or with a shift that grows with the image (Esser et al., ICML 2024, Section

@@ -9,18 +9,17 @@ from diffusers import AutoencoderKL, ControlNetModel, ControlNetUnionModel, DDIM
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from zodi.generators.interface import Control, Generator, Predict, Prompts, TransferDefaults, embed_by_clip
-from zodi.generators.schedules import PaperSchedule, few_step_scheduler, paper_scheduler
-from zodi.generators.stable_diffusion import unet_predictor
+from zodi.generators.interface import Predict, Prompts, TransferDefaults, embed_by_clip
+from zodi.generators.stable_diffusion import UNetGenerator, unet_predictor
 
 
 @dataclass(frozen=True)
-class StableDiffusionXL(Generator):
+class StableDiffusionXL(UNetGenerator):
     """The parts of Stable Diffusion XL with a layout ControlNet, ready for inference.
 
     Attributes:
         name, vae, controlnet, scheduler, defaults, compiled, control_kind, second, lora: see `Generator`.
-        unet: denoiser; what it predicts is ruled by `scheduler.config.prediction_type`.
+        unet: denoiser; what it predicts is determined by `scheduler.config.prediction_type`.
         text_encoder, tokenizer: prompt -> (L, D1) embeddings.
         text_encoder_2, tokenizer_2: prompt -> (L, D2) embeddings, and one vector for the whole prompt.
     """
@@ -34,8 +33,6 @@ class StableDiffusionXL(Generator):
         "text_encoder_2": (CLIPTextModelWithProjection,),
     }
     TOKENIZERS: ClassVar[dict[str, type]] = {"tokenizer": CLIPTokenizer, "tokenizer_2": CLIPTokenizer}
-    DENOISER: ClassVar[str] = "unet"
-    SCHEDULER: ClassVar[type] = DDIMScheduler
     PIPELINE: ClassVar[str] = "StableDiffusionXLControlNetPipeline"
     CONTROLNETS: ClassVar[tuple[str, ...]] = (
         "abovzv/sdxl_segmentation_controlnet_ade20k",
@@ -58,15 +55,6 @@ class StableDiffusionXL(Generator):
     tokenizer_2: CLIPTokenizer
     scheduler: DDIMScheduler
     defaults: TransferDefaults = DEFAULTS
-    compiled: bool = False
-    control_kind: int | None = None
-    second: Control | None = None
-    lora: str = ""
-
-    @property
-    def multiple(self) -> int:
-        """VAE times UNet downsampling."""
-        return self.pixels_a_latent * 2 ** (len(self.unet.config.block_out_channels) - 1)
 
     @torch.inference_mode()
     def embed(self, prompts: list[str]) -> Prompts:
@@ -74,10 +62,6 @@ class StableDiffusionXL(Generator):
         one, _ = embed_by_clip(self.text_encoder, self.tokenizer, prompts)
         two, pooled = embed_by_clip(self.text_encoder_2, self.tokenizer_2, prompts)
         return Prompts(torch.cat([one, two], dim=-1), pooled)
-
-    def schedule(self, z: Tensor) -> PaperSchedule:
-        """The paper's, or with the weights for few steps their own."""
-        return few_step_scheduler(self.scheduler) if self.lora else paper_scheduler(self.scheduler)
 
     def predictor(
         self,
@@ -87,8 +71,8 @@ class StableDiffusionXL(Generator):
         negative: Prompts | None = None,
         guidance_scale: float = 1.0,
     ) -> Predict:
-        """See `unet_predictor`; the UNet is told that images are neither resized nor cut (its Section 2.2)."""
-        size = [side * self.pixels_a_latent for side in z.shape[-2:]]
+        """See `unet_predictor`; the UNet is told that images are neither resized nor cropped (its Section 2.2)."""
+        size = [side * self.pixels_per_latent for side in z.shape[-2:]]
         time_ids = torch.tensor([*size, 0, 0, *size], device=z.device, dtype=self.dtype).expand(len(z), -1)
         added = {"time_ids": time_ids}
         return unet_predictor(self.unet, self.controls(maps), z, prompt, negative, guidance_scale, added)

@@ -31,14 +31,32 @@ from zodi.networks.hub import CONTROLNET_SEG
 from zodi.support.runs import image_format
 
 
+class UNetGenerator(Generator):
+    """What the families with a UNet and the paper's schedule share."""
+
+    DENOISER: ClassVar[str] = "unet"
+    SCHEDULER: ClassVar[type] = DDIMScheduler
+
+    unet: UNet2DConditionModel
+
+    @property
+    def multiple(self) -> int:
+        """VAE times UNet downsampling."""
+        return self.pixels_per_latent * 2 ** (len(self.unet.config.block_out_channels) - 1)
+
+    def schedule(self, z: Tensor) -> PaperSchedule:
+        """The paper's schedule, or with few-step weights their own."""
+        return few_step_scheduler(self.scheduler) if self.lora else paper_scheduler(self.scheduler)
+
+
 @dataclass(frozen=True)
-class DiffusionModel(Generator):
+class DiffusionModel(UNetGenerator):
     """The parts of a latent diffusion model with a layout ControlNet, ready for inference.
 
     Attributes:
         name: "mini", the hub id or the name of the folder; goes into manifests and tables.
         vae: images in -1 .. 1 <-> latents.
-        unet: denoiser; what it predicts is ruled by `scheduler.config.prediction_type`.
+        unet: denoiser; what it predicts is determined by `scheduler.config.prediction_type`.
         controlnet: reads the layout image, 0 .. 1 RGB at image resolution; None for an InstructPix2Pix checkpoint.
         text_encoder, tokenizer: prompt -> (L, D) embeddings.
         scheduler: noise schedule (its betas and prediction type).
@@ -55,8 +73,6 @@ class DiffusionModel(Generator):
         "text_encoder": (CLIPTextModel,),
     }
     TOKENIZERS: ClassVar[dict[str, type]] = {"tokenizer": CLIPTokenizer}
-    DENOISER: ClassVar[str] = "unet"
-    SCHEDULER: ClassVar[type] = DDIMScheduler
     PIPELINE: ClassVar[str] = "StableDiffusionControlNetPipeline"
     CONTROLNETS: ClassVar[tuple[str, ...]] = (CONTROLNET_SEG,)
     DEFAULTS: ClassVar[TransferDefaults] = PAPER_DEFAULTS
@@ -69,25 +85,12 @@ class DiffusionModel(Generator):
     tokenizer: CLIPTokenizer
     scheduler: DDIMScheduler
     defaults: TransferDefaults = PAPER_DEFAULTS
-    compiled: bool = False
-    control_kind: int | None = None
-    second: Control | None = None
-    lora: str = ""
-
-    @property
-    def multiple(self) -> int:
-        """VAE times UNet downsampling."""
-        return self.pixels_a_latent * 2 ** (len(self.unet.config.block_out_channels) - 1)
 
     @torch.inference_mode()
     def embed(self, prompts: list[str]) -> Prompts:
         """The text encoder's last layer, (B, L, D)."""
         tokens = tokens_of(self.tokenizer, prompts, self.tokenizer.model_max_length, 2)
         return Prompts(self.text_encoder(tokens.to(self.device)).last_hidden_state)
-
-    def schedule(self, z: Tensor) -> PaperSchedule:
-        """The paper's, or with the weights for few steps their own."""
-        return few_step_scheduler(self.scheduler) if self.lora else paper_scheduler(self.scheduler)
 
     def predictor(
         self,
@@ -198,7 +201,7 @@ def _evaluate(
     conditions: dict[str, object],
 ) -> Tensor:
     x = z_t.to(unet.dtype).contiguous(memory_format=image_format(z_t.device))
-    # A tensor, because torch.compile takes every other number for another program.
+    # A tensor, because torch.compile would compile every other number into a new program.
     timestep = torch.tensor(t, device=x.device)
     (down, mid), *others = (_residuals(control, layout, x, timestep, conditions) for control, layout in controls)
     for more_down, more_mid in others:
@@ -220,7 +223,7 @@ def _residuals(
     """What a ControlNet adds to the UNet, times its weight."""
     network, maps = control.network, layout
     if isinstance(network, ControlNetUnionModel):
-        # One kind of map of several: its number, and the same as ones and zeros.
+        # One of several kinds of map: its number, and the same as ones and zeros.
         kinds = torch.zeros(len(x), network.config.num_control_type, device=x.device, dtype=x.dtype)
         kinds[:, control.kind] = 1
         conditions = conditions | {"control_type": kinds, "control_type_idx": [control.kind]}

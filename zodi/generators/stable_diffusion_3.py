@@ -34,7 +34,7 @@ class StableDiffusion3(Generator):
         name, vae, controlnet, scheduler, defaults, compiled, control_kind, second, lora: see `Generator`.
         transformer: denoiser; predicts the velocity eps - z_0.
         text_encoder, tokenizer, text_encoder_2, tokenizer_2: CLIP; embeddings of tokens and of the whole prompt.
-        text_encoder_3, tokenizer_3: T5, by far the largest; None = without, its embeddings are zeros.
+        text_encoder_3, tokenizer_3: T5, by far the largest; None = absent; its embeddings are then zeros.
     """
 
     family: ClassVar[str] = "Stable Diffusion 3.x"
@@ -72,15 +72,11 @@ class StableDiffusion3(Generator):
     tokenizer_3: T5TokenizerFast | None
     scheduler: FlowMatchEulerDiscreteScheduler
     defaults: TransferDefaults = DEFAULTS
-    compiled: bool = False
-    control_kind: int | None = None
-    second: Control | None = None
-    lora: str = ""
 
     @property
     def multiple(self) -> int:
         """VAE downsampling times the side of the transformer's patches."""
-        return self.pixels_a_latent * self.transformer.config.patch_size
+        return self.pixels_per_latent * self.transformer.config.patch_size
 
     @torch.inference_mode()
     def embed(self, prompts: list[str]) -> Prompts:
@@ -141,7 +137,7 @@ class StableDiffusion3(Generator):
 
     @torch.inference_mode()
     def _control_latents(self, control: Control, pixels: Tensor) -> Tensor:
-        """A map as the ControlNet reads it: latents, for those with this entry of the settings without the shift."""
+        """A map as the ControlNet reads it: latents; without the shift where the ControlNet's settings say so."""
         shift = 0.0 if control.network.config.force_zeros_for_pooled_projection else self.shift
         return self.latents_of(2 * pixels - 1, shift).to(self.dtype)
 

@@ -1,4 +1,4 @@
-"""Command line of the miniature's making: `python -m zodi.miniature COMMAND --help`."""
+"""Command line for making the miniature: `python -m zodi.miniature COMMAND --help`."""
 
 import argparse
 import sys
@@ -18,7 +18,7 @@ def _render_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--out", type=folder, required=True, help="data set folder to make")
     sub.add_argument("--train", type=int, default=150, help="source scenes (default: 150)")
     sub.add_argument("--test", type=int, default=100, help="test scenes in every domain (default: 100)")
-    sub.add_argument("--held-out", type=int, default=0, help="further source scenes, in val/; for estimates")
+    sub.add_argument("--held-out", type=int, default=0, help="further source scenes, in val/, for estimates")
     sub.add_argument("--domains", nargs="+", choices=TARGETS, default=list(TARGETS), help="target domains")
     sub.add_argument("--height", type=int, default=96, help="pixels (default: 96)")
     sub.add_argument("--width", type=int, default=192, help="pixels (default: 192)")
@@ -47,7 +47,7 @@ def _pretrain_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--weights", type=folder, default=pretrain.WEIGHTS_FOLDER, help="where the checkpoint goes")
     sub.add_argument("--stages", nargs="+", choices=pretrain.STAGES, default=pretrain.STAGES, help="what to train")
     device_option(sub)
-    sub.add_argument("--export-only", action="store_true", help="write the checkpoint of a training that is not over")
+    sub.add_argument("--export-only", action="store_true", help="write the checkpoint of an unfinished training run")
     add_fields(sub, pretrain.PretrainConfig)
 
 
@@ -66,7 +66,7 @@ def _pretrain(options: argparse.Namespace) -> int:
 
 COMMANDS = {
     "render": Command("render a miniature data set of street scenes", _render_options, _render),
-    "pretrain": Command("train the miniature's models from nothing", _pretrain_options, _pretrain),
+    "pretrain": Command("train the miniature's models from scratch", _pretrain_options, _pretrain),
 }
 
 if __name__ == "__main__":

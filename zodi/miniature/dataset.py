@@ -23,7 +23,7 @@ def write_miniature(
     progress: bool = True,
     held_out: int = 0,
 ) -> Path:
-    """Render a miniature data set; all of it or nothing, and nothing again when it is there.
+    """Render a miniature data set, completely or not at all; does nothing when it is already there.
 
     Args:
         root: folder to make.
@@ -31,8 +31,8 @@ def write_miniature(
         test: number of test scenes in every domain, from `scenes.TEST_SEEDS`.
         domains: target domains.
         height, width: pixels.
-        progress: show a bar.
-        held_out: number of further source scenes, the part `val/`, which are neither trained on nor tested on.
+        progress: show a progress bar.
+        held_out: number of further source scenes, in `val/`, used neither for training nor for testing.
 
     Raises:
         ValueError: if `root` holds a data set with other settings; names them.

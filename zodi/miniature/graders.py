@@ -1,8 +1,8 @@
 """Two networks that grade transferred images, both trained on true renders of pretraining scenes in all six domains.
 
-The judge is a segmentation network: what it still recognises in a transferred image, the transfer has kept. The
-classifier names the domain: what it calls night looks like night. Neither sees a transferred image in its training,
-nor a scene on which transfers are graded.
+The judge is a segmentation network: the transfer has kept what the judge still recognises in a transferred image. The
+classifier names the domain: what it calls night looks like night. Neither sees, in its training, a transferred image or
+a scene on which transfers are graded.
 """
 
 import math
@@ -44,10 +44,10 @@ class GraderConfig:
         scene_count: the first scenes of `scenes.PRETRAIN_SEEDS`, each in six domains.
         height, width: pixels, multiples of 32.
         judge_steps, classifier_steps: optimisation steps.
-        batch_size: images a step.
+        batch_size: images per step.
         crop: (height, width) that the judge is trained on, pixels, multiples of 32.
         learning_rate: peak of AdamW, with warm-up and cosine decay.
-        seed: rules weights and batches.
+        seed: determines weights and batches.
     """
 
     scene_count: int = 1000
@@ -83,7 +83,7 @@ def build_graders(config: GraderConfig) -> Graders:
 
 
 def load_or_train(config: GraderConfig, folder: Path, device: str | torch.device = "cpu") -> Graders:
-    """The graders of `folder`, on a device; trained there first if it holds none of these settings.
+    """The graders of `folder`, on a device; trained there first if it holds none with these settings.
 
     The training takes some minutes on 2 cores.
     """
@@ -105,7 +105,7 @@ def load_or_train(config: GraderConfig, folder: Path, device: str | torch.device
                 save_file(weights, temporary / f"{name}.safetensors")
             write_json(temporary / SETTINGS_FILE, {"config": config, "hash": settings_hash(config)})
     for name, network in networks.items():
-        advice = "delete the folder, and they are trained again"
+        advice = "delete the folder to train them again"
         file = folder / f"{name}.safetensors"
         load_into(network, read_tensors(file, advice), file, advice)
         network.eval().requires_grad_(False)
@@ -114,7 +114,7 @@ def load_or_train(config: GraderConfig, folder: Path, device: str | torch.device
 
 @torch.inference_mode()
 def classify(graders: Graders, images: list[np.ndarray], batch_size: int = 16) -> list[str]:
-    """The domain that the classifier sees in each image uint8 (H, W, 3), all of one size."""
+    """The domain that the classifier sees in each image uint8 (H, W, 3), all of the same size."""
     names: list[str] = []
     for first in range(0, len(images), batch_size):
         x = normalise(torch.from_numpy(np.stack(images[first : first + batch_size])).to(_device(graders.classifier)))
@@ -123,7 +123,7 @@ def classify(graders: Graders, images: list[np.ndarray], batch_size: int = 16) -
 
 
 def judge_miou(graders: Graders, images: list[np.ndarray], labels: list[np.ndarray], batch_size: int = 10) -> float:
-    """mIoU, percent, of the judge on images uint8 (H, W, 3), all of one size, with label maps uint8 (H, W)."""
+    """mIoU, percent, of the judge on images uint8 (H, W, 3), all of the same size, with label maps uint8 (H, W)."""
     samples = [Sample(image, label, "") for image, label in zip(images, labels, strict=True)]
     return 100 * miou(confusion(graders.judge, samples, CITYSCAPES.num_classes, batch_size))
 
@@ -166,8 +166,8 @@ def _device(network: nn.Module) -> torch.device:
 def _half_blurred(images: np.ndarray, rng: np.random.Generator) -> Tensor:
     """Images uint8 (B, H, W, 3) -> float (B, 3, H, W), 0 .. 1; about half are blurred a little.
 
-    A grader shall look at shapes and light. Without blur it learns to expect the finest grain of the pixels, which no
-    VAE of this size keeps, and calls a soft image wrong.
+    A grader should look at shapes and light. Without blur it learns to expect the finest grain of the pixels, which no
+    VAE of this size preserves, and misjudges soft images.
     """
     x = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
     blurred = TF.gaussian_blur(x, [5, 5], [float(rng.uniform(0.3, 1.0))])

@@ -1,4 +1,4 @@
-"""The loop that trains the miniature's networks: it can be stopped at any instant, and goes on where it was.
+"""The loop that trains the miniature's networks: it can be stopped at any instant and continues where it was.
 
 AdamW or Muon, warm-up and decay, an exponential moving average of the weights, a log that is written as it grows.
 """
@@ -22,14 +22,14 @@ from zodi.support.tensors import read_state
 SAVE_SECONDS = 60
 STATE_ADVICE = "delete it to train the stage from the start"
 OPTIMIZERS = ("adamw", "muon")
-# The last part of a training, in which the learning rate falls; until then a training may be made longer.
+# The last part of a training run, in which the learning rate falls; until then the run may be made longer.
 DECAY = 0.25
-# Muon is for the matrices inside; inputs, outputs and embeddings are AdamW's.
+# Muon is for the matrices inside; AdamW trains inputs, outputs and embeddings.
 _EDGES = re.compile(r"conv_in|conv_out|time_embedding|embeddings|controlnet_cond_embedding|^text_encoder|^vae|^network")
 
 
 def _as_matrix(weight: Tensor, like: Tensor) -> Tensor:
-    """A weight (out, in, ...) as (out, rest), the rest in the order in which `like` lies in memory."""
+    """A weight (out, in, ...) as (out, rest), the rest in the memory order of `like`."""
     ordered = weight if like.is_contiguous() else weight.movedim(1, -1)
     return ordered.reshape(len(weight), -1)
 
@@ -60,7 +60,7 @@ class Optimizer:
             )
 
     def step(self, lr: float) -> None:
-        """One step down the gradients, which are then forgotten."""
+        """One step down the gradients, which are then cleared."""
         for matrix, parameter in zip(self.matrices, self.inner, strict=True):
             matrix.grad = _as_matrix(parameter.grad, parameter)
         for part in self.parts:
@@ -76,7 +76,7 @@ class Optimizer:
         return [part.state_dict() for part in self.parts]
 
     def load_state_dict(self, states: list[dict[str, Any]]) -> None:
-        """Take over what `state_dict` gave."""
+        """Restore what `state_dict` returned."""
         for part, state in zip(self.parts, states, strict=True):
             part.load_state_dict(state)
 
@@ -102,22 +102,22 @@ def train(
 ) -> None:
     """Optimise modules; they end with the averaged weights, in evaluation mode.
 
-    With `minutes` the learning rate follows the clock, so that two such trainings are not equal; with `steps` they are,
+    With `minutes` the learning rate follows the clock, so that two such runs differ; with `steps` they are equal,
     resumed or not.
 
     Args:
-        name: of the training; its state goes to `out/NAME_state.pt` every `SAVE_SECONDS` seconds, and it goes on from
-            there, its log to `out/NAME_log.csv`.
+        name: of the training run; its state goes to `out/NAME_state.pt` every `SAVE_SECONDS` seconds, from where it
+            continues, and its log to `out/NAME_log.csv`.
         modules: what is trained, on its device.
-        loss_of: the terms of step number 0, 1, ...; `loss` is what falls.
+        loss_of: the terms of step number 0, 1, ...; `loss` is minimised.
         validate: scores for the log, computed with the averaged weights every `validate_every` steps and at the end.
-        steps: length of the training; does not count where there are `minutes`.
+        steps: length of the run; ignored if `minutes` is given.
         learning_rate: its peak, see `learning_rate_factor`.
         out: folder of state and log.
         validate_every: steps.
         ema_decay: decay of the exponential moving average of the weights, 0 .. 1.
-        earlier: log of the training that this one goes on from; its steps and seconds are counted on.
-        minutes: 0, or how long it may take over all sittings.
+        earlier: log of the run that this one continues; steps and seconds are counted on from it.
+        minutes: 0, or how long it may take over all sessions.
         optimizer: one of `OPTIMIZERS`.
 
     Raises:
@@ -179,7 +179,7 @@ def train(
 
 
 def restore_averaged(name: str, modules: nn.ModuleDict, out: Path) -> None:
-    """Put the averaged weights of a training, finished or not, into `modules`."""
+    """Put the averaged weights of a training run, finished or not, into `modules`."""
     state_file = out / f"{name}_state.pt"
     if not state_file.exists():
         raise FileNotFoundError(

@@ -1,8 +1,8 @@
-"""Training of the miniature from nothing: scenes -> VAE -> latents -> UNet + ControlNet + text encoder -> checkpoint.
+"""Training the miniature from scratch: scenes -> VAE -> latents -> UNet + ControlNet + text encoder -> checkpoint.
 
-Every stage leaves a file behind and goes on where it stopped; batch number `step` depends only on `(seed, step)`,
-so an interrupted training sees the same batches as one that ran through. The parts are stock diffusers classes and
-the result is a diffusers folder, so that `zodi.diffusion.load` reads it like Stable Diffusion.
+Every stage leaves a file behind and continues where it stopped; batch number `step` depends only on `(seed, step)`, so
+an interrupted run sees the same batches as an uninterrupted one. The parts are stock diffusers classes and the result
+is a diffusers folder, so that `zodi.diffusion.load` reads it like Stable Diffusion.
 """
 
 import json
@@ -52,12 +52,13 @@ START = "start"
 STAGES = ("diffusion", "segmenter")
 WEIGHTS_FOLDER = MINI_FOLDER.parent
 SHEET_FILE = "samples.png"
-# A longer training may go on from a shorter one; any other setting would make it another training.
+# A longer training run may continue a shorter one; any other setting would make it a different run.
 MAY_CHANGE = ("vae_steps", "steps", "minutes", "decoder_steps", "segmenter_steps")
-# The decoder's training: images that are drawn in one batch, and how far they go back.
+# The decoder's training: how many images are drawn in one batch, and how far back they go.
 DRAWN_TOGETHER, DRAWN_STRENGTHS = 8, (0.3, 0.8)
-# Chosen on pretraining scenes (`python -m zodi.studies try`); the paper's 9 is for Stable Diffusion and burns the
-# miniature's colours. Night and fog go further back than the paper does: their light differs most from a clear day's.
+# Chosen on pretraining scenes (`python -m zodi.studies try`); the paper's 9 is for Stable Diffusion and oversaturates
+# the miniature's colours. Night and fog go further back than the paper does: their light differs most from a clear
+# day's.
 DEFAULTS = TransferDefaults(
     guidance_scale=2.0,
     num_inference_steps=12,
@@ -75,28 +76,28 @@ class PretrainConfig:
         scene_count: scenes of `scenes.PRETRAIN_SEEDS`, each rendered in six domains.
         height, width: pixels, multiples of 16.
         held_out: the last scenes, kept for the validation loss and the sample sheet.
-        vae_steps: optimisation steps of the VAE; 0 with `start_from` = its VAE is kept as it is.
+        vae_steps: optimisation steps of the VAE; 0 with `start_from` = keep its VAE unchanged.
         vae_batch_size, vae_crop: crops per step, and their height in pixels; they are twice as wide.
-        vae_edges, vae_perceptual: weights of `_edge_loss` and `_perceptual_loss` beside the reconstruction.
+        vae_edges, vae_perceptual: weights of `_edge_loss` and `_perceptual_loss` besides the reconstruction.
         vae_learning_rate, learning_rate: peak values of AdamW.
         latent_channels: channels of the latents.
         steps: optimisation steps of UNet, ControlNet and text encoder together.
-        minutes: 0, or how long these steps may take, over all sittings; `steps` does not count then.
-        batch_size: frames a step.
+        minutes: 0, or how long these steps may take over all sessions; `steps` is then ignored.
+        batch_size: frames per step.
         optimizer: "adamw", or "muon" for the matrices inside the networks with AdamW for the rest.
         coarse_noise: standard deviation of the smooth noise that is added to independent noise, 0 .. 1; see `_noise`.
         decoder_steps: optimisation steps of the decoder alone, on latents that the finished model draws; 0 = none.
         decoder_learning_rate: peak value of AdamW.
-        drawn: so many pretraining images are drawn again for it.
+        drawn: how many pretraining images are drawn again for it.
         prompt_dropout, layout_dropout: share of samples that see the negative prompt, or no layout, 0 .. 1.
         segmenter_steps, segmenter_batch_size, segmenter_learning_rate: training of the segmentation network that all
             rows of the tables start from.
         ema_decay: decay of the exponential moving average of the weights.
-        bf16: bfloat16 autocast; None = where the device computes in it, see `zodi.support.runs.best_dtype`.
-        compile: `torch.compile` UNet and ControlNet; on two processor cores it takes three minutes and wins 4 %.
-        seed: rules weights, batches and noise.
-        start_from: checkpoint folder whose networks are trained on, with new optimizers; with another number of
-            `latent_channels` all weights that fit are taken over. "" = all from nothing.
+        bf16: bfloat16 autocast; None = where the device supports it, see `zodi.support.runs.best_dtype`.
+        compile: `torch.compile` UNet and ControlNet; on two CPU cores it takes three minutes and gains 4 %.
+        seed: determines weights, batches and noise.
+        start_from: checkpoint folder whose networks are trained further, with new optimizers; with another number of
+            `latent_channels` all weights that fit are reused. "" = everything from scratch.
     """
 
     scene_count: int = 20_000
@@ -146,7 +147,7 @@ class PretrainConfig:
         if self.vae_crop > self.height or 2 * self.vae_crop > self.width or self.vae_crop % 16:
             raise ValueError(
                 f"vae_crop={self.vae_crop}: expected a multiple of 16, so that crops {self.vae_crop} pixels high and "
-                f"{2 * self.vae_crop} wide lie inside {self.height}x{self.width}"
+                f"{2 * self.vae_crop} wide fit inside {self.height}x{self.width}"
             )
         if self.optimizer not in OPTIMIZERS:
             raise ValueError(f"optimizer={self.optimizer!r}: expected one of {', '.join(OPTIMIZERS)}")
@@ -204,7 +205,7 @@ def _autocast(config: PretrainConfig, device: torch.device) -> AbstractContextMa
 
 
 def _take_over(module: nn.Module, trained: nn.Module) -> None:
-    """Copy the weights of a trained module; a tensor with more channels keeps its own values in those that are new."""
+    """Copy the weights of a trained module; a tensor with more channels keeps its own values in the new ones."""
     state = module.state_dict()
     for name, value in trained.state_dict().items():
         state[name][tuple(slice(size) for size in value.shape)] = value
@@ -226,7 +227,7 @@ def build_vae(latent_channels: int) -> AutoencoderTiny:
 
 
 def _dark_adapted(x: Tensor) -> Tensor:
-    """Brightness as the eye has it, so that dark images count too: -1 .. 1 -> about 0.1 .. 1."""
+    """Brightness as the eye perceives it, so that dark images count too: -1 .. 1 -> about 0.1 .. 1."""
     return (x.clamp(-1, 1) / 2 + 0.52).sqrt()
 
 
@@ -235,24 +236,24 @@ def _reconstruction_loss(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _edge_loss(x: Tensor, y: Tensor) -> Tensor:
-    """How much the amount of edges differs, in windows of 8 pixels.
+    """How much the amount of edges differs in windows of 8 pixels.
 
-    A decoder that is only right on average draws what it is not sure of, a rain drop or a far pole, too softly. Here it
-    may draw it a little beside its place, but not leave it out.
+    A decoder that is only right on average draws what it is not sure of, such as a raindrop or a distant pole, too
+    softly. Here it may draw it slightly out of place, but not leave it out.
     """
     pairs = zip(_edges(x), _edges(y), strict=True)
     return sum((F.l1_loss(of_y, of_x) for of_x, of_y in pairs), start=x.new_zeros(()))
 
 
 def _edges(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean absolute difference of horizontal and of vertical neighbours in the windows, as bright as the eye has it."""
+    """Mean absolute difference of horizontal and of vertical neighbours in the windows, in perceived brightness."""
     luminance = (_dark_adapted(x) * x.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(1, keepdim=True)
     across, down = (luminance.diff(dim=dim).abs() for dim in (3, 2))
     return F.avg_pool2d(across, 8, 4), F.avg_pool2d(down, 8, 4)
 
 
 def _perceptual_loss(encoder: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    """How much images differ for the eyes of a network that knows streets: L1 distance of normalised features.
+    """How much images differ in the eyes of a network that knows streets: L1 distance of normalised features.
 
     The idea is that of Zhang et al., *The Unreasonable Effectiveness of Deep Features as a Perceptual Metric* (CVPR
     2018); the encoder is that of the miniature's segmentation network, which has seen clear weather only.
@@ -271,7 +272,7 @@ def _street_encoder(device: torch.device) -> nn.Module:
 
 
 def _weighted(terms: dict[str, Tensor], weights: dict[str, float]) -> dict[str, Tensor]:
-    """What `train` asks for: the weighted sum as `loss`, and the terms for the log."""
+    """What `train` expects: the weighted sum as `loss`, and the terms for the log."""
     loss = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
     return {"loss": loss} | {name: term.detach() for name, term in terms.items()}
 
@@ -315,7 +316,7 @@ def _psnr(vae: AutoencoderTiny, held_out: Tensor) -> dict[str, float]:
 def train_vae(config: PretrainConfig, images: np.ndarray, out: Path, device: torch.device) -> AutoencoderTiny:
     """Train the VAE on random crops of all domains; sets `scaling_factor` so that latents have unit variance.
 
-    A VAE that is trained on keeps its `scaling_factor`, to which the diffusion model is used.
+    A VAE that is trained further keeps its `scaling_factor`, which the diffusion model was trained with.
     """
     torch.manual_seed(config.seed)
     encoder = _street_encoder(device)
@@ -379,7 +380,7 @@ def cache_latents(
             latents.append((z * vae.config.scaling_factor).bfloat16().cpu().contiguous())
         with atomic_path(file) as temporary:
             save_file({"latents": torch.stack(latents)}, temporary)
-    return read_tensors(file, "delete it, and it is made anew")["latents"]
+    return read_tensors(file, "delete it to make it again")["latents"]
 
 
 # ---------------------------------------------------------------- UNet, ControlNet, text encoder
@@ -396,14 +397,14 @@ def _bpe(pieces: list[str], merges: list[tuple[str, str]]) -> list[str]:
 
 
 def build_tokenizer() -> CLIPTokenizer:
-    """A CLIP tokenizer with one token for each word of our prompts; it spells all other words by their bytes."""
+    """A CLIP tokenizer with one token for each word of our prompts; it spells all other words in bytes."""
     texts = [NEGATIVE_PROMPT, PROMPT_SUFFIX] + [domain.prompt for domain in DOMAINS.values()]
     words = sorted({word for text in texts for word in text.replace(",", " ").split()})
     symbols = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokens = symbols + [symbol + "</w>" for symbol in symbols]
     merges: list[tuple[str, str]] = []
     for word in words:
-        # A merge of an earlier word may apply inside this one, so only what it leaves apart needs merges of its own.
+        # A merge of an earlier word may apply inside this one, so only what it leaves separate needs merges of its own.
         pieces = _bpe([*word[:-1], word[-1] + "</w>"], merges)
         while len(pieces) > 1:
             merges.append((pieces[0], pieces[1]))
@@ -430,7 +431,8 @@ def build_diffusion(seed: int, tokenizer: CLIPTokenizer, latent_channels: int) -
         norm_num_groups=16,
     )
     controlnet = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(16, 32, 64))
-    # Zero-initialised outputs protect a pretrained UNet; here all is new, and zeros only delay the layout.
+    # Zero-initialised outputs protect a pretrained UNet; here everything is new, and zeros would only delay the
+    # layout's effect.
     outputs = [*controlnet.controlnet_down_blocks, controlnet.controlnet_mid_block]
     for convolution in [*outputs, controlnet.controlnet_cond_embedding.conv_out]:
         nn.init.xavier_uniform_(convolution.weight, gain=0.5)
@@ -467,16 +469,16 @@ def build_scheduler() -> DDIMScheduler:
 
 
 def _generator(config: PretrainConfig, step: int) -> torch.Generator:
-    """The random numbers of a step: drawn by the processor, so that they are the same on every device."""
+    """The random numbers of a step: drawn on the CPU, so that they are the same on every device."""
     return torch.Generator().manual_seed(config.seed * 10**9 + step)
 
 
 def _noise(shape: Sequence[int], coarse_noise: float, generator: torch.Generator) -> Tensor:
     """Standard normal noise (B, C, h, w), plus noise of standard deviation `coarse_noise` that is smooth in space.
 
-    A frame has more than a thousand latents, so that their mean outlives independent noise up to the last time steps:
-    whether it is bright or grey can be read from it, and the prompt is not needed. Smooth noise, half of it one value a
-    channel and half of it a grid of 3 x 6, hides that, and the prompt counts earlier (*offset noise*, N. Guttenberg,
+    A frame has more than a thousand latents, so their mean survives independent noise up to the last time steps: it
+    shows whether the frame is bright or grey, and the prompt is not needed. Smooth noise, half of it one value per
+    channel and half of it a grid of 3 x 6, hides that, and the prompt matters earlier (*offset noise*, N. Guttenberg,
     2023). At inference the noise is independent, as in the paper.
     """
     noise = torch.randn(shape, generator=generator)
@@ -488,12 +490,12 @@ def _noise(shape: Sequence[int], coarse_noise: float, generator: torch.Generator
 
 @dataclass(frozen=True)
 class Frames:
-    """All that a training of the diffusion model reads, on its device.
+    """Everything that training the diffusion model reads, on its device.
 
     Attributes:
         latents: bfloat16 (N, 6, C, h, w), scaled.
         labels: uint8 (N, H, W), train ids.
-        prompts: token ids int64 (14, L): of every domain the prompt, and with the suffix; the negative prompt; "".
+        prompts: token ids int64 (14, L): every domain's prompt, without and with the suffix; the negative prompt; "".
         palette: float32 (256, 3), 0 .. 1.
     """
 
@@ -523,7 +525,7 @@ def put_on_device(latents: Tensor, labels: np.ndarray, tokenizer: CLIPTokenizer,
 
 
 def draw_batch(step: int, frames: Frames, config: PretrainConfig) -> Batch:
-    """Batch number `step`: it depends on the seed and the step only, and is the same on every device."""
+    """Batch number `step`: it depends only on the seed and the step, and is the same on every device."""
     generator, count, domains = _generator(config, step), config.batch_size, len(PRETRAIN_DOMAINS)
     device = frames.latents.device
     scene = torch.randint(config.scene_count - config.held_out, (count,), generator=generator)
@@ -568,11 +570,11 @@ def train_diffusion(
     predict = torch.compile(predict_v) if config.compile else predict_v
 
     def v_loss(batch: Batch) -> Tensor:
-        """Mean squared error of v = sqrt(ac) eps - sqrt(1 - ac) z0, one value a sample."""
+        """Mean squared error of v = sqrt(ac) eps - sqrt(1 - ac) z0, one value per sample."""
         z_t = scheduler.add_noise(batch.z, batch.noise, batch.t)
         v = scheduler.get_velocity(batch.z, batch.noise, batch.t)
         with _autocast(config, device):
-            # Few texts: each is embedded once, however large the batch is.
+            # There are few texts: each is embedded once, however large the batch is.
             embeds = text_encoder(frames.prompts).last_hidden_state[batch.prompts]
             v_hat = predict(z_t, batch.t, embeds, batch.layout)
         return (v_hat.float() - v).square().mean((1, 2, 3))
@@ -616,9 +618,9 @@ def train_diffusion(
 def draw_again(
     config: PretrainConfig, model: DiffusionModel, latents: Tensor, labels: np.ndarray, out: Path, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Latents that the model draws of its own pretraining images: noised, then denoised under their prompt and layout.
+    """Latents that the model draws from its own pretraining images: noised, then denoised with their prompt and layout.
 
-    Nothing is transferred: each image is drawn in its own domain, so that it is the truth of what was drawn.
+    Nothing is transferred: each image is drawn in its own domain, so the image itself is the truth for what was drawn.
 
     Returns:
         Drawn latents, scaled, bfloat16 (N, C, h, w), computed once; scenes and domains, int64 (N, 2).
@@ -646,11 +648,11 @@ def draw_again(
                 drawn.append(denoise(predict, z_t, visited, noise[1:], scheduler, 1.0).bfloat16().cpu())
         with atomic_path(file) as temporary:
             save_file({"latents": torch.cat(drawn)}, temporary)
-    return read_tensors(file, "delete it, and it is made anew")["latents"], places
+    return read_tensors(file, "delete it to make it again")["latents"], places
 
 
 def forget_decoder_of_another_model(out: Path) -> None:
-    """Delete what was drawn, and learnt from it, before the diffusion model was trained for longer."""
+    """Delete what was drawn, and what was learnt from it, before the diffusion model was trained further."""
     file, now = out / "drawn_from.json", int(pd.read_csv(out / "diffusion_log.csv")["step"].iloc[-1])
     if not file.exists() or read_json(file) != now:
         for name in ("drawn.safetensors", "decoder_state.pt", "decoder_log.csv"):
@@ -662,10 +664,10 @@ def train_decoder(
     config: PretrainConfig, vae: AutoencoderTiny, drawn: tuple[Tensor, Tensor], latents: Tensor, images: np.ndarray,
     out: Path, device: torch.device,
 ) -> None:  # fmt: skip
-    """Train the decoder alone: half of a batch are drawn latents, half the encoder's of the same images.
+    """Train the decoder alone: half of each batch is drawn latents, half the encoder's latents of the same images.
 
-    What a small model draws is softer than what the encoder gives: rain drops and flakes are missing in it. The loss
-    on edges asks the decoder to put them back.
+    A small model draws softer latents than the encoder gives, without raindrops and flakes. The loss on edges makes the
+    decoder put them back.
     """
     vae.to(device, memory_format=image_format(device)).requires_grad_(False)
     vae.decoder.requires_grad_(True)
@@ -712,7 +714,7 @@ def train_segmenter(
 ) -> nn.Module:
     """Train a segmenter on the pretraining scenes in clear weather; it stands in for ImageNet weights.
 
-    The paper starts from ImageNet, where one can learn to see in general. Every row of the miniature's tables starts
+    The paper starts from ImageNet weights, which know images in general. Every row of the miniature's tables starts
     from this encoder and decoder instead, with a new head; they have seen clear weather only.
     """
     torch.manual_seed(config.seed)
@@ -754,7 +756,7 @@ def train_segmenter(
 
 
 def export_segmenter(network: nn.Module, config: PretrainConfig, out: Path, file: Path) -> None:
-    """Write encoder and decoder as float16 safetensors, the settings in its header, and the training log beside it."""
+    """Write encoder and decoder as float16 safetensors with the settings in its header; the log goes beside it."""
     weights = {name: value.half().cpu().contiguous() for name, value in body_state(network).items()}
     with atomic_path(file) as temporary:
         save_file(weights, temporary, metadata={"settings": json.dumps(to_plain(config))})
@@ -765,10 +767,10 @@ def export_segmenter(network: nn.Module, config: PretrainConfig, out: Path, file
 
 
 def keeps_vae(config: PretrainConfig, out: Path) -> bool:
-    """Whether the VAE of the checkpoint that the training goes on from is kept as it is.
+    """Whether the VAE of the checkpoint that the training starts from is kept unchanged.
 
     Raises:
-        ValueError: if it should be kept, and has another number of latent channels.
+        ValueError: if it should be kept but has another number of latent channels.
     """
     if not config.start_from or config.vae_steps:
         return False
@@ -776,13 +778,13 @@ def keeps_vae(config: PretrainConfig, out: Path) -> bool:
     if found != config.latent_channels:
         raise ValueError(
             f"{config.start_from}: its VAE has {found} latent channels, expected latent_channels="
-            f"{config.latent_channels}; train the VAE on (--vae-steps 2000), or ask for {found} channels"
+            f"{config.latent_channels}; train the VAE further (--vae-steps 2000), or ask for {found} channels"
         )
     return True
 
 
 def assemble(config: PretrainConfig, out: Path) -> DiffusionModel:
-    """The model with the averaged weights of the trainings in `out`, finished or not."""
+    """The model with the averaged weights of the training runs in `out`, finished or not."""
     tokenizer = build_tokenizer()
     if keeps_vae(config, out):
         vae = load(out / START).vae
@@ -811,17 +813,17 @@ def export(config: PretrainConfig, out: Path, folder: Path) -> None:
             logs = [file for file in (out / name, out / START / name) if file.exists()]
             if logs:
                 shutil.copyfile(logs[0], temporary / name)
-        # From the stored weights, as users get them, and from a scene that no training of this size has seen.
+        # From the stored weights, as users get them, and from a scene that no training run of this size has seen.
         sheet = sample_sheet(load(temporary), scenes.PRETRAIN_SEEDS[-1], config.height, config.width)
         (temporary / SHEET_FILE).write_bytes(png(sheet))
         plt.close(sheet)
 
 
 def check_settings(config: PretrainConfig, out: Path) -> None:
-    """Remember the settings in `out`; refuse to go on with others.
+    """Record the settings in `out`; refuse to continue with others.
 
     Raises:
-        ValueError: if `out` holds a training with other settings; names them.
+        ValueError: if `out` holds a training run with other settings; names them.
     """
     file = out / SETTINGS_FILE
     if file.exists():
@@ -829,7 +831,9 @@ def check_settings(config: PretrainConfig, out: Path) -> None:
         differing = [f"{key}: {old.get(key)} -> {new[key]}" for key in new if new[key] != old.get(key)]
         refused = [text for text in differing if not text.startswith(MAY_CHANGE)]
         if refused:
-            raise ValueError(f"{out} holds a training with other settings ({'; '.join(refused)}); choose another --out")
+            raise ValueError(
+                f"{out} holds a training run with other settings ({'; '.join(refused)}); choose another --out"
+            )
     write_json(file, config)
 
 
@@ -840,9 +844,9 @@ def pretrain(
 
     Args:
         config: the settings.
-        out: folder of caches, states and logs; a run that was stopped goes on from them.
+        out: folder of caches, states and logs; a run that was stopped continues from them.
         weights: where the results go.
-        stages: "diffusion" = VAE, latents, UNet + ControlNet + text encoder, the decoder once more, checkpoint
+        stages: "diffusion" = VAE, latents, UNet + ControlNet + text encoder, the decoder again, checkpoint
             `weights`/mini; "segmenter" = the segmentation network that all rows of the tables start from.
         device: where to train, see `zodi.support.runs.check_device`.
     """

@@ -10,7 +10,7 @@ from zodi.miniature import scenes
 from zodi.support.plots import image_grid
 from zodi.transfer import domain_config, transfer_images
 
-# What reads best comes first; night is shown once more, brightened.
+# The most readable come first; night is shown once more, brightened.
 SHEET_DOMAINS = ("snow", "game", "fog", "rain", "night", SOURCE)
 BRIGHTENED = "night"
 SHEET_METHODS = {
@@ -46,5 +46,5 @@ def sample_sheet(model: DiffusionModel, scene_seed: int, height: int = 96, width
 
 
 def brightened(image: np.ndarray) -> np.ndarray:
-    """A dark image uint8 (H, W, 3) as the eye would have it: the square root of its values between 0 and 1."""
+    """A dark image uint8 (H, W, 3) as the eye would see it: the square root of its values between 0 and 1."""
     return (255 * np.sqrt(image / 255.0) + 0.5).astype(np.uint8)

@@ -53,7 +53,7 @@ class Camera:
     bend: float
 
     def project(self, x: float, y: float, z: float) -> Point:
-        """Pixel (u, v) of the point (x, y, z) given beside the bending road."""
+        """Pixel (u, v) of the point (x, y, z), given relative to the bending road."""
         return (
             self.width / 2 + self.focal * (x + self.bend * z * z) / z,
             self.horizon + self.focal * (self.height - y) / z,
@@ -61,7 +61,7 @@ class Camera:
 
 
 class Canvas:
-    """The layers as Pillow images; every shape is drawn into all of them, so that near hides far everywhere."""
+    """The layers as Pillow images; every shape is drawn into all, so that near objects hide far ones in each."""
 
     def __init__(self, camera: Camera) -> None:
         size = (camera.width, camera.height_px)
@@ -74,7 +74,7 @@ class Canvas:
     def polygon(
         self, points: list[Point], label: str, color: Color, z: float, light: Color = (0, 0, 0), up: int = 0
     ) -> None:
-        """Fill a polygon of pixel points that lies at distance `z`."""
+        """Fill a polygon of pixel points at distance `z`."""
         values = {"albedo": color, "lights": light, "label": ID[label], "up": up, "depth": z}
         rounded = [(round(u), round(v)) for u, v in points]
         for name, value in values.items():
@@ -330,7 +330,7 @@ def _person(canvas: Canvas, rng: np.random.Generator, x: float, z: float, label:
 
 
 def _two_wheeler(canvas: Canvas, rng: np.random.Generator, kind: str, x: float, z: float, ridden: bool) -> None:
-    """A bicycle or motorcycle seen from the side, or from behind when somebody rides it."""
+    """A bicycle or motorcycle seen from the side, or from behind when someone rides it."""
     color = _vary(rng, _pick(rng, CAR_COLORS), 8)
     scale = canvas.camera.focal / z
     if ridden:

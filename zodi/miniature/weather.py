@@ -1,7 +1,7 @@
 """Six ways to light the same scene: each shader turns `Layers` into an image.
 
-The shaders are the truth of the miniature's domains. They use what a photograph does not give: depth, lights and
-the surfaces that face the sky. `zodi.photometric` is the baseline that has to do without.
+The shaders are the truth of the miniature's domains. They use what a photograph does not provide: depth, lights and the
+surfaces that face the sky. `zodi.photometric` is the baseline that has to do without.
 """
 
 from dataclasses import dataclass
@@ -18,13 +18,13 @@ VEGETATION = CITYSCAPES.names.index("vegetation")
 
 @dataclass(frozen=True)
 class Layers:
-    """What a scene is made of before weather.
+    """What a scene is made of before the weather is added.
 
     Attributes:
         albedo: float32 (H, W, 3), 0 .. 1, surface colour.
         label: uint8 (H, W), train ids.
-        depth: float32 (H, W), metres; the sky is as far as anything.
-        lights: float32 (H, W, 3), 0 .. 1, what shines by itself at night.
+        depth: float32 (H, W), metres; the sky has the largest value.
+        lights: float32 (H, W, 3), 0 .. 1, what emits light at night.
         up: float32 (H, W), 0 .. 1, how much snow stays on the surface.
         horizon: row of the horizon, pixels.
     """
@@ -106,7 +106,7 @@ def fog(layers: Layers, rng: np.random.Generator) -> np.ndarray:
 
 
 def rain(layers: Layers, rng: np.random.Generator) -> np.ndarray:
-    """Overcast and dark, a wet road that mirrors what stands above it, streaks."""
+    """Overcast and dark, a wet road that mirrors what is above it, streaks."""
     height, width = layers.label.shape
     image = (layers.albedo * 0.45 + grey(layers.albedo)[..., None] * 0.2) * rng.uniform(0.6, 0.75)
     image = image * np.array([0.92, 0.97, 1.06], np.float32)
@@ -162,7 +162,7 @@ SHADERS = {"clear": clear, "night": night, "snow": snow, "rain": rain, "fog": fo
 
 
 def shade(layers: Layers, domain: str, seed: int) -> np.ndarray:
-    """The image uint8 (H, W, 3) of `layers` in `domain`; `seed` rules noise, rain drops and snow flakes.
+    """The image uint8 (H, W, 3) of `layers` in `domain`; `seed` determines noise, raindrops and snowflakes.
 
     Raises:
         ValueError: if the renderer does not know the domain.

@@ -1,1 +1,1 @@
-"""Networks that `zodi.segmentation` builds: the paper's, and today's by the libraries that have them."""
+"""Networks that `zodi.segmentation` builds: the paper's own, and current ones from the libraries that have them."""

@@ -1,4 +1,4 @@
-"""LoRA: a frozen encoder that learns by small matrices beside its own, for encoders too large to train whole."""
+"""LoRA: a frozen encoder that learns through small matrices beside its own, for encoders too large to train whole."""
 
 from torch import nn
 
@@ -21,8 +21,8 @@ def add_lora(encoder: nn.Module, rank: int, name: str) -> None:
     if not layers or any(isinstance(module, nn.BatchNorm2d) for module in encoder.modules()):
         found = "batch normalisation" if layers else "no linear layers"
         raise ValueError(
-            f"lora_rank={rank}: found {found} in the encoder of {name!r}, expected linear and layer norms, as "
-            "transformers have them; choose such a network, or lora_rank=0"
+            f"lora_rank={rank}: found {found} in the encoder of {name!r}, expected linear layers and layer "
+            "norms, as in transformers; choose such a network, or lora_rank=0"
         )
     # Loads transformers, which no other network needs.
     from peft import LoraConfig, inject_adapter_in_model

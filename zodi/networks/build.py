@@ -21,7 +21,7 @@ _DEFAULT_ARGUMENTS = {"encoder_depth": 4, "decoder_channels": 64}
 def auto_weights(name: str, weights: str | None) -> str | None:
     """What "auto" stands for: the weights that a network of this name comes with, None = random ones."""
     if name.startswith(huggingface.PREFIX):
-        # What recipes name is for other networks.
+        # The weights that recipes name are for other networks.
         return huggingface.CHECKPOINT if weights in ("auto", "imagenet") else weights
     return ("mini" if name == DEFAULT_NETWORK else None) if weights == "auto" else weights
 
@@ -70,7 +70,7 @@ def _build_by_library(name: str, outputs: int, weights: str | Path | None, argum
     except OSError as error:
         raise FileNotFoundError(
             f"network {name!r}: the weights of its encoder are not on this machine and cannot be downloaded "
-            f"({one_line(error)}). Get them once with a connection (kept in HF_HOME), or choose a file or weights=None"
+            f"({one_line(error)}). Get them once online (they stay in HF_HOME), or choose a file or weights=None"
         ) from error
     except (AssertionError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"network {name!r}: segmentation_models_pytorch cannot build it ({error})") from error

@@ -11,9 +11,9 @@ STABLE_DIFFUSION_SIZE = "about 4.3 GB"
 CONTROLNET_SEG = "lllyasviel/control_v11p_sd15_seg"
 CONTROLNET_SEG_SIZE = "about 1.4 GB"
 MINI_FOLDER = Path(__file__).parents[1] / "weights" / "mini"
-# The state of the repository that the code was written for; other repositories are taken as they are today.
+# The state of the repository that the code was written for; other repositories are used as they are today.
 _REVISIONS = {STABLE_DIFFUSION: "451f4fe16113bff5a5d2269ed5ad43b0592e9a14"}
-# Without the half-precision and pickled copies that lie beside them.
+# Without the half-precision and pickled copies that are stored beside them.
 _HUB_FILES = [
     "*.json",
     "*/*.json",
@@ -86,7 +86,7 @@ def locate_lora(lora: str | Path, local_files_only: bool) -> Path:
     """The .safetensors file of low-rank weights on this machine, downloaded from the hub if that is allowed.
 
     Args:
-        lora: a file, a folder with one (or with `LORA_FILE`), a hub id, or a hub id and the file's name behind it.
+        lora: a file, a folder with one (or with `LORA_FILE`), a hub id, or a hub id followed by the file's name.
         local_files_only: True = never download.
 
     Raises:
@@ -106,8 +106,8 @@ def locate_lora(lora: str | Path, local_files_only: bool) -> Path:
     repository, _, file = rest.partition("/")
     if isinstance(lora, Path) or not (owner and repository) or owner.startswith((".", "~")):
         raise FileNotFoundError(
-            f"{lora}: no such file or folder. Expected low-rank weights as .safetensors, their folder, or a hub id, as "
-            "latent-consistency/lcm-lora-sdv1-5 or ByteDance/Hyper-SD/Hyper-SD15-8steps-lora.safetensors"
+            f"{lora}: no such file or folder. Expected low-rank weights as .safetensors, their folder, or a hub id "
+            "such as latent-consistency/lcm-lora-sdv1-5 or ByteDance/Hyper-SD/Hyper-SD15-8steps-lora.safetensors"
         )
     try:
         return Path(hf_hub_download(f"{owner}/{repository}", file or LORA_FILE, local_files_only=local_files_only))

@@ -1,14 +1,14 @@
 """Segmentation networks of transformers, by folder or hub id: logits at the size of the image, and deepest features.
 
 SegFormer (Xie et al., NeurIPS 2021) gives logits at a quarter of the size, which are interpolated. Mask2Former (Cheng
-et al., CVPR 2022) gives N masks m_i(h, w), 0 .. 1, and for each the probabilities p_i(c) of C classes and of none. Its
-semantic map is
+et al., CVPR 2022) gives N masks m_i(h, w), 0 .. 1, and for each the probabilities p_i(c) of C classes and of no class.
+Its semantic map is
 
     argmax_c s(c, h, w),    s(c, h, w) = sum_i p_i(c) m_i(h, w)
 
 (Cheng et al., MaskFormer, NeurIPS 2021, Section 3.4). We return log s as logits: the same map, and a softmax of them is
-s over its sum, so that cross-entropy and confidence mean what they mean elsewhere. Mask2Former's own training, a
-matching of masks, is not used.
+s over its sum, so that cross-entropy and confidence mean what they mean elsewhere. Mask2Former's own loss, which
+matches masks, is not used.
 """
 
 import json
@@ -25,7 +25,7 @@ from zodi.support.files import one_line, read_json
 
 PREFIX = "hf:"
 CHECKPOINT = "checkpoint"
-# Class in transformers -> the parts that belong to a set of classes, and so are new for another one.
+# Class in transformers -> the parts that depend on the classes, and so are new for other classes.
 _HEADS = {
     "SegformerForSemanticSegmentation": ("decode_head.classifier.",),
     "Mask2FormerForUniversalSegmentation": ("class_predictor.", "criterion."),
@@ -42,7 +42,7 @@ class HuggingFaceModel(nn.Module):
 
     Args:
         model: of one of the supported classes.
-        normalisation: mean and standard deviation by channel that the model's images are normalised with.
+        normalisation: mean and standard deviation per channel that the model's images are normalised with.
     """
 
     def __init__(self, model: nn.Module, normalisation: tuple[list[float], list[float]] = _IMAGENET) -> None:
@@ -50,7 +50,7 @@ class HuggingFaceModel(nn.Module):
         self.model = model
         self._masks = hasattr(model, "class_predictor")
         mean, std, our_mean, our_std = (torch.tensor(values)[:, None, None] for values in (*normalisation, *_IMAGENET))
-        # x std' + mean' is the image, of which the model wants (image - mean) / std.
+        # x std' + mean' is the image; the model expects (image - mean) / std.
         self.register_buffer("_scale", our_std / std, persistent=False)
         self.register_buffer("_shift", (our_mean - mean) / std, persistent=False)
 
@@ -139,7 +139,7 @@ def build(
 
     Args:
         name: "hf:" and a folder or a hub id.
-        outputs: classes; where the checkpoint has another number, what depends on them is new.
+        outputs: number of classes; where the checkpoint has another number, the parts that depend on it are new.
         weights: None = random, "checkpoint" = the checkpoint's.
         config, normalisation: what this function returned for a model that is now built again, without its folder.
 
@@ -172,7 +172,7 @@ def build(
 
 
 def _read_model(kind: type, config: Any, folder: Path, other_classes: bool) -> nn.Module:
-    """The checkpoint's weights, all of them, but for those that depend on the classes where these are others."""
+    """All the checkpoint's weights except, where the classes are others, those that depend on them."""
     if not list(folder.glob("*.safetensors")):
         raise FileNotFoundError(
             f"{folder}: no weights, expected model.safetensors; other formats may run code and are not read. Get that "

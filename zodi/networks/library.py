@@ -1,7 +1,7 @@
 """Networks of segmentation_models_pytorch: convolutional and hierarchical encoders, and plain vision transformers.
 
-"Segformer/mit_b0" .. "mit_b5" is SegFormer, "UPerNet/tu-ENCODER" takes any encoder of timm with features at four
-sizes, "DPT/tu-ENCODER" the plain vision transformers, DINOv2 and DINOv3 among them.
+"Segformer/mit_b0" .. "mit_b5" is SegFormer, "UPerNet/tu-ENCODER" takes any encoder of timm with features at four sizes,
+"DPT/tu-ENCODER" the plain vision transformers, including DINOv2 and DINOv3.
 """
 
 import segmentation_models_pytorch as smp
@@ -21,12 +21,12 @@ def create(architecture: str, encoder: str, outputs: int, pretrained: bool, **ar
 
     Args:
         architecture, encoder: names, see `zodi.segmentation.build_network`.
-        outputs: of the head, a pixel.
+        outputs: of the head, per pixel.
         pretrained: get the encoder's weights from the hub.
         arguments: passed to the architecture.
 
     Raises:
-        ValueError: if the encoder is none for the architecture; the library raises other errors, too.
+        ValueError: if the encoder does not suit the architecture; the library raises other errors too.
     """
     transformer = encoder.removeprefix("tu-")
     if is_model_in_modules(transformer.partition(".")[0], _ANY_SIZE):
@@ -35,13 +35,13 @@ def create(architecture: str, encoder: str, outputs: int, pretrained: bool, **ar
         arguments = {"dynamic_img_size": True} | arguments
         if "patch14" in transformer:
             arguments = {"patch_size": 16} | arguments
-    # Of timm's encoders the weights are part of the name.
+    # For timm's encoders, the weights are part of the name.
     weights = (True if encoder.startswith("tu-") else "imagenet") if pretrained else None
     return smp.create_model(architecture, encoder, encoder_weights=weights, classes=outputs, **arguments)
 
 
 def logits_and_features(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits (B, C, H, W) and the deepest encoder features (B, D, h, w) of a model from `create` or alike.
+    """Logits (B, C, H, W) and the deepest encoder features (B, D, h, w) of a model from `create` or a similar one.
 
     Raises:
         ValueError: if the encoder takes images of another size only.
@@ -53,6 +53,6 @@ def logits_and_features(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
             f"encoder {type(model.encoder).__name__}: cannot take images of {x.shape[2]} x {x.shape[3]} pixels "
             f"({error}); it was built for one size. Build it for yours (img_size=(H, W)) or choose another encoder"
         ) from error
-    # A plain vision transformer's come with tokens for the whole image.
+    # The features of a plain vision transformer come with tokens for the whole image.
     features, *tokens = features if isinstance(features, tuple) else (features,)
     return model.segmentation_head(model.decoder(features, *tokens)), features[-1]

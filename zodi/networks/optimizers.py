@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-# Parameters of more than one dimension that are no weights of a layer.
+# Parameters of more than one dimension that are not a layer's weights.
 _EMBEDDINGS = ("pos_embed", "cls_token", "reg_token", "position_embeddings", "relative_position_bias_table")
 
 
@@ -35,7 +35,7 @@ def build_optimizer(network: nn.Module, config: Rates) -> torch.optim.Optimizer:
         The optimizer. `factor` of a group is its learning rate as a multiple of the head's.
 
     Raises:
-        ValueError: if there is a `layer_decay`, and no encoder made of blocks.
+        ValueError: if there is a `layer_decay` but no encoder made of blocks.
     """
     if config.layer_decay is None:
         groups = _head_and_body(network, config.body_factor)
@@ -52,7 +52,7 @@ def learning_rate_at(step: int, steps_per_epoch: int, config: Rates) -> float:
 
     Args:
         step: number of the step, from 0.
-        steps_per_epoch: steps from one fall of the decay to the next, 1 = it falls at every step.
+        steps_per_epoch: steps from one decrease of the rate to the next; 1 = it decreases at every step.
         config: the settings.
     """
     rise = min(1.0, (step + 1) / max(1, round(config.warmup * config.steps)))
@@ -66,7 +66,7 @@ def _trainable(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
 
 def _head_and_body(network: nn.Module, body_factor: float) -> list[dict[str, Any]]:
     own_head = getattr(network, "head", None)
-    # A network that names no head learns at the full rate everywhere.
+    # A network without a named head learns at the full rate everywhere.
     head = list((network if own_head is None else own_head).parameters())
     body = [parameter for parameter in network.parameters() if all(parameter is not own for own in head)]
     parts = ((head, 1.0), (body, body_factor))
@@ -102,7 +102,7 @@ def _layer_by_layer(
 
 
 def encoder_layers(encoder: nn.Module) -> dict[str, int]:
-    """The layer of every parameter, 1 for the first block; what lies between blocks counts to the one before, or is 0.
+    """The layer of every parameter, 1 for the first block; what is between blocks belongs to the one before, or is 0.
 
     A block is the innermost numbered part that is called block or layer, such as `blocks.3` or `layers.0.blocks.1`.
 

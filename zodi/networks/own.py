@@ -10,11 +10,11 @@ class OwnNetwork(nn.Module):
         model: images float (B, 3, H, W) from `normalise`, H and W multiples of 32 -> logits (B, C, H, W).
         features: name of the part of `model` whose output (B, D, h, w) the similarity term compares, as
             `model.named_modules()` has it; usually the last one of the encoder.
-        head: name of the part that is new and shall learn at the full learning rate, while the pretrained rest learns
-            at `body_factor` times as much; None = everything learns at the full rate.
+        head: name of the part that is new and should learn at the full learning rate, while the pretrained rest learns
+            at `body_factor` times that rate; None = everything learns at the full rate.
 
     Raises:
-        ValueError: if the model has no part of such a name; names those that it has.
+        ValueError: if the model has no part with such a name; names those that it has.
     """
 
     def __init__(self, model: nn.Module, features: str, head: str | None = None) -> None:

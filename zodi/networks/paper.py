@@ -1,8 +1,8 @@
 """The paper's segmentation networks that segmentation_models_pytorch lacks: decoders on a plain ResNet.
 
-DeepLabV3+ here keeps the ResNet at output stride 32 without dilation; RefineNet is the full one with convolutions of
-3x3 throughout and no batch normalisation after the encoder. Structure and parameter counts are those of the networks in
-the authors' program (azuma164/ZoDi); where nothing is known of an initialisation, the docstring says what ours is.
+DeepLabV3+ here keeps the ResNet at output stride 32 without dilation; RefineNet is the full one with 3x3 convolutions
+throughout and no batch normalisation after the encoder. Structure and parameter counts are those of the networks in the
+authors' program (azuma164/ZoDi); where an initialisation is not known, the docstring says what ours is.
 """
 
 import segmentation_models_pytorch as smp
@@ -74,7 +74,7 @@ def paper_deeplabv3plus(encoder: str, classes: int) -> EncoderDecoder:
 
     Args:
         encoder: a ResNet of smp without dilation, "resnet50" or "resnet101" in the paper.
-        classes: outputs a pixel.
+        classes: outputs per pixel.
     """
     backbone = smp.encoders.get_encoder(encoder, weights=None)
     decoder = _DeepLabDecoder(backbone.out_channels)
@@ -132,7 +132,7 @@ class _RefineBlock(nn.Module):
         if deeper_channels is not None:
             self.fuse, self.fuse_deeper = _conv3x3(channels, channels), _conv3x3(deeper_channels, channels)
         self.pool = _ChainedResidualPooling(channels)
-        # One unit of its own and two that the paper counts to the next block's input.
+        # One unit of its own and two that the paper counts as part of the next block's input.
         self.output = nn.Sequential(*[_ResidualConvUnit(channels) for _ in range(3)])
 
     def forward(self, features: Tensor, deeper: Tensor | None) -> Tensor:
@@ -165,12 +165,12 @@ class _RefineNetDecoder(nn.Module):
 def paper_refinenet(encoder: str, classes: int) -> EncoderDecoder:
     """RefineNet as the paper trains it: 99.06 M parameters with ResNet-50 and 20 outputs, 286.6 GMAC at 384 x 768.
 
-    The classifier runs at full resolution: only so does the count of operations come out. Convolutions of decoder and
-    head start as normal values of standard deviation 0.01, which is our choice.
+    The classifier runs at full resolution: only then does the number of operations agree. Convolutions of decoder and
+    head start from a normal distribution with standard deviation 0.01, which is our choice.
 
     Args:
         encoder: a ResNet of smp, "resnet50" in the paper.
-        classes: outputs a pixel.
+        classes: outputs per pixel.
     """
     backbone = smp.encoders.get_encoder(encoder, weights=None)
     decoder = _RefineNetDecoder(backbone.out_channels)

@@ -8,12 +8,12 @@ from torchvision.models import ResNet50_Weights, ResNet101_Weights
 from zodi.support.tensors import read_state, read_tensors
 
 HEAD = "segmentation_head."
-# smp's "imagenet" of the first is another training.
+# smp's "imagenet" weights of the first come from another training run.
 _PAPER_WEIGHTS = {"resnet50": ResNet50_Weights.IMAGENET1K_V2, "resnet101": ResNet101_Weights.IMAGENET1K_V1}
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:
-    """Weights of a safetensors file, or of torchvision's .pth of a ResNet, which are named as parts of the encoder.
+    """Weights of a safetensors file, or of torchvision's .pth file of a ResNet, named as parts of the encoder.
 
     Raises:
         FileNotFoundError: if there is none.
@@ -38,7 +38,7 @@ def weights_of_body(model: nn.Module) -> dict[str, Tensor]:
 
 
 def set_weights(model: nn.Module, weights: dict[str, Tensor], name: str, origin: str) -> None:
-    """Put weights into encoder, and decoder if they have one.
+    """Put weights into the encoder, and into the decoder if they include one.
 
     Args:
         model: has an `encoder`, a `decoder` and a `segmentation_head`; the head stays as it is.
@@ -52,7 +52,7 @@ def set_weights(model: nn.Module, weights: dict[str, Tensor], name: str, origin:
     expected = weights_of_body(model)
     if not any(name.startswith("decoder.") for name in weights):
         expected = {name: value for name, value in expected.items() if name.startswith("encoder.")}
-    # Older files of torchvision have no counters of batches, which nothing here reads.
+    # Older files of torchvision have no batch counters, which nothing here reads.
     expected = {k: v for k, v in expected.items() if k in weights or not k.endswith("num_batches_tracked")}
     wrong = sorted(
         name for name in expected.keys() | weights.keys()
@@ -75,11 +75,11 @@ def paper_weights(encoder: str) -> dict[str, Tensor]:
     """The ImageNet weights that the paper starts from, named as parts of the encoder; downloaded by torchvision.
 
     Raises:
-        ValueError: for an encoder that the paper does not have.
+        ValueError: for an encoder that the paper does not use.
         FileNotFoundError: if they cannot be downloaded; says where they are.
     """
     if encoder not in _PAPER_WEIGHTS:
-        raise ValueError(f"encoder {encoder!r}: the paper's ImageNet weights are those of {list(_PAPER_WEIGHTS)}")
+        raise ValueError(f"encoder {encoder!r}: the paper's ImageNet weights are for {list(_PAPER_WEIGHTS)}")
     source = _PAPER_WEIGHTS[encoder]
     try:
         weights = source.get_state_dict(progress=True, check_hash=True)

@@ -1,4 +1,4 @@
-"""Command line of what we measure: `python -m zodi.studies COMMAND --help`. The workflow calls most of it."""
+"""Command line for what we measure: `python -m zodi.studies COMMAND --help`. The workflow calls most of it."""
 
 import argparse
 import json
@@ -32,7 +32,7 @@ def _candidate_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--variant", required=True, help="row of the tables")
     sub.add_argument("--domain", default="", help="target domain; not for source-only")
     sub.add_argument("--network", required=True, help="ARCHITECTURE/ENCODER")
-    sub.add_argument("--method", default="stochastic_inversion", help="of the held-out images' transfer")
+    sub.add_argument("--method", default="stochastic_inversion", help="method of the held-out images' transfer")
     sub.add_argument("--seed", type=int, default=0, help="(default: 0)")
     sub.add_argument("--changes", type=json.loads, default={}, help="JSON: other values for settings of the recipe")
     device_option(sub)
@@ -61,7 +61,7 @@ def _place_options(sub: argparse.ArgumentParser) -> None:
 
 
 def _place(options: argparse.Namespace) -> dict[str, Any]:
-    """What the options of `_place_options` mean here, as `device` and `dtype`; printed."""
+    """What the options of `_place_options` mean on this machine, as `device` and `dtype`; also printed."""
     from zodi.support import runs
 
     device, dtype = runs.check_device(options.device), runs.check_dtype(options.dtype, options.device)
@@ -157,10 +157,10 @@ def _bench(options: argparse.Namespace) -> int:
 COMMANDS = {
     "candidate": Command("train and score one network on which estimates are tested", _candidate_options, _candidate),
     "images": Command("grade the transfers of the profile quality: domain and layout", _images_options, _images),
-    "quality": Command("tables and verdicts of the profile quality", _quality_options, _quality),
-    "estimates": Command("corrections and verdicts of the profile estimation", _estimates_options, _estimates),
+    "quality": Command("make the tables and verdicts of the profile quality", _quality_options, _quality),
+    "estimates": Command("print corrections and verdicts of the profile estimation", _estimates_options, _estimates),
     "try": Command("grade ZoDi with other settings, on pretraining scenes", _try_options, _try),
-    "bench": Command("speed of transfer and training: the authors' loop against ours", _bench_options, _bench),
+    "bench": Command("time transfer and training: the authors' loop against ours", _bench_options, _bench),
 }
 
 if __name__ == "__main__":

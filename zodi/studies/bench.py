@@ -1,8 +1,8 @@
 """How fast are transfer and training? For the transfer, the loop of the authors' program against ours.
 
-Their loop, re-created from its description: one image at a time, float32, and two network calls a step, one for each
-branch of the guidance. Ours: batches, both branches in one call, and where the hardware has it half precision; on a
-CPU one process a core, each with one thread. Both do the same arithmetic on the same inputs. On a GPU the paper's
+Their loop, re-created from its description: one image at a time, float32, and two network calls per step, one for each
+branch of the guidance. Ours: batches, both branches in one call, and half precision where the hardware has it; on a CPU
+one process per core, each with one thread. Both do the same arithmetic on the same inputs. On a GPU the paper's
 trainings are timed too, once without the work of reading and augmenting images and once with it.
 """
 
@@ -58,9 +58,9 @@ class BenchConfig:
         model: "mini", a folder in diffusers' format, or "stable_diffusion" = networks of Stable Diffusion 1.5's size
             with random weights, which need a GPU and no download.
         domain: whose prompt and strength are used.
-        images: images of our way, a multiple of `batch_size`; the authors' loop does `authors_images`.
-        authors_images: images of the authors' loop, which is slower.
-        batch_size: images a network call of our way.
+        images: images for our way, a multiple of `batch_size`; the authors' loop does `authors_images`.
+        authors_images: images for the authors' loop, which is slower.
+        batch_size: images per network call in our way.
         dtype: of the networks in our way.
         compile: run the networks through torch.compile.
     """
@@ -80,19 +80,19 @@ class BenchConfig:
             raise ValueError(f"dtype {self.dtype!r}: expected one of {list(DTYPES)}")
         if self.batch_size < 1 or self.images % self.batch_size or self.images < 1 or self.authors_images < 1:
             raise ValueError(
-                f"images={self.images}, authors_images={self.authors_images}: expected at least 1, and images a "
+                f"images={self.images}, authors_images={self.authors_images}: expected at least 1, and images to be a "
                 f"multiple of batch_size={self.batch_size}"
             )
 
 
 @dataclass(frozen=True)
 class TrainingBenchConfig:
-    """Settings of the benchmark of the trainings.
+    """Settings of the training benchmark.
 
     Attributes:
-        networks: whose trainings are timed.
+        networks: the networks whose training is timed.
         steps: timed steps, after `warm_up` others.
-        images: pairs that lie on the disk when reading counts, at least the batch size.
+        images: pairs that are on the disk when reading is timed, at least the batch size.
         changes: other values for fields of the paper's recipe.
     """
 
@@ -107,7 +107,7 @@ class TrainingBenchConfig:
     changes: dict[str, Any] = field(default_factory=dict)
 
     def recipe(self, network: str, bf16: bool) -> adaptation.AdaptationConfig:
-        """The paper's recipe for a network without its pretrained weights, which are a download."""
+        """The paper's recipe for a network without its pretrained weights, which would have to be downloaded."""
         steps = self.warm_up + self.steps
         return adaptation.recipe("paper", network=network, weights=None, bf16=bf16, steps=steps, **self.changes)
 
@@ -123,7 +123,7 @@ def gpu_settings() -> dict[str, BenchConfig]:
 
 
 class _NoTokenizer:
-    """Stands in for CLIP's vocabulary, a download: random weights do not care which tokens they get."""
+    """Stands in for CLIP's vocabulary, which would be a download: random weights do not care which tokens they get."""
 
     model_max_length = 77
 
@@ -165,7 +165,7 @@ def _model(config: BenchConfig, device: str, dtype: torch.dtype) -> DiffusionMod
 
 
 def _inputs(settings: TransferConfig, count: int) -> tuple[list[np.ndarray], list[np.ndarray], list[str]]:
-    """Scenes at the working size, so that resizing costs neither way anything."""
+    """Scenes at the working size, so that neither way has to resize."""
     height, width = working_size(1, 2, settings.short_side, settings.multiple)
     drawn = [scenes.render(seed, "clear", height, width) for seed in scenes.PRETRAIN_SEEDS[-count:]]
     return [s.image for s in drawn], [CITYSCAPES.colorize(s.label) for s in drawn], [str(i) for i in range(count)]
@@ -176,7 +176,7 @@ def _inputs(settings: TransferConfig, count: int) -> tuple[list[np.ndarray], lis
 
 @torch.inference_mode()
 def authors_loop(model: DiffusionModel, image: np.ndarray, layout: np.ndarray, settings: TransferConfig) -> np.ndarray:
-    """One image as the authors' program does it: batch 1, two calls of both networks a step.
+    """One image as the authors' program does it: batch 1, two calls of both networks per step.
 
     Args:
         model: in float32.
@@ -211,7 +211,7 @@ def authors_loop(model: DiffusionModel, image: np.ndarray, layout: np.ndarray, s
 
 
 def _time_authors(config: BenchConfig, device: str) -> float:
-    """Images a second of the authors' loop."""
+    """Images per second of the authors' loop."""
     model = _model(config, device, torch.float32)
     settings = domain_config(config.domain, defaults=model.defaults)
     images, layouts, _ = _inputs(settings, config.authors_images + 1)
@@ -223,7 +223,7 @@ def _time_authors(config: BenchConfig, device: str) -> float:
 
 
 def _time_ours(config: BenchConfig, device: str, threads: int | None = None) -> float:
-    """Images a second of `transfer_images`, in this process."""
+    """Images per second of `transfer_images`, in this process."""
     if threads is not None:
         torch.set_num_threads(threads)
     model = _model(config, device, DTYPES[config.dtype])
@@ -241,7 +241,7 @@ def _time_ours(config: BenchConfig, device: str, threads: int | None = None) -> 
 
 
 def cpu_images_per_second(config: BenchConfig) -> float:
-    """Images a second with one process a core."""
+    """Images per second with one process per core."""
     cores = os.cpu_count() or 1
     with ProcessPoolExecutor(cores, multiprocessing.get_context("spawn")) as pool:
         return sum(pool.map(_time_ours, [config] * cores, ["cpu"] * cores, [1] * cores))
@@ -294,7 +294,7 @@ def _cpu_lines() -> list[str]:
 # ---------------------------------------------------------------- training
 
 
-def _seconds_a_step(step: Callable[[], object], config: TrainingBenchConfig, device: str) -> float:
+def _seconds_per_step(step: Callable[[], object], config: TrainingBenchConfig, device: str) -> float:
     for _ in range(config.warm_up):
         step()
     _synchronise(device)
@@ -306,7 +306,7 @@ def _seconds_a_step(step: Callable[[], object], config: TrainingBenchConfig, dev
 
 
 def _write_pairs(folder: Path, count: int, size: tuple[int, int]) -> list[datasets.PackedDataset]:
-    """Two packed data sets of noise with the same labels; reading and augmenting ask nothing of the content."""
+    """Two packed data sets of noise with the same labels; reading and augmenting do not depend on the content."""
     rng = np.random.default_rng(0)
     height, width = size
     for index in range(count):
@@ -326,7 +326,7 @@ def _write_pairs(folder: Path, count: int, size: tuple[int, int]) -> list[datase
 def time_training(
     network_name: str, bf16: bool, pairs: list[datasets.PackedDataset], config: TrainingBenchConfig, device: str
 ) -> dict[str, Any]:
-    """Steps a second of a ZoDi training by the paper's recipe, from batches that lie on the device and from `pairs`."""
+    """Steps per second of a ZoDi training by the paper's recipe, from batches on the device and from `pairs`."""
     recipe = config.recipe(network_name, bf16)
     network = build_network(network_name, CITYSCAPES.num_classes, weights=None, void_output=recipe.void_output)
     network.to(device, memory_format=torch.channels_last).train()
@@ -342,7 +342,7 @@ def time_training(
         step()
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    alone = _seconds_a_step(step, config, device)
+    alone = _seconds_per_step(step, config, device)
     peak = torch.cuda.max_memory_allocated() / 1e9 if device == "cuda" else None
 
     times: list[float] = []
@@ -384,14 +384,14 @@ def run(config: BenchConfig, device: str) -> dict[str, Any]:
         device: "cpu", "cuda" or "mps".
 
     Returns:
-        Images a second of both and their ratio, FLOP an image, the share of the machine's matrix product rate, peak
+        Images per second of both and their ratio, FLOP per image, the share of the machine's matrix product rate, peak
         memory in GB, settings and machine.
 
     Raises:
-        ValueError: if a model of Stable Diffusion's size is asked for on a CPU.
+        ValueError: if a model of Stable Diffusion's size is requested on a CPU.
     """
     if config.model == "stable_diffusion" and device == "cpu":
-        raise ValueError("networks of Stable Diffusion's size take minutes an image on a CPU; run this on a GPU")
+        raise ValueError("networks of Stable Diffusion's size take minutes per image on a CPU; run this on a GPU")
     authors = _time_authors(config, device)
     if device == "cuda":
         torch.cuda.empty_cache()
@@ -400,11 +400,11 @@ def run(config: BenchConfig, device: str) -> dict[str, Any]:
         peak = torch.cuda.max_memory_allocated()
     elif device == "mps":
         ours = _time_ours(config, device)
-        # There is no record of the peak; what is set aside is never given back on its own.
+        # There is no record of the peak; memory that was set aside is never released on its own.
         peak = torch.mps.driver_allocated_memory()
     else:
         ours = cpu_images_per_second(config)
-        import resource  # not on Windows, where the rest of this module is of use
+        import resource  # not on Windows, where the rest of this module is useful
 
         # Kilobytes on Linux, bytes on macOS; of the largest process.
         unit = 1 if sys.platform == "darwin" else 1024
@@ -425,7 +425,7 @@ def run(config: BenchConfig, device: str) -> dict[str, Any]:
 
 
 def whole_main_job(checkout: Path) -> dict[str, Any]:
-    """What `make reproduce` takes on a fresh clone, the environment included: minutes, and the machine.
+    """How long `make reproduce` takes on a fresh clone, including the environment: minutes, and the machine.
 
     Args:
         checkout: a git checkout; its last commit is cloned into a temporary folder, and made there.
@@ -447,10 +447,10 @@ def whole_main_job(checkout: Path) -> dict[str, Any]:
 
 
 def main(out: Path, only: Collection[str] = ()) -> int:
-    """Run the benchmarks that this machine can do, or those named; one JSON file each; returns the exit code.
+    """Run the benchmarks that this machine can run, or those named; one JSON file each; returns the exit code.
 
     Raises:
-        ValueError: for a name that is none of a benchmark that this machine can do.
+        ValueError: for a name that is not a benchmark that this machine can run.
     """
     runs: dict[str, Callable[[], dict[str, Any]]] = {"mini_cpu": partial(run, BenchConfig(), "cpu")}
     if native_bfloat16():

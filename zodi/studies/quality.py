@@ -1,9 +1,10 @@
 """How good a checkpoint's transfer is, measured on the miniature, where the true target images are known.
 
-Three questions, a table each: do the images look like the domain (luminance, colour histograms, a classifier), is the
-layout still there (a judge's mIoU against the labels), and is it of use (adaptation, share of the gap closed)? The
-scenes are those that the adaptation trains on; neither the checkpoint nor the graders have seen them, and the test
-scenes serve the adaptation's mIoU only. Transfers and trainings are made by the workflow's profile "quality".
+Three questions, one table each: do the images look like the domain (luminance, colour histograms, a classifier), is the
+layout still there (a judge's mIoU against the labels), and is the transfer useful (adaptation, share of the gap
+closed)? The scenes are those that the adaptation trains on; neither the checkpoint nor the graders have seen them, and
+the test scenes are used only for the adaptation's mIoU. The workflow's profile "quality" runs the transfers and the
+training.
 """
 
 import itertools
@@ -44,8 +45,8 @@ class QualityConfig:
 
     Attributes:
         model: "mini" or a folder in diffusers' format.
-        scenes: the first so many training scenes are graded.
-        speed_images: images a process and domain in the measurement of speed.
+        scenes: how many training scenes are graded, from the first on.
+        speed_images: images per process and domain when speed is measured.
         graders: settings of the graders' training.
     """
 
@@ -94,17 +95,17 @@ def grade(
     truth: Sequence[np.ndarray],
     domain: str,
 ) -> dict[str, float]:
-    """Measures of images that shall look like `domain`.
+    """Measures of images that should look like `domain`.
 
     Args:
         graders: judge and classifier.
-        images: uint8 (H, W, 3), all of one size.
+        images: uint8 (H, W, 3), all of the same size.
         labels: their label maps, uint8 (H, W).
         truth: the true target images of the same scenes.
         domain: what the classifier should say.
 
     Returns:
-        `luminance` (grey levels), `luminance_error` (to the truth's, grey levels), `sharpness` (share of the truth's,
+        `luminance` (grey levels), `luminance_error` (from the truth's, grey levels), `sharpness` (share of the truth's,
         percent), `histogram_distance` (grey levels), `classified` (share of the images, percent), `judge` (mIoU,
         percent).
     """
@@ -132,7 +133,7 @@ def image_table(
     """`grade` for every domain and row: source, the transfers below `results`, the truth's VAE round trip, the truth.
 
     Raises:
-        ValueError: if there are fewer training scenes than shall be graded.
+        ValueError: if there are fewer training scenes than should be graded.
     """
     model = diffusion.load(config.model, device=device, dtype=dtype)
     data = results / "data"
@@ -166,7 +167,7 @@ def target_domains(results: Path) -> list[str]:
 
 
 def images_per_second(config: QualityConfig, domains: Sequence[str]) -> float:
-    """ZoDi's throughput on this machine, one process a core, in its fastest type, as many images of every domain."""
+    """ZoDi's images per second here, one process per core, in the fastest type, equally many of every domain."""
     fastest = "bfloat16" if native_bfloat16() else "float32"
     images = {"images": config.speed_images, "batch_size": config.speed_images}
     bench_of = partial(BenchConfig, config.model, dtype=fastest, **images)
@@ -202,7 +203,7 @@ def try_one(
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> dict[str, Any]:
-    """`grade` of ZoDi with changed settings on `tuning_scenes(count)`, and seconds an image."""
+    """`grade` of ZoDi with changed settings on `tuning_scenes(count)`, and seconds per image."""
     model = diffusion.load(config.model, device=device, dtype=dtype)
     graders = load_or_train(config.graders, folder, device)
     size = (config.graders.height, config.graders.width)
@@ -244,12 +245,12 @@ def try_settings(
         grid: field of `TransferConfig` -> values to try.
         domains: target domains.
         count: scenes.
-        processes: side by side, with one thread each; None = one a core, or one beside any other device.
+        processes: processes side by side, with one thread each; None = one per core, or one with any other device.
         device: where transfers and graders compute.
         dtype: of the diffusion model.
 
     Returns:
-        One line a domain and combination: what was tried, the measures of `grade`, `judge_share` and `seconds`.
+        One line per domain and combination: what was tried, the measures of `grade`, `judge_share` and `seconds`.
     """
     load_or_train(config.graders, out / "graders", device)
     combinations = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
@@ -257,7 +258,7 @@ def try_settings(
     jobs = [(config, graders, count, domain, changes, device, dtype) for changes in combinations for domain in domains]
     if processes is None and torch.device(device).type != "cpu":
         processes = 1
-    # Side by side they do more than one process with many threads.
+    # Side by side they achieve more than one process with many threads.
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, spawn, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         rows = list(tqdm(pool.map(try_one, *zip(*jobs, strict=True)), "try", len(jobs), unit="job"))
@@ -305,12 +306,12 @@ def verdicts(
     Args:
         images: from `image_table`.
         runs: tidy frame of `zodi.studies.tables.collect` with the rows of the profile "quality".
-        speed: images a second.
+        speed: images per second.
         megabytes: size of the checkpoint.
         strengths: of the transfer, by domain, 0 .. 1.
 
     Returns:
-        Columns measure, goal, measured, verdict ("met", "missed" or "-" where the goal is to know).
+        Columns measure, goal, measured, verdict ("met", "missed" or "-" where the goal is only to know).
     """
     zodi = images[images["row"] == "stochastic_inversion"].set_index("domain")
     truth = images[images["row"] == "truth"].set_index("domain")
@@ -404,7 +405,7 @@ def verdicts(
 
 
 def read_results(folder: Path | str) -> dict[str, pd.DataFrame]:
-    """The tables that `measure` wrote to `folder`, those that are there.
+    """Those of the tables that `measure` wrote to `folder` that are there.
 
     Raises:
         FileNotFoundError: if there is none.
@@ -437,7 +438,7 @@ def measure_images(
 
 
 def measure(config: QualityConfig, results: Path) -> dict[str, pd.DataFrame]:
-    """The tables and verdicts on what the profile "quality" made; `measure_images` comes before.
+    """The tables and verdicts on what the profile "quality" made; run `measure_images` first.
 
     Returns:
         `RESULT_TABLES`, also written to `results/quality` as CSV and Markdown.

@@ -1,4 +1,4 @@
-"""Which epoch counts? A training is scored after every epoch; each rule then names the epoch that it would take.
+"""Which epoch counts? A training run is scored after every epoch; each rule then names the epoch that it would choose.
 
 "best_synthetic" is what zero-shot adaptation may do: it looks at held-out source images that were transferred, never at
 the target. "best_target" looks at the target's labels and is an oracle; the authors' program keeps that epoch.
@@ -27,9 +27,9 @@ class EpochSelection:
         splits: held-out data sets by the names in `RULES`: "source", "synthetic", "target"; rules whose split is
             missing are left out. Others are scored too, and no rule looks at them.
         steps_per_epoch: see `zodi.adaptation.epoch_length`.
-        out: folder of `epochs.csv` and of the networks; a resumed training goes on with what is there.
-        batch_size: images a pass in the evaluation.
-        every: epochs from one score to the next; a divisor of their number, or the last one goes without.
+        out: folder of `epochs.csv` and of the networks; a resumed run continues with what is there.
+        batch_size: images per pass in the evaluation.
+        every: epochs from one score to the next; a divisor of their number, or else the last one is not scored.
     """
 
     def __init__(
@@ -49,13 +49,13 @@ class EpochSelection:
     def __call__(self, step: int, network: nn.Module) -> None:
         """Score the network if an epoch that counts has just ended."""
         if step == 0:
-            # A new training, so what an earlier one of other settings left must not count.
+            # A new run, so what an earlier one with other settings left must not count.
             (self.out / EPOCHS_FILE).unlink(missing_ok=True)
         if step == 0 or step % (self.every * self.steps_per_epoch):
             return
         epoch = step // self.steps_per_epoch
         earlier = self.scores()
-        # A resumed training comes past epochs that were scored before it was interrupted.
+        # A resumed run passes epochs that were scored before it was interrupted.
         earlier = earlier[earlier["epoch"] < epoch]
         now = {
             name: evaluate(network, split, split.label_set, self.batch_size)["miou"]
@@ -74,7 +74,7 @@ class EpochSelection:
         return pd.read_csv(file) if file.exists() else pd.DataFrame(columns=["epoch", *self.splits], dtype=float)
 
     def table(self) -> pd.DataFrame:
-        """One line a rule: the `epoch` that it takes and the mIoU of that epoch on every split.
+        """One line per rule: the `epoch` that it chooses and the mIoU of that epoch on every split.
 
         Raises:
             ValueError: if no epoch is finished.
@@ -82,12 +82,12 @@ class EpochSelection:
         return choose_epochs(self.scores())
 
     def network(self, rule: str) -> SegmentationNetwork:
-        """The network that a rule has kept; "last" keeps none, it is what `train` returns."""
+        """The network that a rule has kept; "last" keeps none: it is what `train` returns."""
         return load_network(self.out / rule)
 
 
 def choose_epochs(scores: pd.DataFrame) -> pd.DataFrame:
-    """The epoch that every rule takes; the earliest of several equals.
+    """The epoch that every rule chooses; the earliest of several equal ones.
 
     Args:
         scores: from `EpochSelection.scores`.

@@ -1,8 +1,8 @@
 """How large are the generators? Their networks at the published sizes, without weights, counted part by part.
 
 The settings are those of the published checkpoints; T5 is the encoder of T5-XXL. ControlNets are what diffusers makes
-of the denoiser for a new training; published ones may be larger or smaller. Only weights are counted: what lies between
-the layers while they run comes on top, and grows with the image and the batch.
+of the denoiser for a new training; published ones may be larger or smaller. Only weights are counted: the activations
+between the layers come on top, and grow with the image and the batch.
 """
 
 from collections.abc import Callable
@@ -83,7 +83,7 @@ def _sdxl() -> dict[str, nn.Module]:
 
 
 def _stable_diffusion_3(layers: int, **more: object) -> dict[str, nn.Module]:
-    """The number of layers is that of the heads of attention too, of 64 values each."""
+    """The number of layers is also the number of attention heads, of 64 values each."""
     transformer = SD3Transformer2DModel(
         num_layers=layers,
         num_attention_heads=layers,
@@ -101,7 +101,7 @@ def _stable_diffusion_3(layers: int, **more: object) -> dict[str, nn.Module]:
 
 
 def _flux() -> dict[str, nn.Module]:
-    # Written out: what is left to the defaults would be the ControlNet's own defaults too.
+    # Written out: what is left to the defaults would become the ControlNet's own defaults too.
     transformer = FluxTransformer2DModel(num_layers=19, num_single_layers=38, guidance_embeds=True)
     controlnet = FluxControlNetModel.from_transformer(transformer, load_weights_from_transformer=False)
     texts = {"text_encoder": _clip_l(), "text_encoder_2": _t5_xxl()}
@@ -118,7 +118,7 @@ GENERATORS: dict[str, Callable[[], dict[str, nn.Module]]] = {
 
 
 def parameters() -> pd.DataFrame:
-    """Parameters of every part: one row a generator, one column a part, the miniature first; NaN = no such part."""
+    """Parameters of every part: one row per generator, one column per part, the miniature first; NaN = no such part."""
     counts = {"miniature": diffusion.examine("mini").parts.set_index("part")["parameters"].to_dict()}
     for name, make in GENERATORS.items():
         with torch.device("meta"), quietly():
@@ -132,7 +132,7 @@ def parameters() -> pd.DataFrame:
 def memory() -> pd.DataFrame:
     """Gigabytes of the weights of every generator, and the smallest common card that holds them in 16 bits.
 
-    Columns: denoiser, controlnet, texts, vae and together in GB at 16 bits; together_float32; card, GB, NaN = none.
+    Columns: denoiser, controlnet, texts, vae and together, in GB at 16 bits; together_float32; card, GB, NaN = none.
     """
     counts = parameters().fillna(0)
     texts = [column for column in counts if column.startswith("text_encoder")]

@@ -1,1 +1,1 @@
-"""What any project has: whole files, records of runs, figures and explorers. Imports nothing else of this package."""
+"""What any project needs: whole files, records of runs, figures and explorers. Imports nothing else of this package."""

@@ -34,8 +34,8 @@ class ColourAugMix(v2.AugMix):
 class Weather(nn.Module):
     """One or two of kornia's operations for rain, snow, fog, brightness and darkness, drawn at random.
 
-    Fog is less colour and contrast under a gradient of light, darkness a higher gamma and less light. The ranges are
-    wide and belong to no domain.
+    Fog lowers colour and contrast under a gradient of light; darkness raises gamma and dims the light. The ranges are
+    wide and not tuned to any domain.
     """
 
     def forward(self, images: Tensor) -> Tensor:
@@ -71,8 +71,8 @@ def augmented(images: Tensor, name: str, generator: torch.Generator) -> Tensor:
     Args:
         images: uint8 (B, 3, H, W).
         name: a key of `AUGMENTATIONS`.
-        generator: rules what is drawn. torchvision and kornia draw from the global generator only, which is seeded
-            from this one meanwhile and then has its state back.
+        generator: determines what is drawn. torchvision and kornia draw only from the global generator, which is seeded
+            from this one for the duration and then restored.
 
     Returns:
         uint8 (B, 3, H, W).

@@ -8,8 +8,8 @@ RESAMPLES = 10_000
 def resample_weights(images: int, seeds: int = 1, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
     """How often each generated image counts in each resample.
 
-    Images are drawn with replacement, and for every drawn image as many of its transfers, again with replacement: what
-    the generator adds by its noise widens the interval.
+    Images are drawn with replacement, and for every drawn image as many transfers as it has, again with replacement, so
+    that the variation caused by the generator's noise widens the interval.
 
     Returns:
         float32 (R, S * N), the transfers one after the other.
@@ -31,7 +31,7 @@ def bootstrap(confusions: np.ndarray, weights: np.ndarray) -> np.ndarray:
         weights: float (R, S * N) of `resample_weights`.
 
     Returns:
-        float64 (R, C), 0 .. 1; NaN where the resample does not show the class.
+        float64 (R, C), 0 .. 1; NaN where the resample does not contain the class.
     """
     matrices = confusions.reshape(-1, *confusions.shape[2:]).astype(np.float64)
     weights = weights.astype(np.float64)

@@ -1,7 +1,8 @@
-"""Parts of checkpoints in the format of diffusers and transformers: loaded whole, or refused in one line.
+"""Parts of checkpoints in the format of diffusers and transformers: loaded completely, or refused in one line.
 
-The libraries take a file of other weights for a network to be trained, a text for a truth value, and tell what is
-damaged in many ways and many lines. What they load here is told apart by its content, not by its name.
+Left to themselves, the libraries take a file of unrelated weights for a network yet to be trained and a string for a
+truth value, and report damage in many different ways and over many lines. Networks loaded here are identified by their
+content, not by their name.
 """
 
 import hashlib
@@ -28,18 +29,18 @@ from zodi.support.runs import image_format
 def load_network(
     kind: type, folder: Path, device: str | torch.device, dtype: torch.dtype, variant: str | None = None
 ) -> torch.nn.Module:
-    """A network for inference, with every one of its weights from the folder's safetensors.
+    """A network for inference, with all its weights from the folder's safetensors.
 
     Args:
         kind: a model class of diffusers or transformers.
         folder: with `config.json` and weights.
         device: where the weights go.
         dtype: type of the weights in memory.
-        variant: the weights of `*.VARIANT.safetensors`, for example "fp16"; None = those without.
+        variant: the weights of `*.VARIANT.safetensors`, for example "fp16"; None = the files without a variant.
 
     Raises:
         FileNotFoundError: if a file is missing or cannot be read.
-        ValueError: if settings and weights are not whole or do not fit together.
+        ValueError: if settings or weights are incomplete or do not fit together.
     """
     from_transformers = issubclass(kind, PreTrainedModel)
     stem = "model" if from_transformers else "diffusion_pytorch_model"
@@ -74,11 +75,11 @@ def placed(network: torch.nn.Module, device: str | torch.device) -> torch.nn.Mod
 
 @contextmanager
 def explained(part: Path) -> Iterator[None]:
-    """One line for all that the libraries raise when a part of a checkpoint, file or folder, is missing or damaged.
+    """Turn whatever the libraries raise for a missing or damaged part of a checkpoint, file or folder, into one line.
 
     Raises:
-        FileNotFoundError: in place of an OSError.
-        ValueError: in place of anything else.
+        FileNotFoundError: instead of an OSError.
+        ValueError: instead of anything else.
     """
     try:
         yield
@@ -100,7 +101,7 @@ def explained(part: Path) -> Iterator[None]:
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Without the bars, the reports of many lines and the notes on their own code that the libraries print."""
+    """Silence the progress bars, the long reports and the notes on their own code that the libraries print."""
     bars = transformers_logging.is_progress_bar_enabled()
     levels = [(logging, logging.get_verbosity()) for logging in (diffusers_logging, transformers_logging)]
     transformers_logging.disable_progress_bar()
@@ -137,11 +138,11 @@ def read_config(file: Path) -> dict[str, Any]:
 
 
 def check_config(kind: type, file: Path) -> dict[str, Any]:
-    """Refuse values of another type than the defaults of the class: some would be taken, and change the result.
+    """Refuse values whose type differs from the class's defaults: some would be accepted and change the result.
 
     Args:
         kind: the class that is made from the values.
-        file: JSON; names that the class does not know are left to it.
+        file: JSON; names that the class does not know are left for it to handle.
 
     Returns:
         What the file holds.
@@ -175,13 +176,14 @@ def fits(value: Any, default: Any) -> bool:
 def weights_digest(network: torch.nn.Module) -> str:
     """64 hex digits of all weights.
 
-    A network that `load_network` made counts by its file, whatever type it has in memory, while neither the file nor
-    the weights have changed since; others by what they hold. A float32 network has the same digest either way.
+    A network made by `load_network` is identified by its file, whatever its type in memory, as long as neither the file
+    nor the weights have changed since; any other network by the weights that it holds. A float32 network has the same
+    digest either way.
     """
     file, stamp, versions = getattr(network, "loaded_from", (Path(), [], []))
     if file.is_file() and file_stamp(file) == stamp and _versions(network) == versions:
         return cached_digest(file, _digest_of_file)
-    # The libraries do not write a tensor of two names twice.
+    # The libraries do not write a tensor with two names twice.
     tied = set(getattr(network, "_tied_weights_keys", None) or ())
     return _digest(sorted((name, value) for name, value in network.state_dict().items() if name not in tied))
 
@@ -192,7 +194,7 @@ def _digest_of_file(file: Path) -> str:
 
 
 def _digest(weights: Iterable[tuple[str, torch.Tensor]]) -> str:
-    """Of names, types, shapes and values, as they are in a file."""
+    """Digest of names, types, shapes and values, as they are in a file."""
     digest = hashlib.sha256()
     for name, value in weights:
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())

@@ -1,4 +1,4 @@
-"""Checks that stop a run whose results would be wrong without a word: classes that differ, values not finite."""
+"""Checks that stop a run whose results would be silently wrong: classes that differ, values that are not finite."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ def check_classes(one: str, first: Sequence[str] | int, other: str, second: Sequ
     """Refuse classes that are not the same: by name and order where both have names, else by number.
 
     Args:
-        one, other: what has them, for the message.
+        one, other: whose they are, for the message.
         first, second: their names, or how many they are where no names are known.
 
     Raises:
@@ -26,13 +26,13 @@ def check_classes(one: str, first: Sequence[str] | int, other: str, second: Sequ
             for count, found in zip(counts, (first, second), strict=True)
         ]
         raise ValueError(
-            f"{one} has {shown[0]}, {other} has {shown[1]}, expected the same; use what belongs together, or train a "
+            f"{one} has {shown[0]}, {other} has {shown[1]}, expected the same; use ones that match, or train a "
             "network on these classes"
         )
 
 
 def check_network(network: nn.Module, classes: Sequence[str] | int) -> None:
-    """Refuse data of other classes than a network was trained on, as far as its `label_set` or `config` tells them.
+    """Refuse data whose classes are not those a network was trained on, as far as its `label_set` or `config` tells.
 
     Args:
         network: the network.
@@ -47,7 +47,7 @@ def check_network(network: nn.Module, classes: Sequence[str] | int) -> None:
 
 
 def network_name(network: nn.Module) -> str:
-    """What messages call a network: by the name in its settings or, if it has none, its class."""
+    """What messages call a network: the name in its settings or, if it has none, its class."""
     return f"network {getattr(getattr(network, 'config', None), 'name', type(network).__name__)!r}"
 
 
@@ -75,7 +75,7 @@ def check_finite(values: Mapping[str, float], where: str, advice: str = DIVERGED
 
 
 def check_loss(terms: Mapping[str, float], labels: Mapping[str, Tensor], void: int, where: str) -> None:
-    """Refuse a loss of which a term is not a finite number.
+    """Refuse a loss with a term that is not a finite number.
 
     Args:
         terms: of the loss, by name.
@@ -84,7 +84,7 @@ def check_loss(terms: Mapping[str, float], labels: Mapping[str, Tensor], void: i
         where: for example "step 3".
 
     Raises:
-        ValueError: naming the term; if there was nothing but void to compute it from, it says so.
+        ValueError: naming the term; says so if every pixel that it was computed from is void.
     """
     for name, found in labels.items():
         if not math.isfinite(terms[name]) and (found == void).all():
@@ -103,7 +103,7 @@ def check_weights(network: nn.Module, where: str) -> None:
 
 
 def check_logits(logits: Tensor, network: nn.Module, keys: Sequence[str] = ()) -> None:
-    """Refuse logits (B, C, H, W) that are infinite or not a number; names the network and, of `keys`, the image."""
+    """Refuse logits (B, C, H, W) that are infinite or not a number; names the network and, from `keys`, the image."""
     finite = logits.isfinite().flatten(1).all(1).tolist()
     if not all(finite):
         image = keys[finite.index(False)] if keys else "an image"

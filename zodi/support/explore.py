@@ -1,7 +1,7 @@
 """Explorers: a picture that follows its controls, for the course's widgets.
 
-An `Explorer` never shows a traceback, never computes what it has computed before, and never works through a queue of
-old positions of a slider: while a picture is being drawn only the newest choice is remembered.
+An `Explorer` never shows a traceback, never computes the same picture twice, and never works through a queue of old
+slider positions: while a picture is being drawn, only the newest choice is remembered.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ import numpy as np
 
 from zodi.support.plots import compact, encode_png
 
-# Drawn pictures that are kept; one is some 50 kB.
+# How many drawn pictures are kept; one takes some 50 kB.
 CACHE_SIZE = 500
 Drawn = np.ndarray | bytes | tuple[np.ndarray | bytes, str]
 
@@ -51,7 +51,7 @@ class Explorer(widgets.VBox):
         return tuple(control.value for control in self.controls.values())
 
     def _changed(self, _: object) -> None:
-        """A control moved. What is known is shown at once; else it is drawn unless something is being drawn already."""
+        """A control moved. A known picture is shown at once; any other is drawn, unless one is being drawn already."""
         if self.choice in self._cache:
             self._show(self.choice, self._cache[self.choice])
         elif self._task is None or self._task.done():
@@ -61,7 +61,7 @@ class Explorer(widgets.VBox):
                 self._show(self.choice, self._drawn(self.choice))
 
     async def _catch_up(self) -> None:
-        """Draw until what is shown is what is chosen; choices that were left meanwhile are skipped."""
+        """Draw until what is shown is what is chosen; choices abandoned meanwhile are skipped."""
         loop = asyncio.get_running_loop()
         while True:
             choice = self.choice
@@ -75,7 +75,7 @@ class Explorer(widgets.VBox):
         if choice not in self._cache:
             try:
                 result = self.draw(**dict(zip(self.controls, choice, strict=True)))
-            except Exception as error:  # whatever `draw` does, a reader shall see a sentence
+            except Exception as error:  # whatever `draw` does, a reader should see a sentence
                 message = html.escape(f"{type(error).__name__}: {error}")
                 return b"", f"<b>This choice cannot be drawn.</b> {message}"
             image, text = result if isinstance(result, tuple) else (result, "")
@@ -85,13 +85,13 @@ class Explorer(widgets.VBox):
         return self._cache[choice]
 
     def _show(self, choice: tuple, drawn: tuple[bytes, str]) -> None:
-        """Put picture and text in their places; an error leaves no old picture that could be taken for the new one."""
+        """Put picture and text in their places; after an error no old picture remains that could mislead."""
         self.status.value = ""
         self.picture.layout.display = "" if drawn[0] else "none"
         self.picture.value, self.text.value = drawn
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
-        """The live widget and, beside it, the picture of now."""
+        """The live widget and, beside it, the current picture."""
         bundle = super()._repr_mimebundle_(**kwargs)
         data, metadata = bundle if isinstance(bundle, tuple) else (bundle, {})
         if not self.picture.value:

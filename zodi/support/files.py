@@ -1,4 +1,4 @@
-"""Files that are whole or not there: atomic writes, JSON of what we keep, and folders that processes share.
+"""Files that are complete or absent: atomic writes, JSON for what we keep, and folders shared by processes.
 
 Loads neither torch nor numpy.
 """
@@ -23,12 +23,12 @@ except ImportError:  # Windows has no such locks; there the leftovers of killed 
 
 LOCK_FILE = ".lock"
 DIGESTS_FILE = "digests.json"
-# Smaller files are read faster than a cache is kept.
+# Smaller files are quicker to read than to cache.
 CACHED_FROM_BYTES = 2**26
-# How libraries that have no OSError say that a disk is full: torch, safetensors.
+# How libraries that raise no OSError say that a disk is full: torch, safetensors.
 _FULL = ("unexpected pos", "No space left on device", "Disk quota exceeded")
 
-# ---------------------------------------------------------------- whole or not there
+# ---------------------------------------------------------------- complete or absent
 
 
 @contextmanager
@@ -44,11 +44,11 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
     Raises:
         FileNotFoundError: if the block ends without having written anything.
-        OSError: naming `path`, if the disk is full, whatever the block raises then.
+        OSError: naming `path`, if the disk is full, whatever the block itself raises.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The name is short and not made of the file's: that one may be as long as the file system allows.
+    # The name is short and not derived from the file's, which may be as long as the file system allows.
     workspace = path.parent / f".{secrets.token_hex(4)}.partial"
     workspace.mkdir()
     temporary = workspace / path.name
@@ -74,7 +74,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 
 def clear_leftovers(folder: str | Path) -> int:
-    """Delete what killed runs have left of `atomic_path` below `folder`, where nobody else may be writing; how many."""
+    """Delete what killed runs left of `atomic_path` below `folder`, where nobody else may write; returns how many."""
     leftovers = [path for path in Path(folder).rglob(".*.partial") if not path.is_symlink()]
     for path in leftovers:
         if path.is_dir():
@@ -100,7 +100,7 @@ def write_json(path: str | Path, value: Any) -> Path:
     path = Path(path)
     text = json.dumps(to_plain(value), indent=2, ensure_ascii=False, allow_nan=False)
     with atomic_path(path) as temporary:
-        # A name that is not UTF-8 is written as the JSON escape that gives it back.
+        # A name that is not UTF-8 is written as the JSON escape that restores it.
         temporary.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
     return path
 
@@ -109,7 +109,7 @@ def create_json(path: str | Path, value: Any) -> bool:
     """Like `write_json`, but only the first of all processes writes: never replaces a file.
 
     Returns:
-        Whether this call wrote it; if not, a whole file of somebody else is there.
+        Whether this call wrote it; if not, another process's complete file is there.
     """
     path = Path(path)
     if path.exists():
@@ -148,9 +148,9 @@ def read_json(path: str | Path) -> Any:
 
 
 def read_json_lines(path: str | Path) -> list[Any]:
-    """The values of a file with one JSON value a line; lines that are not JSON, as a killed run leaves, are skipped."""
+    """The values of a file with one JSON value per line; lines that are not JSON, as killed runs leave, are skipped."""
     values = []
-    # Only "\n" ends a line: names may hold what Unicode takes for one.
+    # Only "\n" ends a line: names may contain what Unicode counts as one.
     for line in Path(path).read_bytes().split(b"\n"):
         with suppress(ValueError, RecursionError):
             values.append(json.loads(line))
@@ -158,7 +158,7 @@ def read_json_lines(path: str | Path) -> list[Any]:
 
 
 def to_plain(value: Any) -> Any:
-    """Turn dataclasses, mappings, paths, numpy and torch values into what JSON has; NaN and infinity become None.
+    """Turn dataclasses, mappings, paths, numpy and torch values into JSON's types; NaN and infinity become None.
 
     Raises:
         TypeError: for anything else.
@@ -189,13 +189,13 @@ def folder_name(name: str) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """What an error says, in one line of at most 300 characters that can be printed; its type if it says nothing."""
+    """An error's message as one printable line of at most 300 characters; its type if it has none."""
     text = " ".join(str(error).split()) or type(error).__name__
     return printable(text if len(text) <= 300 else f"{text[:297]}...")
 
 
 def printable(text: object) -> str:
-    """The text with the bytes of names that are not UTF-8 written as escapes."""
+    """The text, with bytes of names that are not UTF-8 written as escapes."""
     return str(text).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
@@ -203,7 +203,7 @@ def printable(text: object) -> str:
 
 
 def check_apart(out: str | Path, *inputs: str | Path) -> None:
-    """Refuse a folder of results that is, holds or lies in a folder of inputs, whatever links lead there.
+    """Refuse a folder of results that is, contains or is inside a folder of inputs, with links resolved.
 
     Raises:
         ValueError: naming both.
@@ -213,13 +213,13 @@ def check_apart(out: str | Path, *inputs: str | Path) -> None:
         found = Path(folder).resolve()
         if results == found or results in found.parents or found in results.parents:
             raise ValueError(
-                f"{out}: found results and the input {folder} in one place, expected two folders apart, so that no "
+                f"{out}: found results and the input {folder} in one place, expected separate folders, so that no "
                 "result is read as input or written over it; choose another folder"
             )
 
 
 def check_disk(folder: str | Path, needed: int, advice: str = "Free some space or choose another folder.") -> None:
-    """Refuse to start what may not fit.
+    """Refuse to start a run whose results may not fit on the disk.
 
     Args:
         folder: where it would be written; it need not exist yet.
@@ -241,7 +241,7 @@ def check_disk(folder: str | Path, needed: int, advice: str = "Free some space o
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether an error says that the disk, or what one may use of it, is full."""
+    """Whether an error says that the disk, or the user's quota on it, is full."""
     if isinstance(error, OSError):
         return error.errno in (errno.ENOSPC, errno.EDQUOT)
     return any(text in str(error) for text in _FULL)
@@ -249,23 +249,23 @@ def is_disk_full(error: BaseException) -> bool:
 
 @contextmanager
 def disk_full_named(path: str | Path) -> Iterator[None]:
-    """Whatever a library raises when the disk is full becomes one OSError that names the file."""
+    """Turn whatever a library raises when the disk is full into one OSError that names the file."""
     try:
         yield
     except Exception as error:
         if not is_disk_full(error):
             raise
         raise OSError(
-            f"{path}: the disk is full ({one_line(error)}). What was saved before is there: free some space and run "
+            f"{path}: the disk is full ({one_line(error)}). What was saved before is kept: free some space and run "
             "the same command again"
         ) from error
 
 
 @contextmanager
 def held(folder: str | Path) -> Iterator[None]:
-    """Hold a folder that several processes may write to; one that finds it free clears the leftovers of killed ones.
+    """Hold a folder that several processes may write to; whichever finds it free clears the leftovers of killed ones.
 
-    The system gives the hold of a killed process back. Where a file system has no locks, leftovers stay.
+    The system releases the hold of a killed process. Where a file system has no locks, leftovers stay.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -284,13 +284,13 @@ def held(folder: str | Path) -> Iterator[None]:
 
 
 def file_stamp(path: str | Path) -> list[int]:
-    """Size and times of change, which differ when a file was written anew."""
+    """Size and times of change, which differ once a file has been rewritten."""
     stat = Path(path).stat()
     return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
 
 
 def cached_digest(path: str | Path, compute: Callable[[Path], str]) -> str:
-    """`compute` of a file, remembered for large files until their stamp changes; in XDG_CACHE_HOME/zodi.
+    """`compute` of a file; for large files the result is kept in XDG_CACHE_HOME/zodi until their stamp changes.
 
     A cache that cannot be read or written costs time, never an error.
     """

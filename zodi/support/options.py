@@ -1,4 +1,4 @@
-"""Command lines: options from a dataclass and its docstring, and commands that are loaded when they are asked for."""
+"""Command lines: options from a dataclass and its docstring, and commands that are loaded only when asked for."""
 
 import argparse
 import re
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 SHOWN_ERRORS = 20
-# Names of `zodi.support.runs.DTYPES`, which loads torch.
+# The names in `zodi.support.runs.DTYPES`, a module that loads torch.
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -25,11 +25,11 @@ def add_fields(
     """Add an option for every field of a dataclass; its help is the field's entry under `Attributes:`.
 
     Args:
-        parser: gets the options; one that is not given leaves no trace in the namespace, see `given_fields`.
+        parser: gets the options; an option that is not given leaves no trace in the namespace, see `given_fields`.
         config: the dataclass. Fields are bool, int, float, str, one of them or None, or tuples of them.
         leave_out: fields without an option.
-        short: field -> a second, shorter name of its option.
-        show_defaults: whether the help names the dataclass's defaults; not where others count.
+        short: field -> a second, shorter name for its option.
+        show_defaults: whether the help states the dataclass's defaults; False where other defaults apply.
     """
     texts = field_texts(config)
     for field in (field for field in fields(config) if field.name not in leave_out):
@@ -50,14 +50,14 @@ def add_fields(
 
 
 def given_fields(options: argparse.Namespace, config: type, leave_out: Collection[str] = ()) -> dict[str, Any]:
-    """The fields of a dataclass, but for those left out, that the user gave; lists become tuples."""
+    """The fields of a dataclass that the user gave, except those left out; lists become tuples."""
     names = [field.name for field in fields(config) if field.name not in leave_out]
     given = {name: vars(options)[name] for name in names if name in vars(options)}
     return {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
 
 
 def field_texts(config: type) -> dict[str, str]:
-    """What the docstring of a dataclass says under `Attributes:`, by field; `a, b: text` counts for both."""
+    """What the docstring of a dataclass says under `Attributes:`, by field; `a, b: text` applies to both."""
     section = (config.__doc__ or "").partition("Attributes:\n")[2].partition("\n\n")[0]
     entries = re.findall(r"^ {8}(\w[\w, ]*): (.*(?:\n {12}.*)*)", section, re.MULTILINE)
     return {name: " ".join(text.split()) for names, text in entries for name in names.split(", ")}
@@ -74,26 +74,26 @@ def device_option(parser: argparse.ArgumentParser) -> None:
 
 def dtype_option(parser: argparse.ArgumentParser) -> None:
     """Add `--dtype`, which `zodi.support.runs.check_dtype` reads."""
-    text = "of the diffusion model's networks (default: auto: half the bits where the device computes in them)"
+    text = "number type of the diffusion model's networks (default: auto: half precision if the device has it)"
     parser.add_argument("--dtype", choices=DTYPES, default="auto", help=text)
 
 
 def folder(text: str) -> Path:
-    """A path of the user's, `~` resolved; `--out=~/x` comes unresolved from the shell.
+    """A path given by the user, with `~` resolved: in `--out=~/x` the shell leaves it as it is.
 
     Raises:
-        ValueError: if it is empty, which would mean the current folder, or the home of a user that does not exist.
+        ValueError: if it is empty, which would mean the current folder, or the home of a user who does not exist.
     """
     if not text.strip():
         raise ValueError("found an empty path")
     try:
         return Path(text).expanduser()
     except RuntimeError as error:
-        raise ValueError(f"{text}: found no home folder of this user") from error
+        raise ValueError(f"{text}: found no home folder for this user") from error
 
 
 def print_errors(messages: Collection[str], report: Path) -> None:
-    """Print messages, one a line, on standard error; of many the first, and where the others are."""
+    """Print messages on standard error, one per line; of many, only the first ones and where the rest are."""
     for message in list(messages)[:SHOWN_ERRORS]:
         print(f"error: {message}", file=sys.stderr)
     if len(messages) > SHOWN_ERRORS:
@@ -116,7 +116,7 @@ def run_command(
 ) -> int:
     """Run one of several commands; returns the exit code: 2 for wrong input, 130 after Ctrl-C, else the command's.
 
-    Only the chosen command adds its options, so that the list of commands is there at once.
+    Only the chosen command adds its options, so that the list of commands appears at once.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     parser = argparse.ArgumentParser(prog=program, description=description, allow_abbrev=False)
@@ -133,5 +133,5 @@ def run_command(
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on where it stopped", file=sys.stderr)
+        print("interrupted; the same command continues where it stopped", file=sys.stderr)
         return 130

@@ -49,14 +49,14 @@ def _index(folder: Path) -> dict[str, Any]:
 def pack_arrays(
     folder: Path, names: Sequence[str], rows: Callable[[int], Sequence[np.ndarray]], origin: dict[str, Any], bar: bool
 ) -> None:
-    """Write arrays with a row a key, all of it or nothing.
+    """Write arrays with one row per key, completely or not at all.
 
     Args:
         folder: where they go, `NAME.npy`.
         names: of the arrays.
-        rows: index -> a row of each array, uint8, all of one shape.
+        rows: index -> a row of each array, uint8, all of the same shape.
         origin: what they are made from, plain JSON, with the rows' `keys`.
-        bar: show one.
+        bar: show a progress bar.
 
     Raises:
         ValueError: if rows differ in shape; names the first that does.
@@ -74,7 +74,7 @@ def pack_arrays(
             if [row.shape for row in found] != [row.shape for row in first]:
                 (height, width), (rows_wanted, columns) = found[0].shape[:2], first[0].shape[:2]
                 raise ValueError(
-                    f"{keys[index]}: found size {width}x{height}, expected {columns}x{rows_wanted} as the first image; "
+                    f"{keys[index]}: found size {width}x{height}, expected {columns}x{rows_wanted} like the first; "
                     "give the data set a `size`"
                 )
             for array, row in zip(arrays, found, strict=True):

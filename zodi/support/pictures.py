@@ -18,7 +18,7 @@ from zodi.support.files import one_line, printable
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
-# Pictures of other kinds, which someone who puts them into a folder expects to be read.
+# Pictures of other kinds, which whoever puts them into a folder expects to be read.
 OTHER_SUFFIXES = (
     *(".jfif", ".jpe", ".jif", ".apng", ".dib", ".heic", ".heif", ".hif", ".avif", ".jxl", ".jp2", ".j2k", ".jpx"),
     *(".gif", ".tga", ".pbm", ".ppm", ".pgm", ".pnm", ".pcx", ".exr", ".hdr", ".psd", ".svg", ".eps", ".pdf", ".raw"),
@@ -27,12 +27,12 @@ OTHER_SUFFIXES = (
 # Tags of TIFF.
 BITS_PER_SAMPLE, PHOTOMETRIC = 258, 262
 BLACK_IS_ZERO = 1
-# Of a picture, width times height: what a camera of today makes, and no bomb.
+# Width times height of a picture: as large as today's cameras make, but no decompression bomb.
 MAX_PIXELS = Image.MAX_IMAGE_PIXELS or 89_478_485
 
 
 def open_picture(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """A picture, decoded and turned as its EXIF data say.
+    """A picture, decoded and turned upright as its EXIF data say.
 
     Args:
         path: PNG, JPEG, WebP, BMP or TIFF.
@@ -41,7 +41,7 @@ def open_picture(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
     Raises:
         ValueError: if it cannot be read or is larger; names the file.
     """
-    # Pillow's WebP decoder asks its own limit, which is shared by all threads: it is only ever raised.
+    # Pillow's WebP decoder checks a limit of its own, which is shared by all threads: it is only ever raised.
     if Image.MAX_IMAGE_PIXELS is not None:
         Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, max_pixels)
     with _named(path), Path(path).open("rb") as stream:
@@ -60,14 +60,14 @@ def open_picture(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
 def _upright(image: Image.Image) -> Image.Image:
     try:
         image.getexif()
-    except Exception:  # of any type; EXIF data that cannot be read turn nothing, in viewers neither
+    except Exception:  # of any type; viewers, too, ignore EXIF data that cannot be read
         return image.copy()
     return ImageOps.exif_transpose(image)
 
 
 @contextmanager
 def _named(path: str | Path) -> Iterator[None]:
-    """Whatever Pillow's decoders raise on damaged files, a dozen types, becomes a ValueError with the file's name."""
+    """Turn whatever Pillow's decoders raise on damaged files, a dozen types, into a ValueError with the file's name."""
     try:
         yield
     except Exception as error:
@@ -77,7 +77,7 @@ def _named(path: str | Path) -> Iterator[None]:
 
 
 def _recognised(stream: BinaryIO) -> Image.Image:
-    """The image of a file of one of `FORMATS`, its header read. Pillow's own `open` would warn of large ones."""
+    """The image of a file in one of `FORMATS`, only its header read. Pillow's own `open` warns about large ones."""
     Image.init()
     start = stream.read(16)
     for name in FORMATS:
@@ -90,7 +90,7 @@ def _recognised(stream: BinaryIO) -> Image.Image:
 
 
 def _check_depth(image: Image.Image) -> None:
-    """Refuse the TIFFs whose 12 bits, or whose white at 0, Pillow decodes as if they were as usual."""
+    """Refuse TIFFs with 12 bits, or with white at 0, which Pillow decodes as if they were ordinary ones."""
     tags = getattr(image, "tag_v2", {})
     bits, white = tags.get(BITS_PER_SAMPLE, (16,)), tags.get(PHOTOMETRIC, BLACK_IS_ZERO)
     if image.mode.startswith("I;16") and (bits != (16,) or white != BLACK_IS_ZERO):
@@ -110,7 +110,7 @@ def stored_size(path: str | Path) -> tuple[int, int]:
 
 
 def as_rgb(image: Image.Image, source: str) -> Image.Image:
-    """8-bit RGB of a picture: 16 bits are scaled, what is transparent lies on white.
+    """8-bit RGB of a picture: 16 bits are scaled down, transparent parts become white.
 
     Raises:
         ValueError: for pixels that have no known brightest value; names the file.
@@ -129,17 +129,17 @@ def as_rgb(image: Image.Image, source: str) -> Image.Image:
 
 
 def resized(array: np.ndarray, size: tuple[int, int] | None, resampling: Image.Resampling) -> np.ndarray:
-    """uint8 (H, W) or (H, W, 3) brought to `size` (height, width); the array itself if it has it, or without a size."""
+    """uint8 (H, W) or (H, W, 3) resized to `size` (height, width); unchanged if it has it or `size` is None."""
     if size is None or array.shape[:2] == tuple(size):
         return array
     return np.array(Image.fromarray(array).resize(size[::-1], resampling))
 
 
 def as_values(image: Image.Image, source: str) -> np.ndarray:
-    """The numbers that an editor of label maps has written: uint8 (H, W) for 8-bit files, as stored for others.
+    """The numbers that a label editor has written: uint8 (H, W) for 8-bit files, as stored for others.
 
-    A file with a palette holds indices. If the colours of the palette are greys, no two alike, a program that makes
-    files smaller has put them there, and the grey values are what was meant.
+    A file with a palette holds indices. If the colours of the palette are greys, no two alike, a program that shrinks
+    files has put them there, and the grey values are meant.
 
     Raises:
         ValueError: for 1-bit files, in which there is no telling what 1 means; names the file.
@@ -151,7 +151,7 @@ def as_values(image: Image.Image, source: str) -> np.ndarray:
         colors = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
         used = int(values.max()) + 1
         greys = colors[:used, 0]
-        # An all black palette, or one that ends before the indices do, is no such program's work.
+        # An all-black palette, or one that ends before the indices do, is not the work of such a program.
         if (colors == colors[:, :1]).all() and len({*greys.tolist()}) == used:
             return greys[values]
     return values
@@ -161,7 +161,7 @@ def as_values(image: Image.Image, source: str) -> np.ndarray:
 
 
 def walk(folder: Path) -> Iterator[Path]:
-    """Files below a folder, hidden ones left out. Every folder counts once, links to one only if it lies elsewhere.
+    """Files below a folder, hidden ones left out. Every folder is visited once, a linked one only if it is elsewhere.
 
     A folder that does not exist holds nothing.
 
@@ -180,7 +180,7 @@ def walk(folder: Path) -> Iterator[Path]:
             seen.add(real)
             links = [Path(place, name) for name in folders if os.path.islink(os.path.join(place, name))]
             for link in links:
-                # A link upwards would bring in what lies beside the folder, its labels for example.
+                # A link upwards would bring in what is beside the folder, for example its labels.
                 above = Path(os.path.realpath(link))
                 starts += [] if real.is_relative_to(above) or root.is_relative_to(above) else [link]
             yield from (Path(place, name) for name in files if not name.startswith("."))
@@ -205,7 +205,7 @@ def files_by_key(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
     files: dict[str, Path] = {}
     for path in sorted(path for path in walk(folder) if path.suffix.lower() in suffixes):
         if path.exists() and not path.is_file():
-            continue  # a pipe, which would be waited for
+            continue  # reading from a pipe would wait
         key = unicodedata.normalize("NFC", path.relative_to(folder).with_suffix("").as_posix())
         if key in files:
             raise ValueError(
@@ -218,7 +218,7 @@ def files_by_key(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
 
 
 def warn_of_passed_over(folder: Path) -> None:
-    """Warn of pictures below a folder in formats that are not read; names the first ten."""
+    """Warn about pictures below a folder in formats that are not read; names the first ten."""
     others = sorted(path for path in walk(folder) if path.suffix.lower() in OTHER_SUFFIXES)
     if others:
         names = ", ".join(printable(path.relative_to(folder)) for path in others[:10])

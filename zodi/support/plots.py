@@ -1,6 +1,6 @@
-"""Figures of the course: one theme, one colour a domain, the Cityscapes palette with a legend for labels.
+"""Figures of the course: one theme, one colour per domain, the Cityscapes palette with a legend for labels.
 
-Every function returns a matplotlib figure; `show` puts it into a notebook with a caption and an alternative text.
+Every function returns a matplotlib figure; `show` puts it into a notebook with a caption and alternative text.
 """
 
 from collections.abc import Mapping, Sequence
@@ -154,7 +154,7 @@ def prediction_grid(
     label_set: Labels,
     row_names: Sequence[str] = (),
 ) -> Figure:
-    """Image, truth and the predictions of one or more networks, one scene a row, with the legend of the labels.
+    """Image, truth and the predictions of one or more networks, one scene per row, with the legend of the labels.
 
     Args:
         images: uint8 (H, W, 3).
@@ -177,7 +177,7 @@ def training_curves(history: pd.DataFrame, window: int = 10) -> Figure:
     """Loss terms over the optimisation steps, smoothed by a running mean, and the learning rate if it was logged.
 
     Args:
-        history: a line for every step with the column `step` and those of `LOSS_TERMS` that apply.
+        history: one row per step, with the column `step` and those of `LOSS_TERMS` that apply.
         window: steps of the running mean.
     """
     terms = [name for name in LOSS_TERMS if name in history and history[name].notna().any()]
@@ -192,7 +192,7 @@ def training_curves(history: pd.DataFrame, window: int = 10) -> Figure:
 
 
 def curve(frame: pd.DataFrame, x: str, ys: Sequence[str], xlabel: str, ylabel: str) -> Figure:
-    """One or more columns over another one; a column named after a domain gets the domain's colour."""
+    """One or more columns against another one; a column named after a domain gets the domain's colour."""
     figure, ax = plt.subplots(figsize=(6, 2.8), layout="constrained")
     marker = "." if len(frame) < 100 else None
     for y in ys:
@@ -205,7 +205,7 @@ def curve(frame: pd.DataFrame, x: str, ys: Sequence[str], xlabel: str, ylabel: s
 
 
 def domain_bars(miou: Mapping[str, float], ylabel: str = "mIoU (%)") -> Figure:
-    """One bar a domain, in the domain's colour, with its value.
+    """One bar per domain, in the domain's colour, with its value.
 
     Args:
         miou: domain -> percent.
@@ -221,10 +221,10 @@ def domain_bars(miou: Mapping[str, float], ylabel: str = "mIoU (%)") -> Figure:
 
 
 def class_bars(values: pd.DataFrame, xlabel: str) -> Figure:
-    """Horizontal bars, one group a class.
+    """Horizontal bars, one group per class.
 
     Args:
-        values: index class names; one column a row of the legend; nan where a class is absent.
+        values: index class names; one column per legend entry; NaN where a class is absent.
         xlabel: what the values are, with the unit.
     """
     figure, ax = plt.subplots(
@@ -240,7 +240,7 @@ def class_bars(values: pd.DataFrame, xlabel: str) -> Figure:
 
 
 def row_points(tested: pd.DataFrame, value: str = "iou", xlabel: str = "mIoU on the target (%)") -> Figure:
-    """Every run as a dot and the mean over seeds as a tick; one panel a domain, one line a variant.
+    """Every run as a dot and the mean over seeds as a tick; one panel per domain, one line per variant.
 
     Args:
         tested: frame of `zodi.studies.tables.on_target` or `paired`: columns row, domain and `value`.
@@ -263,7 +263,7 @@ def row_points(tested: pd.DataFrame, value: str = "iou", xlabel: str = "mIoU on 
 
 
 def estimate_points(frame: pd.DataFrame, score: str = "estimate", xlabel: str = "estimated mIoU (%)") -> Figure:
-    """Estimate against truth: one point a model, one panel a domain, the line on which both are equal.
+    """Estimate against truth: one point per model, one panel per domain, and the line on which both are equal.
 
     Args:
         frame: columns domain, truth and `score`, percent; with `low` and `high` the estimates get their intervals.

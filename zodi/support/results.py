@@ -1,14 +1,18 @@
-"""Folders of images that several runs fill: claimed for one set of settings, with a line for every whole image.
+"""Folders of images that several runs fill: claimed for one set of settings, with a line for every complete image.
 
 OUT/settings.json     settings, their hash, and what the run was computed with
-OUT/manifest*.jsonl   a line an image: its key, file, size and checksums
+OUT/manifest*.jsonl   one line per image: its key, file, size and checksums
 OUT/images/KEY.png    the images
 OUT/stale/            images that no line vouches for
+OUT/preview.png       some of the images, as a grid
+OUT/report.json       what the last run did
 """
 
 import hashlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from math import prod
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -16,9 +20,14 @@ import numpy as np
 from PIL import Image
 
 from zodi.support.files import atomic_path, create_json, read_json, read_json_lines, to_plain
+from zodi.support.pictures import stored_size
 from zodi.support.runs import environment, settings_hash
 
 SETTINGS_FILE = "settings.json"
+REPORT_FILE = "report.json"
+PREVIEW_FILE = "preview.png"
+PREVIEW_ROWS = 4
+PREVIEW_HEIGHT = 160
 _RECORD = {"key": str, "file": str, "bytes": int, "sha256": str, "source_sha256": str, "settings_hash": str}
 
 # ---------------------------------------------------------------- settings
@@ -30,7 +39,7 @@ def claim(out: Path, settings: dict[str, Any], device: str | None = None) -> str
     Args:
         out: the folder.
         settings: everything that decides the result.
-        device: what the first run computes on, see `zodi.support.runs.environment`; others may go on there.
+        device: what the first run computes on, see `zodi.support.runs.environment`; others may continue on another.
     """
     file, digest = out / SETTINGS_FILE, settings_hash(settings)
     if create_json(file, {"settings": settings, "settings_hash": digest, "environment": environment(device)}):
@@ -41,7 +50,7 @@ def claim(out: Path, settings: dict[str, Any], device: str | None = None) -> str
         differing = "; ".join([first, *more[:4], *([f"and {len(more) - 4} more"] if more[4:] else [])])
         raise ValueError(
             f"{out} holds images of another transfer ({differing}). Choose another folder, delete it, or ask "
-            "for what is there."
+            "for the settings that are there."
         )
     return digest
 
@@ -82,7 +91,7 @@ def read_manifest(out: str | Path) -> dict[str, dict[str, Any]]:
 
 
 def finished_keys(out: str | Path) -> list[str]:
-    """Keys of the images that a transferred folder vouches for: of its settings, and whole by size and checksum.
+    """Keys of the images that a transferred folder vouches for: made with its settings, and complete.
 
     Raises:
         FileNotFoundError: if it has no settings.
@@ -94,7 +103,7 @@ def finished_keys(out: str | Path) -> list[str]:
 
 
 def vouched_keys(out: str | Path, keys: list[str]) -> list[str]:
-    """Those of `keys` that the manifest of a folder vouches for, with a warning of the others; all without a manifest.
+    """Those of `keys` that the manifest of a folder vouches for, warning about the others; all if there is none.
 
     Raises:
         FileNotFoundError, ValueError: as `finished_keys`.
@@ -106,7 +115,7 @@ def vouched_keys(out: str | Path, keys: list[str]) -> list[str]:
     others = [key for key in keys if key not in finished]
     if others:
         warnings.warn(
-            f"{out}: left out {len(others)} of {len(keys)} images, for which its manifest does not vouch, for example "
+            f"{out}: left out {len(others)} of {len(keys)} images that its manifest does not vouch for, for example "
             f"{others[0]}; run the transfer again",
             stacklevel=2,
         )
@@ -125,13 +134,13 @@ def read_records(out: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def image_file(key: str) -> str | None:
-    """Where an image lies in the folder; None for a name that leads out of it."""
+    """Where an image is in the folder; None for a name that would lead out of it."""
     path = PurePosixPath(key)
     return None if path.is_absolute() or ".." in path.parts else f"images/{key}.png"
 
 
 def finished_of(out: Path, settings_digest: str, sources: dict[str, list[Path]]) -> set[str]:
-    """The keys of those that are finished and whose source files, by key, have not changed since."""
+    """The keys of the images that are finished and whose source files, by key, have not changed since."""
     records = read_records(out)
     return {key for key, files in sources.items() if _is_finished(out, records.get(key, []), settings_digest, files)}
 
@@ -139,7 +148,7 @@ def finished_of(out: Path, settings_digest: str, sources: dict[str, list[Path]])
 def _is_finished(
     out: Path, records: list[dict[str, Any]], settings_digest: str, sources: list[Path] | None = None
 ) -> bool:
-    """Whether one of an image's records tells what is there now."""
+    """Whether one of an image's records describes the file that is there now."""
     try:
         file = out / records[0]["file"] if records else out
         found = {"bytes": file.stat().st_size, "settings_hash": settings_digest}
@@ -154,7 +163,7 @@ def _is_finished(
 
 
 def set_aside(out: Path, finished: set[str], others: set[str]) -> list[str]:
-    """Move what would be taken for results, though no line vouches for it, to OUT/stale; returns the files' names.
+    """Move files that look like results, but that no line vouches for, to OUT/stale; returns their names.
 
     Args:
         out: the folder.
@@ -189,6 +198,18 @@ def write_image(out: Path, key: str, result: np.ndarray, source_sha256: str, set
     }
 
 
+def bytes_needed(images: Iterable[Path]) -> int:
+    """Bytes that images of the size of these may need when they are written, at most three per pixel.
+
+    Unreadable images count as none: they are reported when their turn comes.
+    """
+    needed = 0
+    for path in images:
+        with suppress(ValueError):
+            needed += 3 * prod(stored_size(path))
+    return needed
+
+
 def sha256_of(*files: Path) -> str:
     """Checksum of the bytes of files, one after the other."""
     digest = hashlib.sha256()
@@ -200,8 +221,8 @@ def sha256_of(*files: Path) -> str:
 # ---------------------------------------------------------------- preview
 
 
-def write_preview(file: Path, rows: list[list[np.ndarray]], height: int) -> None:
-    """Write a grid of images uint8 (H, W, 3) of any sizes, each brought to `height` pixels; nothing without rows."""
+def write_preview(file: Path, rows: list[list[np.ndarray]], height: int = PREVIEW_HEIGHT) -> None:
+    """Write a grid of images uint8 (H, W, 3) of any sizes, each resized to `height` pixels; none without rows."""
     cells = [[_cell(Image.fromarray(image), height) for image in row] for row in rows]
     if not cells:
         return

@@ -42,7 +42,7 @@ def settings_hash(settings: Any) -> str:
 def generator_for(key: str, seed: int) -> torch.Generator:
     """A random generator that depends on `seed` and on a name only: an image's noise is the same in any batch or order.
 
-    It draws on the processor, whose numbers are the same beside every device; what is drawn is moved afterwards.
+    It draws on the CPU, whose numbers are the same whatever device computes; what is drawn is moved afterwards.
 
     Args:
         key: what the randomness is for, for example the image's relative path.
@@ -55,7 +55,7 @@ def generator_for(key: str, seed: int) -> torch.Generator:
 
 
 def print_settings(settings: Any) -> None:
-    """Print a dataclass or dict as aligned lines, one setting a line."""
+    """Print a dataclass or dict as aligned lines, one setting per line."""
     plain = to_plain(settings)
     width = max(map(len, plain), default=0)
     for name, value in plain.items():
@@ -73,7 +73,7 @@ def best_device() -> str:
 
 
 def check_device(device: str | torch.device) -> torch.device:
-    """The device, tried once; "auto" is `best_device`.
+    """The device, after it has been tried once; "auto" is `best_device`.
 
     Raises:
         ValueError: if this machine has none of that name; says which it has.
@@ -91,7 +91,7 @@ def check_device(device: str | torch.device) -> torch.device:
 
 
 def best_dtype(device: str | torch.device) -> torch.dtype:
-    """What "auto" means for networks that only predict: half the bits wherever the device computes in them.
+    """What "auto" means for networks that only predict: half precision wherever the device supports it.
 
     bfloat16 on processors and graphics cards that have it, float16 on older graphics cards (compute capability below
     8), float32 elsewhere. An "auto" device is `best_device`.
@@ -103,7 +103,7 @@ def best_dtype(device: str | torch.device) -> torch.dtype:
 
 
 def check_dtype(dtype: str | torch.dtype, device: str | torch.device) -> torch.dtype:
-    """The type of a name; "auto" is `best_dtype`.
+    """The type with this name; "auto" is `best_dtype`.
 
     Raises:
         ValueError: if there is none of that name.
@@ -140,7 +140,7 @@ def announce(device: str | torch.device, dtype: torch.dtype = torch.float32) -> 
 
 
 def image_format(device: str | torch.device) -> torch.memory_format:
-    """Order in memory of images and of the networks that predict from them: channels last, which convolves faster.
+    """Order in memory of images and of the networks that predict from them: channels last, for fast convolutions.
 
     Not on "mps", whose convolutions are wrong on parts of such tensors (pytorch/pytorch#180984).
     """
@@ -148,10 +148,10 @@ def image_format(device: str | torch.device) -> torch.memory_format:
 
 
 def worker_count(device: str | torch.device) -> int:
-    """Processes that shall read images beside a training on a device.
+    """How many processes should read images while a network trains on a device.
 
-    None beside a CPU, which has the training to do, nor beside "mps": on macOS every process imports all libraries
-    anew, which takes longer than they save.
+    None on a CPU, which is busy training, nor on "mps": on macOS every process imports all libraries again, which takes
+    longer than it saves.
     """
     return min(8, os.cpu_count() or 1) if torch.device(device).type == "cuda" else 0
 
@@ -163,7 +163,7 @@ def environment(device: str | None = None) -> dict[str, Any]:
     """What a result was computed with: Python, system, processor count, package versions, commit; no names or paths.
 
     Args:
-        device: what was computed on, from `device_text`; None where nothing was.
+        device: what was computed on, from `device_text`; None where nothing was computed.
     """
     return {
         "device": device,
@@ -205,7 +205,7 @@ def save_metrics(
 
 
 def remove_metrics(out: str | Path) -> None:
-    """Delete what an earlier run has left in OUT/metrics.json, before one starts that will write it anew or fail."""
+    """Delete the OUT/metrics.json of an earlier run, before a new one starts that will write it again or fail."""
     (Path(out) / METRICS_FILE).unlink(missing_ok=True)
 
 

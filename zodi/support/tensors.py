@@ -1,4 +1,4 @@
-"""Files of tensors: read whole or refused in one line, and never run."""
+"""Files of tensors: read completely or refused in one line, and never executed."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,7 +32,7 @@ def read_tensors(file: str | Path, advice: str) -> dict[str, Tensor]:
 
 
 def read_state(file: str | Path, advice: str, device: str | torch.device = "cpu") -> Any:
-    """What `torch.save` wrote: tensors, numbers, texts, lists and dicts. Nothing else is loaded, nothing is run.
+    """What `torch.save` wrote: tensors, numbers, strings, lists and dicts. Nothing else is loaded, nothing is executed.
 
     Args:
         file: the file.
@@ -47,7 +47,7 @@ def read_state(file: str | Path, advice: str, device: str | torch.device = "cpu"
     try:
         return torch.load(file, map_location=device, weights_only=True)
     except Exception as error:  # of any type: RuntimeError, EOFError, UnpicklingError, KeyError
-        # torch's own advice, to load the file all the same, would run what is in it.
+        # torch's own advice, to load the file anyway, would execute what is in it.
         cause = one_line(error).partition(". ")[0]
         raise ValueError(f"{file}: is damaged or holds more than tensors ({cause}); {advice}") from error
 
@@ -65,7 +65,7 @@ def load_into(network: nn.Module, weights: Mapping[str, Tensor], file: str | Pat
 def resume(
     file: Path, fingerprint: str, network: nn.Module, optimizer: torch.optim.Optimizer, device: str | torch.device
 ) -> tuple[int, list[dict[str, float]]]:
-    """Give network and optimizer the state that a training of the same fingerprint has left.
+    """Give network and optimizer the state that a training run with the same fingerprint has left.
 
     Args:
         file: what `torch.save` wrote: `fingerprint`, `network`, `optimizer`, `step`, `history`; need not exist.
@@ -74,19 +74,19 @@ def resume(
         device: where the tensors go.
 
     Returns:
-        Steps done and their history; 0 and nothing if there is no state, or one of another training.
+        Steps done and their history; 0 and an empty list if there is no state, or only that of another training run.
 
     Raises:
-        ValueError: if the file is damaged or no such state.
+        ValueError: if the file is damaged or not such a state.
     """
     if not file.exists():
         return 0, []
     advice = "delete it to train from the start"
     state = read_state(file, advice, device)
     if not isinstance(state, dict) or not {"fingerprint", "network", "optimizer", "step", "history"} <= state.keys():
-        raise ValueError(f"{file}: found no state of a training; {advice}")
+        raise ValueError(f"{file}: found no training state; {advice}")
     if state["fingerprint"] != fingerprint:
-        print(f"{file}: found a training of other settings or data; it starts anew")
+        print(f"{file}: found a training run with other settings or data; starting from the beginning")
         return 0, []
     load_into(network, state["network"], file, advice)
     try:

@@ -1,1 +1,1 @@
-"""What people do around the method: images of other programs, and the transfer turned round."""
+"""What people do with the method: use images from other programs, and run the transfer in reverse."""

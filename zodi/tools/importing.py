@@ -1,21 +1,20 @@
-"""Images that another program made, taken over as a transferred data set like ours: matched, checked, audited.
+"""Images that another program made, imported as a transferred data set like ours: matched, checked, audited.
 
     OUT/settings.json, manifest.jsonl, images/KEY.png, preview.png, report.json     as of `zodi.transfer_folder`
     OUT/audit.csv       per image: share of its labelled pixels in which a reference network finds the label
     OUT/classes.csv     per class: the reference's IoU
-    OUT/labels/KEY.png  where the audit masks: class indices in which pixels that lost their label are void
+    OUT/labels/KEY.png  if the audit masks: class indices in which pixels that lost their label are void
 
-Whoever made the images, the labels are those of the source images. A reference network that was trained on the source
-says where they still hold: a pixel has lost its label if the reference finds it in the source image and not in the
-new one. That is no proof, because the reference does not know the new domain either; the audit shows both numbers.
+Whoever made the images, the labels are those of the source images. A reference network trained on the source says where
+they still hold: a pixel has lost its label if the reference finds it in the source image but not in the new one. That
+is no proof, because the reference does not know the new domain either; the audit shows both numbers.
 """
 
 import json
 import re
 import shutil
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import dataclass, field
-from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -29,13 +28,23 @@ from zodi.evaluation import iou, predict
 from zodi.labels import IGNORE_INDEX, LabelSet
 from zodi.support.checks import check_network
 from zodi.support.files import atomic_path, check_apart, check_disk, held, one_line, printable, write_json
-from zodi.support.pictures import MAX_PIXELS, resized, stored_size
-from zodi.support.results import claim, finished_of, set_aside, sha256_of, write_image, write_preview
+from zodi.support.pictures import MAX_PIXELS, resized
+from zodi.support.results import (
+    PREVIEW_FILE,
+    PREVIEW_ROWS,
+    REPORT_FILE,
+    bytes_needed,
+    claim,
+    finished_of,
+    set_aside,
+    sha256_of,
+    write_image,
+    write_preview,
+)
 
-REPORT_FILE, PREVIEW_FILE = "report.json", "preview.png"
 AUDIT_FILE, CLASSES_FILE = "audit.csv", "classes.csv"
-PREVIEW_ROWS, PREVIEW_HEIGHT = 4, 160
-# Generators work at multiples of 8 or 64 pixels, so that shapes may differ a little; more is another cut of the scene.
+# Generators work at multiples of 8 or 64 pixels, so shapes may differ a little; a larger difference means another crop
+# of the scene.
 SHAPE_TOLERANCE = 0.02
 
 
@@ -44,8 +53,8 @@ class ImportConfig:
     """Settings of an import.
 
     Attributes:
-        name: how their images are called, with {key} for the source's path without its ending: "{key}_fog" fits
-            a/b_fog.jpg to a/b.png.
+        name: how their images are named, with {key} for the source's path without its suffix: "{key}_fog" matches
+            a/b_fog.jpg with a/b.png.
         origin: who made the images, for the record: a program, a model, a prompt.
     """
 
@@ -63,9 +72,9 @@ class ImportReport:
 
     Attributes:
         total: source images.
-        done, skipped: images that this run and earlier runs took over.
-        resized: of `done`, those that were brought to the size of their source.
-        errors: message by key for images that could not be taken.
+        done, skipped: images that this run and earlier runs imported.
+        resized: of `done`, those that were resized to the size of their source.
+        errors: message by key for images that could not be imported.
         unused: files in their folder that belong to no source image, at most ten.
     """
 
@@ -113,24 +122,25 @@ def import_folder(
     progress: bool = True,
     max_pixels: int = MAX_PIXELS,
 ) -> ImportReport:
-    """Take over images that another program made of source images; goes on where an earlier run stopped.
+    """Import images that another program made from source images; continues where an earlier run stopped.
 
     Args:
-        images: folder of their images, see `ImportConfig.name`; those of their source's shape are resized to its size.
+        images: folder of their images, see `ImportConfig.name`; those with their source's shape are resized to its
+            size.
         source, labels: folders of the source images and of their label maps.
         out: folder of the result, which `adapt --synth` and `estimate --generated` read like a transfer's.
         label_set: meaning of the label maps' pixel values.
         config: the settings; None = the defaults.
-        progress: show a bar.
+        progress: show a progress bar.
         max_pixels: width times height of the largest image that is read.
 
     Returns:
-        The report; an image that cannot be taken is an entry in `errors`, the rest is done.
+        The report; an image that cannot be imported is an entry in `errors`; the rest is done.
 
     Raises:
         FileNotFoundError: if a folder is missing or has no images, or no name fits any source image.
-        ValueError: if `out` lies in one of the folders, or holds images of other settings.
-        OSError: if the disk has not enough space.
+        ValueError: if `out` is inside one of the folders, or holds images of other settings.
+        OSError: if the disk has too little space.
     """
     images, source, labels, out = (Path(path).expanduser() for path in (images, source, labels, out))
     config = config or ImportConfig()
@@ -144,7 +154,7 @@ def import_folder(
         first, its = next(iter(wanted.items()))
         raise FileNotFoundError(
             f"{images}: found none of the {len(wanted)} images, for example {printable(its)} for {printable(first)}, "
-            f"but {printable(next(iter(theirs)))}; say how they are called (--name '{{key}}_suffix')"
+            f"but {printable(next(iter(theirs)))}; say how they are named (--name '{{key}}_suffix')"
         )
     errors: dict[str, str] = {}
     done = resized_count = 0
@@ -157,7 +167,7 @@ def import_folder(
         todo = [key for key in files if key not in finished]
         if todo:
             _forget_audit(out)
-        check_disk(out, sum(_bytes_of(sources[key]) for key in todo), "Choose another folder or free some space.")
+        check_disk(out, bytes_needed(sources[key] for key in todo), "Choose another folder or free some space.")
         for key, name in wanted.items():
             if name not in theirs:
                 errors[key] = f"{printable(sources[key])}: no image {printable(name)} in {images}"
@@ -183,17 +193,10 @@ def import_folder(
 
 
 def _forget_audit(out: Path) -> None:
-    """Delete what an audit said of other images."""
+    """Delete what an audit said about other images."""
     shutil.rmtree(out / MASKED_LABELS, ignore_errors=True)
     for name in (AUDIT_FILE, CLASSES_FILE):
         (out / name).unlink(missing_ok=True)
-
-
-def _bytes_of(path: Path) -> int:
-    """Bytes of an image as it may be written; 0 for what cannot be read, which is reported when its turn comes."""
-    with suppress(ValueError):
-        return 3 * prod(stored_size(path))
-    return 0
 
 
 def _matched(theirs: Path, source: Path, label: Path, label_set: LabelSet, max_pixels: int) -> tuple[np.ndarray, bool]:
@@ -204,7 +207,7 @@ def _matched(theirs: Path, source: Path, label: Path, label_set: LabelSet, max_p
     if abs(columns * height - width * rows) > SHAPE_TOLERANCE * width * rows:
         raise ValueError(
             f"{printable(theirs)}: found {columns}x{rows} pixels, expected the shape of its source "
-            f"{printable(source.name)}, {width}x{height}; labels fit no other cut of the scene"
+            f"{printable(source.name)}, {width}x{height}; labels fit no other crop of the scene"
         )
     was_resized = (rows, columns) != (height, width)
     return resized(image, (height, width), Image.Resampling.LANCZOS) if was_resized else image, was_resized
@@ -217,7 +220,7 @@ def _preview(
     for key in keys:
         image, label = read_pair(sources[key], maps[key], label_set, None, max_pixels)
         rows.append([image, label_set.colorize(label), read_image(out / "images" / f"{key}.png", None, max_pixels)])
-    write_preview(out / PREVIEW_FILE, rows, PREVIEW_HEIGHT)
+    write_preview(out / PREVIEW_FILE, rows)
 
 
 # ---------------------------------------------------------------- are the labels still there?
@@ -238,9 +241,9 @@ def audit(
         out: folder that `import_folder` or `zodi.transfer_folder` wrote; the tables go there.
         source, labels: folders of the source images and of their label maps.
         label_set: meaning of the label maps' pixel values.
-        reference: network that was trained on the source; images float (B, 3, H, W) -> logits (B, C, H, W).
-        mask: also write OUT/labels, in which pixels that lost their label are void; without, they are deleted.
-        progress: show a bar.
+        reference: network trained on the source; images float (B, 3, H, W) -> logits (B, C, H, W).
+        mask: also write OUT/labels, in which pixels that lost their label are void; False = delete that folder.
+        progress: show a progress bar.
 
     Raises:
         FileNotFoundError: if a folder is missing or empty.
