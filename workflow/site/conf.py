@@ -85,7 +85,7 @@ def prepare_notebook(app: Sphinx, docname: str, source: list[str]) -> None:
         for output in cell.get("outputs", []):
             data = output.get("data", {})
             for kind, details in output.get("metadata", {}).items():
-                if kind in SHOWN and details.get("alt"):
+                if kind.startswith("image/") and details.get("alt"):
                     content = "".join(data[kind])
                     is_svg = kind == "image/svg+xml"
                     picture = "\n".join(content.splitlines()).encode() if is_svg else b64decode(content)
