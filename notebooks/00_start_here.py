@@ -62,7 +62,7 @@ from zodi.domains import DOMAINS, TARGETS
 from zodi.labels import CITYSCAPES
 from zodi.miniature import dataset, scenes
 from zodi.support import diagrams, plots, runs
-from zodi.support.gallery import brightened, gallery
+from zodi.support.gallery import brightened, gallery, show_scenes
 
 plots.use_theme()
 start = time.perf_counter()
@@ -142,7 +142,7 @@ figure = gallery(
     ],
 )
 plots.label_legend(figure, [source.label], CITYSCAPES)
-plots.show(
+show_scenes(
     figure,
     f"The clear image, the layout and “{DOMAINS[domain].prompt}” go in, the second row "
     "comes out; the truth is only there to compare with. You should see that road, "
@@ -162,7 +162,7 @@ distance = {
 nearest, farthest = min(distance, key=distance.get), max(distance, key=distance.get)
 titles = [title for name in TARGETS for title in (f"transferred to {name}", "truth")]
 pairs = [image for name in TARGETS for image in (transferred[name], truth[name])]
-plots.show(
+show_scenes(
     gallery(pairs, titles),
     "One scene, five sentences. You should see five kinds of weather over one street, "
     "softer than the truth. Closest to the truth, in grey levels per pixel, is "
@@ -304,7 +304,7 @@ if script.exists():
 # config = transfer.domain_config("snow", **steps, strength=strength)
 # (image,) = transfer.transfer_images(mini, *inputs, config)
 # names = ["snow at its own strength", f"snow at night's, {strength}"]
-# plots.show(gallery([transferred["snow"], image], names), "The prompt decides.")
+# show_scenes(gallery([transferred["snow"], image], names), "The prompt decides.")
 # ```
 # You get snow, not night: the prompt decides the domain. The strength decides how much of the source's colours and
 # shapes may be replaced: the layout still holds the street in place, but less of its houses comes from the source.

@@ -67,7 +67,7 @@ from IPython.display import Markdown
 
 from zodi.labels import IGNORE_INDEX
 from zodi.support import plots
-from zodi.support.gallery import brightened, gallery
+from zodi.support.gallery import brightened, gallery, show_scenes
 
 plots.use_theme()
 
@@ -119,7 +119,7 @@ for name, sample in first.items():
     titles += [name, "the same, brightened" if is_dark else f"label map of {name}"]
 figure = gallery(images, titles)
 plots.label_legend(figure, [sample.label for sample in first.values()], label_set)
-plots.show(
+show_scenes(
     figure,
     "The first test scene of every domain, label maps in the colours of Cityscapes. "
     "You should see the same classes everywhere, in another light.",
@@ -294,7 +294,7 @@ right = {
 titles = [f"{name}, {what}" for name in first for what in ("truth", "prediction")]
 figure = gallery([label_set.colorize(label) for label in labels], titles)
 plots.label_legend(figure, labels, label_set)
-plots.show(
+show_scenes(
     figure,
     "Truth and prediction in the first test scene of every domain. You should see the "
     "street dissolve away from clear. Pixels right: "

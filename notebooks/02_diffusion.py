@@ -59,7 +59,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
-from IPython.display import Markdown
 from PIL import Image, ImageDraw
 from torch import nn
 from torch.nn import functional as F
@@ -73,7 +72,7 @@ from zodi.domains import DOMAINS, NEGATIVE_PROMPT, PROMPT_SUFFIX, SOURCE, TARGET
 from zodi.labels import CITYSCAPES
 from zodi.miniature import scenes
 from zodi.support import explore, plots, runs
-from zodi.support.gallery import gallery
+from zodi.support.gallery import gallery, show_scenes
 
 plots.use_theme()
 start = time.perf_counter()
@@ -147,17 +146,16 @@ for name, film in films.items():
 # We have kept *latents*; the model's decoder turns them into pictures.
 
 # %%
-shown = np.linspace(0, num_inference_steps, 4).round().astype(int)[1:]
-pictures, titles = [layouts[0], *diffusion.decode(mini, noise[0][:1]).numpy()], []
-for i in shown:
-    latents = torch.cat([film[i] for film in films.values()])
-    pictures += [*diffusion.decode(mini, latents).numpy()]
-    titles += [f"“{DOMAINS[name].prompt}”, after {i} steps" for name in films]
-plots.show(
-    gallery(pictures, ["layout", "noise, decoded", *titles]),
-    "From noise to a street. Both columns begin with the same noise and have the same "
-    "layout; only the sentence differs. You should see one street twice, in two kinds "
-    "of weather.",
+early = num_inference_steps // 2
+latents = torch.cat([films[domain][early], *(film[-1] for film in films.values())])
+pictures = [layouts[0], *diffusion.decode(mini, latents).numpy()]
+titles = [f"“{DOMAINS[domain].prompt}”, after {early} steps"]
+titles += [f"“{DOMAINS[name].prompt}”, at the end" for name in films]
+show_scenes(
+    gallery(pictures, ["layout", *titles]),
+    "From noise to a street. Both pictures below have the same layout and began with "
+    "the same noise; only the sentence differs. You should see one street in two kinds "
+    "of weather, and above it a stage on the way.",
 )
 
 # %% [markdown]
@@ -184,7 +182,7 @@ pd.Series(
 round_trips = diffusion.decode(mini, z_0).numpy()
 errors = np.abs(clear.astype(int) - round_trips).mean(-1)
 pictures = [clear[0], round_trips[0], (4 * errors[0]).clip(0, 255).astype(np.uint8)]
-plots.show(
+show_scenes(
     gallery(pictures, ["x", "D(E(x))", "difference, 4 times"]),
     "An image, its round trip, and what was lost. You should see that the loss lies on "
     f"the outlines; on average it is {errors[0].mean():.1f} of 255 grey levels.",
@@ -262,10 +260,11 @@ plots.show(
 # %%
 times = [100, 400, 700, 900]
 noised = torch.cat([add_noise(z_0[:1], noise[0][:1], t) for t in times])
-plots.show(
-    gallery(list(diffusion.decode(mini, noised).numpy()), [f"t = {t}" for t in times]),
-    "Decoded latents at four times. You should see detail go first, and the coarse "
-    "arrangement of light and dark last.",
+pictures = diffusion.decode(mini, noised[1:3]).numpy()
+show_scenes(
+    gallery(list(pictures), [f"t = {t}" for t in times[1:3]]),
+    "Decoded latents at two times. You should see detail go first; the coarse "
+    "arrangement of light and dark is still there at the later one.",
 )
 
 # %% [markdown]
@@ -428,9 +427,7 @@ assert np.isclose(in_image, (sigma[700] / alpha[700]) ** 2 * in_noise, rtol=1e-2
 def detail(images):
     """Mean difference of neighbouring grey values: small for a blurred image."""
     grey = np.asarray(images, float).mean(-1)
-    return (
-        np.abs(np.diff(grey, axis=-1)).mean() + np.abs(np.diff(grey, axis=-2)).mean()
-    ) / 2
+    return sum(np.abs(np.diff(grey, axis=axis)).mean() for axis in (-1, -2)) / 2
 
 
 guesses = [
@@ -439,12 +436,13 @@ guesses = [
 ]
 guessed = list(diffusion.decode(mini, torch.cat(guesses)).numpy())
 share = [100 * detail(image) / detail(round_trips[0]) for image in guessed]
-plots.show(
-    gallery(guessed, [f"one guess, from t = {t}" for t in times]),
+show_scenes(
+    gallery(guessed[1:3], [f"one guess, from t = {t}" for t in times[1:3]]),
     "One guess from each of the noisy latents above. You should see more averaged away "
-    "the later the time. Detail, as a share of the image's: "
-    + ", ".join(f"{s:.0f} %" for s in share) + ".",
-)  # fmt: skip
+    "at the later time. Detail, as a share of the image's: "
+    + ", ".join(f"{s:.0f} % from t = {t}" for s, t in zip(share, times, strict=True))
+    + ".",
+)
 
 # %% [markdown]
 # ## A step by hand
@@ -528,15 +526,16 @@ assert close(drawn, reference)
 
 # %%
 true_round_trips = diffusion.decode(mini, z_domain).numpy()
-chosen = np.linspace(0, num_inference_steps - 1, 4).round().astype(int)
+chosen = (0, num_inference_steps - 1)
 latents = torch.cat([beliefs[i][:1] for i in chosen])
 film = list(diffusion.decode(mini, latents).numpy())
 gains = [100 * detail(image) / detail(true_round_trips[0]) for image in film]
-plots.show(
+show_scenes(
     gallery(film, [f"guess at t = {visited(num_inference_steps)[i]}" for i in chosen]),
-    f"The guesses of the clean image at four of {num_inference_steps} times. You "
-    "should see first the light, then the large things, last the edges: detail goes "
-    f"from {gains[0]:.0f} % to {gains[-1]:.0f} % of the true scene's.",
+    f"The first and the last of {num_inference_steps} guesses of the clean image. You "
+    "should see the light and the large things in the first, the edges only in the "
+    f"last: detail goes from {gains[0]:.0f} % to {gains[-1]:.0f} % of the true "
+    "scene's.",
 )
 
 # %% [markdown]
@@ -591,7 +590,7 @@ class PointNet(nn.Module):
 
 # %%
 @torch.inference_mode()
-def draw_points(network, count=2000, steps=50):
+def draw_points(network, count=1200, steps=50):
     """Points from noise."""
     fresh = [torch.randn(count, 2, generator=generator) for _ in range(steps + 1)]
     return sample(network, fresh, visited(steps))[0]
@@ -631,9 +630,9 @@ seconds = time.perf_counter() - begin
 # Does it work?
 
 # %%
-panels = {"noise": torch.randn(2000, 2, generator=generator)}
+panels = {"noise": torch.randn(1200, 2, generator=generator)}
 panels |= {f"after {step} steps": z for step, z in drawings.items()}
-panels["data"] = points[torch.randint(len(points), (2000,), generator=generator)]
+panels["data"] = points[torch.randint(len(points), (1200,), generator=generator)]
 figure, axes = plt.subplots(2, 3, figsize=(8.2, 4.2), layout="constrained")
 for ax, (name, z) in zip(axes.flat, panels.items(), strict=False):
     ax.plot(*z.T, ".", markersize=1.5, color=plots.DOMAIN_COLORS["night"])
@@ -750,7 +749,7 @@ of_class = {
     if (labels[0] == i).sum() >= 200
 }
 most, least = max(of_class, key=of_class.get), min(of_class, key=of_class.get)
-plots.show(
+show_scenes(
     gallery([layouts[0], known], ["layout", "where the domain is read (white: most)"]),
     "Where the prompt is read, mean over all layers. You should see large squares, one "
     f"per place of the feature map. By class, {most} reads it most "
@@ -785,7 +784,7 @@ reference = transfer.transfer_latents(
 assert close(drawn, reference)
 
 # %% [markdown]
-# How much guidance is good? We draw from the same noise at increasing scales, for two prompts. The number to watch is
+# How much guidance is good? We draw from the same noise at increasing scales, in clear weather. The number to watch is
 # the colourfulness: the mean difference between the largest and the smallest of red, green and blue.
 
 
@@ -796,29 +795,19 @@ def colourfulness(image):
 
 
 scales, first = [1, 2, 4, 8], [n[:1] for n in noise]
-pictures, titles = [], []
+pictures = []
 for g in scales:
-    for name in (SOURCE, domain):
-        latents, _ = sample(
-            partial(guided, prompt=embeds[name], g=g),
-            first,
-            visited(num_inference_steps),
-        )
-        pictures.append(diffusion.decode(mini, latents)[0].numpy())
-        titles.append(f"{name}, g = {g}")
-
-# %% [markdown]
-# The left column has the prompt of the source, the right one that of the target domain.
-
-# %%
-colours = [100 * colourfulness(p) / colourfulness(clear[0]) for p in pictures[::2]]
-plots.show(
-    gallery(pictures, titles),
-    f"Guidance scales from {scales[0]} to {scales[-1]}. You should see the colours "
-    f"change with g. Colourfulness in the column {SOURCE}, as a share of the true "
-    "scene's: "
-    + ", ".join(f"{c:.0f} %" for c in colours) + ".",
-)  # fmt: skip
+    with_g = partial(guided, prompt=embeds[SOURCE], g=g)
+    latents, _ = sample(with_g, first, visited(num_inference_steps))
+    pictures.append(diffusion.decode(mini, latents)[0].numpy())
+colours = [100 * colourfulness(p) / colourfulness(clear[0]) for p in pictures]
+show_scenes(
+    gallery(pictures[::3], [f"{SOURCE}, g = {g}" for g in scales[::3]]),
+    "The least and the most guidance of four scales. You should see other colours and "
+    "harder edges. Colourfulness, as a share of the true scene's: "
+    + ", ".join(f"{c:.0f} % at g = {g}" for c, g in zip(colours, scales, strict=True))
+    + ".",
+)
 
 # %% [markdown]
 # The best scale depends on the network, not on the method: this checkpoint comes with its own
@@ -841,15 +830,13 @@ assert torch.equal(ends[1], ends[3])
 
 # %%
 one, without, other, _ = diffusion.decode(mini, torch.cat(ends)).numpy()
-apart = np.abs(one.astype(int) - other).mean()
-plots.show(
-    gallery(
-        [one, other, without, truth[0]],
-        ["η = 1", "η = 1, other fresh noise", "η = 0", "true scene"],
-    ),
-    "The three drawings begin with the same noise. You should see that what the layout "
-    "fixes stays, and the rest changes: the two with fresh noise are "
-    f"{apart:.1f} grey levels apart. Without it, every run gives the third.",
+apart = [np.abs(one.astype(int) - image).mean() for image in (other, without)]
+show_scenes(
+    gallery([one, other], ["η = 1", "η = 1, other fresh noise"]),
+    "Two drawings that begin with the same noise. You should see that what the layout "
+    f"fixes stays, and the rest changes: they are {apart[0]:.1f} grey levels apart. "
+    "Without fresh noise every run gives one and the same picture, "
+    f"{apart[1]:.1f} grey levels from the first.",
 )
 
 # %% [markdown]
@@ -869,11 +856,12 @@ for count in counts:
         latents, _ = sample(drawing, [noise[0], *fresh], visited(count), eta)
         by_steps[eta, count] = diffusion.decode(mini, latents).numpy()
         taken[eta, count] = (time.process_time() - begin) / scene_count
-pictures = [by_steps[1.0, count][0] for count in counts]
+ends = (counts[0], counts[-1])
+pictures = [by_steps[1.0, count][0] for count in ends]
 of_a_step = 1000 * sum(taken.values()) / sum(2 * counts)
-plots.show(
-    gallery(pictures, [f"{n} steps, from t = {visited(n)[0]}" for n in counts]),
-    "The same scene with few and with many steps, η = 1. You should see it gain "
+show_scenes(
+    gallery(pictures, [f"{n} steps, from t = {visited(n)[0]}" for n in ends]),
+    "The same scene with the fewest and the most steps, η = 1. You should see it gain "
     f"detail. A step takes {of_a_step:.0f} ms of one core per picture.",
 )
 
@@ -897,52 +885,44 @@ quality = pd.DataFrame(
 # %% [markdown]
 # Quality against time; each point is one number of steps.
 
+
 # %%
+def figure_of(panels):
+    """One panel per measure, over the time of a picture."""
+    figure, axes = plt.subplots(1, 3, figsize=(8.8, 2.4), layout="constrained")
+    for ax, (name, ylabel) in zip(axes, panels.items(), strict=True):
+        for eta, part in quality.groupby("eta"):
+            ax.plot(part["seconds"], part[name], marker=".", label=f"η = {eta:g}")
+        ax.set(xlabel="CPU time per picture (s)", ylabel=ylabel)
+    figure.legend(*ax.get_legend_handles_labels(), loc="outside right upper")
+    return figure
+
+
 panels = {
     "brightness": "brightness error (grey levels)",
     "distance": "distance (grey levels)",
     "detail": "detail (%)",
 }
-figure, axes = plt.subplots(1, 3, figsize=(8.8, 2.4), layout="constrained")
-for ax, (name, ylabel) in zip(axes, panels.items(), strict=True):
-    for eta, part in quality.groupby("eta"):
-        ax.plot(part["seconds"], part[name], marker=".", label=f"η = {eta:g}")
-    ax.set(xlabel="CPU time per picture (s)", ylabel=ylabel)
-figure.legend(*ax.get_legend_handles_labels(), loc="outside right upper")
 
 # %% [markdown]
 # And from the fewest to the most steps:
 
 # %%
-few, many = (
-    quality.set_index(["steps", "eta"]).loc[n] for n in (counts[0], counts[-1])
-)
-plots.show(
-    figure,
-    f"Drawings of {scene_count} scenes with {', '.join(map(str, counts))} steps, "
-    "compared with the true scenes. You should see the brightness error go from "
-    f"{few['brightness'].abs().max():.0f} to {many['brightness'].abs().max():.0f} grey "
-    f"levels, the distance from {few['distance'].max():.0f} to "
-    f"{many['distance'].max():.0f}, and the detail from {few['detail'].min():.0f} % to "
-    f"{many['detail'].min():.0f} %, the worse of both η each time.",
-)
-
-# %% [markdown]
-# What does fresh noise change at the largest number of steps, and at how many steps is most of the distance gone?
-
-# %%
+few, many = (quality.set_index(["steps", "eta"]).loc[n] for n in ends)
+nearest = quality.groupby("steps")["distance"].mean().idxmin()
 nearer = "with" if many["distance"][1.0] < many["distance"][0.0] else "without"
 sharper = "with" if many["detail"][1.0] > many["detail"][0.0] else "without"
-mean = quality.groupby("steps")["distance"].mean()
-enough = mean.index[mean <= mean.min() + 0.1 * (mean.max() - mean.min())][0]
-Markdown(
-    f"At {counts[-1]} steps the picture is closer to the truth **{nearer}** fresh "
-    f"noise and has more detail **{sharper}** it. From **{enough} steps** on, at most "
-    "a tenth of what more steps can gain in distance is still to come."
+plots.show(
+    figure_of(panels),
+    f"Drawings of {scene_count} scenes with {', '.join(map(str, counts))} steps, "
+    "compared with the true scenes. You should see the detail go from "
+    f"{few['detail'].mean():.0f} % to {many['detail'].mean():.0f} %; the distance is "
+    f"least at {nearest} steps, means over both η. With {ends[1]} steps the picture is "
+    f"nearer to the truth {nearer} fresh noise, and has more detail {sharper} it.",
 )
 
 # %% [markdown]
-# The fewest steps have a handicap that can be repaired: look at the time at which they start, then at the second
+# The fewest steps have a handicap that can be removed: look at the time at which they start, then at the second
 # pitfall.
 #
 # ## Draw your own
@@ -1009,7 +989,7 @@ explore.Explorer(
 # ```python
 # single = diffusion.decode(mini, sample(plain, noise[:2], [999])[0])[0].numpy()
 # pictures, names = [layouts[0], single, truth[0]], ["layout", "one step", "truth"]
-# plots.show(gallery(pictures, names), "A single guess.")
+# show_scenes(gallery(pictures, names), "A single guess.")
 # ```
 # It is the mean of all images that fit the prompt and the layout. The light and the large areas are there; everything
 # that can vary from image to image is blurred.
@@ -1029,7 +1009,7 @@ explore.Explorer(
 #     off = np.abs(images.astype(int) - true_round_trips).mean()
 #     titles.append(f"{name}: {off:.1f} grey levels off")
 #     pictures.append(images[0])
-# plots.show(gallery(pictures, titles), "Distance to the true scenes.")
+# show_scenes(gallery(pictures, titles), "Distance to the true scenes.")
 # ```
 # It takes the same time, and what the network is told about the noise is now true. The titles say what that is worth.
 # S. Lin et al. call the two choices *leading* and *trailing*; the paper's program uses the first, and so do we.
@@ -1049,7 +1029,7 @@ explore.Explorer(
 #
 # latents, _ = sample(confused, noise, visited(num_inference_steps))
 # wrong = diffusion.decode(mini, latents)[0].numpy()
-# plots.show(gallery([wrong, truth[0]], ["confused", "true scene"]), "No error, no street.")
+# show_scenes(gallery([wrong, truth[0]], ["confused", "true scene"]), "No error, no street.")
 # ```
 # </details>
 #

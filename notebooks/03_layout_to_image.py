@@ -63,7 +63,7 @@ from zodi.domains import DOMAINS, NEGATIVE_PROMPT, PROMPT_SUFFIX, TARGETS
 from zodi.labels import CITYSCAPES
 from zodi.miniature import scenes
 from zodi.support import diagrams, explore, plots, runs
-from zodi.support.gallery import brightened, gallery
+from zodi.support.gallery import brightened, gallery, show_scenes
 
 plots.use_theme()
 start = time.perf_counter()
@@ -114,7 +114,7 @@ def redraw(
 (ours,), true = redraw(), truths[0]
 pictures = [images[0], layouts[0], ours, brightened(ours), true, brightened(true)]
 names = ["transferred", "transferred, brightened", "truth", "truth, brightened"]
-plots.show(
+show_scenes(
     gallery(pictures, ["source image", "layout", *names]),
     f"Image, layout and “{DOMAINS[domain].prompt}” go in, the second row comes out; "
     "the truth stays hidden from the model. You should see one street, three times.",
@@ -136,7 +136,8 @@ diagrams.show(
     "should see that the ControlNet reaches the UNet only through convolutions marked "
     "0, which start at zero, so that it changes nothing until it is trained. The "
     "prompt enters by cross-attention, here at the lowest level and in the middle; "
-    "Stable Diffusion 1.5 has a fourth level, and cross-attention at all but the lowest.",
+    "Stable Diffusion 1.5 has a fourth level, and cross-attention at all but the "
+    "lowest.",
 )
 
 # %% [markdown]
@@ -185,8 +186,6 @@ sizes.value_counts(sort=False).rename_axis("rows x columns").rename(
 # nevertheless; with `palette="ade20k"` both can be tried.)
 
 # %%
-recoloured = transfer.prepare_layout(layouts[0], size, "ade20k")
-ade20k = recoloured.permute(1, 2, 0).mul(255).byte().numpy()
 own, black = {"given": layouts}, {"given": [np.zeros_like(layouts[0])]}
 cases = {
     "own layout": own,
@@ -223,19 +222,18 @@ follows = {
 }
 
 # %% [markdown]
-# All of them, with the two layouts that are not the scene's own at the end:
+# The drawings from pure noise, and the other scene's layout beside what it makes of this scene's image:
 
 # %%
-pictures = [image for pair in drawn.values() for image in pair]
-titles = [f"{name}, from {x}" for name in drawn for x in ("noise", "source")]
-plots.show(
-    gallery(
-        [*pictures, layouts[1], ade20k],
-        [*titles, "the other scene's layout", "own layout, ADE20K's colours"],
-    ),
-    "Clear weather, drawn from pure noise and by stochastic inversion from the source, "
-    "with four layouts. You should see a street every time, but this one only with its "
-    "own layout. Contrast on its borders, from noise and from source: "
+against = drawn["another scene's"][1]
+pictures = [*(image for image, _ in drawn.values()), layouts[1], against]
+titles = [*drawn, "the other scene's layout", "and drawn with it, from the source"]
+show_scenes(
+    gallery(pictures, titles),
+    "Clear weather, drawn from pure noise with four layouts; below, another scene's "
+    "layout, and what stochastic inversion draws with it from this scene's image. You "
+    "should see a street every time, but this one only with its own layout. Contrast "
+    "on its borders, from noise and from source: "
     + ", ".join(f"{name} {a:.1f} and {b:.1f}" for name, (a, b) in follows.items())
     + ".",
 )  # fmt: skip
@@ -245,7 +243,6 @@ plots.show(
 # warning tells?
 
 # %%
-against = drawn["another scene's"][1]
 on_own, on_other = (border_contrast(against, x) for x in (label, other_label))
 right, wrong = follows["own layout"][1], follows["ADE20K's colours"][1]
 Markdown(
@@ -306,15 +303,13 @@ assert torch.allclose(z_t_hat, z_t + alpha[t] * (z_0 - z_0_hat), atol=1e-4)
 # %%
 half = t_enc // 2
 eps_half = predict(alpha[half] * z_0 + sigma[half] * eps, half, prompt_embeds)
-maps = [z_0, eps, 4 * (eps_half - eps), 4 * (eps_hat - eps)]
+maps = [z_0, 4 * (eps_hat - eps)]
 pictures = [(((m[0, 0] / 3).clamp(-1, 1) + 1) * 127.5).byte().numpy() for m in maps]
 share = [
     np.corrcoef((e - eps).flatten(), z_0.flatten())[0, 1] for e in (eps_half, eps_hat)
 ]
-moved = "$4 (\\hat\\epsilon - \\epsilon)$"
-names = ["latent $z_0$", "noise $\\epsilon$"]
-names += [f"{moved}, t = {half}", f"{moved}, t = {t_enc}"]
-plots.show(
+names = ["latent $z_0$", f"$4 (\\hat\\epsilon - \\epsilon)$, t = {t_enc}"]
+show_scenes(
     gallery(pictures, names),
     "First latent channel, grey is zero. You should see the street in what has moved "
     f"into the noise. Its correlation with $z_0$, over all channels: {share[0]:.2f} at "
@@ -394,7 +389,7 @@ shown = list(NAMES)[:5]
 # %%
 is_dark = truths[0].mean() < 60
 pictures = [*(by_method[method][0] for method in shown), truths[0]]
-plots.show(
+show_scenes(
     gallery(
         [brightened(image) if is_dark else image for image in pictures],
         [*(NAMES[method] for method in shown), "truth"],
@@ -402,7 +397,8 @@ plots.show(
     f"One scene on its way to {domain}, strength {strength}"
     + (", all brightened" if is_dark else "")
     + ". You should see one street in six versions: the methods differ in what they "
-    "take over from the source and in what they make up.",
+    "take over from the source and in what they make up. The photometric change keeps "
+    "all objects and lights no lamp.",
 )  # fmt: skip
 
 # %% [markdown]
@@ -413,13 +409,19 @@ plots.show(
 second = "snow" if domain != "snow" else "game"
 of_second = {method: redraw(scene_count, method, name=second) for method in shown[:4]}
 second_strength = transfer.domain_config(second, defaults=mini.defaults).strength
-second_truth = scenes.render(scene_seeds[0], second).image
-pictures = [images[0], *(result[0] for result in of_second.values()), second_truth]
-plots.show(
-    gallery(pictures, ["source", *(NAMES[method] for method in shown[:4]), "truth"]),
+houses = label == CITYSCAPES.names.index("building")
+fronts = images[0].mean(2)[houses]
+kept = {
+    NAMES[method]: np.corrcoef(fronts, results[0].mean(2)[houses])[0, 1]
+    for method, results in of_second.items()
+}
+show_scenes(
+    gallery([results[0] for results in of_second.values()], list(kept)),
     f"The same scene on its way to {second}, strength {second_strength}. You should "
-    "see the house fronts of the source in all but ControlNet only, which has never "
-    "seen them.",
+    "see how much of the house fronts is the source's. Correlation of their brightness "
+    "with the source: "
+    + ", ".join(f"{name} {value:.2f}" for name, value in kept.items())
+    + ".",
 )
 
 # %% [markdown]
@@ -489,7 +491,8 @@ Markdown(
     f"Of the four methods with diffusion, **{drawn_ones['to the truth'].idxmin()}** "
     f"comes closest to the truth, **{drawn_ones['to the source'].idxmin()}** stays "
     f"closest to the source, and **{sharp}** has the contrast on borders that is most "
-    f"like the truth's. Their distances to the truth lie {spread_of:.1f} grey levels apart."
+    f"like the truth's. Their distances to the truth lie {spread_of:.1f} grey levels "
+    "apart."
 )
 
 # %% [markdown]
@@ -511,11 +514,13 @@ redrawn = {
     for s in strengths
     for method in ("stochastic_inversion", "sdedit")
 }
-pictures = [results[0] for results in redrawn.values()]
-plots.show(
-    gallery(pictures, [f"{NAMES[method]}, {s}" for method, s in redrawn]),
-    f"One scene on its way to {domain} at three strengths, the last one this "
-    f"checkpoint's own for {domain}. You should see the source fade and {domain} come.",
+shown_here = [key for key in redrawn if key[1] != strength]
+pictures = [redrawn[key][0] for key in shown_here]
+show_scenes(
+    gallery(pictures, [f"{NAMES[method]}, {s}" for method, s in shown_here]),
+    f"One scene on its way to {domain} at two strengths below this checkpoint's own, "
+    f"{strength}, which is shown above. You should see the source fade, faster with "
+    f"SDEdit, and no {domain} yet.",
 )
 
 # %% [markdown]
@@ -565,11 +570,8 @@ published, aligned = by_method["stochastic_inversion"], redraw(scene_count, alig
 results = {"as published": published, "aligned": aligned}
 to_truth = {name: distance(result, truths) for name, result in results.items()}
 brighter = np.stack(aligned).mean() - np.stack(published).mean()
-pictures = [
-    image for pair in zip(published[:2], aligned[:2], strict=True) for image in pair
-]
-titles = [f"scene {i}, {name}" for i in (1, 2) for name in results]
-plots.show(
+pictures, titles = [published[1], aligned[1]], list(results)
+show_scenes(
     gallery([brightened(image) if is_dark else image for image in pictures], titles),
     f"Encoded at t = {t_enc} (signal {alpha[t_enc]:.3f}), denoised from t = {grid[0]} "
     f"(signal {alpha[grid[0]]:.3f}); the aligned variant encodes where the denoising "
@@ -610,13 +612,12 @@ similar = {
 # With the same noise, do the differences for *different* scenes resemble each other?
 
 # %%
-changes = [effects[name][i] for name in effects for i in (0, 1)]
-pictures = [(127.5 + 3 * d).clip(0, 255).astype(np.uint8) for d in changes]
-plots.show(
-    gallery(pictures, [f"scene {i}, “{name}”" for name in effects for i in (1, 2)]),
+pictures = [(127.5 + 3 * d).clip(0, 255).astype(np.uint8) for d in effects["paper"][:2]]
+show_scenes(
+    gallery(pictures, ["scene 1, one noise for all", "scene 2, one noise for all"]),
     "What another seed changes in two scenes, three times as strong; grey is no "
-    "change. You should see two patterns that are more alike above than below. Mean "
-    "correlation between scenes: "
+    "change. You should find spots in the same places. Mean correlation between all "
+    "scenes: "
     + ", ".join(f"{value:.2f} with noise “{name}”" for name, value in similar.items())
     + ".",
 )  # fmt: skip
@@ -693,7 +694,7 @@ explore.Explorer(
 #
 # ```python
 # pictures = [redraw(strength=s)[0] for s in (0.0, 1.0)] + by_method["controlnet_only"][:1]
-# plots.show(gallery(pictures, ["strength 0", "strength 1", "ControlNet only"]), "Extremes.")
+# show_scenes(gallery(pictures, ["strength 0", "strength 1", "ControlNet only"]), "Extremes.")
 # ```
 # Strength 0 takes no step and returns the VAE round trip. Strength 1 encodes at $t = 999$, where the miniature has no
 # signal left: $\hat\epsilon = \epsilon$, nothing of the image goes in, and the method equals *ControlNet only*, up to
@@ -714,7 +715,7 @@ explore.Explorer(
 #     for m, s in (("controlnet_only", 1.0), ("stochastic_inversion", 0.5))
 # ]
 # names = ["source", "layout", "pure noise", "strength 0.5"]
-# plots.show(gallery([images[0], edited, *pictures], names), "An empty road.")
+# show_scenes(gallery([images[0], edited, *pictures], names), "An empty road.")
 # ```
 # From pure noise the road is empty, as the layout says. From the source at strength 0.5 image and layout contradict
 # each other, and what is left of the cars shows how much the image still has to say.
@@ -731,7 +732,7 @@ explore.Explorer(
 #     config = transfer.domain_config(domain, **common, strength=s)
 #     pictures += transfer.transfer_images(mini, flipped, layouts[:1], keys[:1], config)
 # names = ["source, flipped", "layout", "strength 0.3", f"strength {strength}"]
-# plots.show(gallery([*flipped, layouts[0], *pictures], names), "Who wins?")
+# show_scenes(gallery([*flipped, layouts[0], *pictures], names), "Who wins?")
 # for s, image in zip((0.3, strength), pictures):
 #     print(s, [border_contrast(image, x) for x in (label[:, ::-1], label)])
 # ```

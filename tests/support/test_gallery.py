@@ -1,11 +1,15 @@
 """Scenes are shown large enough, and a night can be looked into."""
 
+from io import BytesIO
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from PIL import Image
 
+from zodi.support import gallery as module
 from zodi.support import plots
-from zodi.support.gallery import brightened, gallery
+from zodi.support.gallery import brightened, gallery, show_scenes
 
 SCENE = np.zeros((96, 192, 3), np.uint8)
 
@@ -36,6 +40,17 @@ def test_a_place_may_be_empty_and_the_images_keep_their_order():
 def test_an_image_without_a_title_is_refused():
     with pytest.raises(ValueError, match="found 1 titles for 2 images"):
         gallery([SCENE, SCENE], ["a"])
+
+
+def test_show_displays_an_alternative_text_and_a_caption(monkeypatch):
+    shown = []
+    monkeypatch.setattr(module, "display", shown.append)
+    show_scenes(gallery([SCENE, SCENE], ["a", "b"]), "Two *scenes*.")
+    picture, caption = shown
+    assert picture.alt == "Two *scenes*." and "Two *scenes*." in caption.data
+    with Image.open(BytesIO(picture.data)) as image:
+        assert image.format == "JPEG" and image.width >= 2 * 380
+    assert not plt.get_fignums()
 
 
 def test_brightened_lifts_the_dark_and_keeps_black_white_and_the_order_of_values():

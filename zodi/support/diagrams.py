@@ -39,6 +39,9 @@ def svg(figure: Figure, title: str) -> str:
         title: what a reader who does not see it is told.
     """
     stream = StringIO()
+    for artist in figure.findobj():
+        # Nothing lies outside, and every path would carry the name of what cuts it off.
+        artist.set_clip_on(False)
     with plt.rc_context({"svg.fonttype": "none", "svg.hashsalt": "zodi"}):
         metadata = {"Date": None, "Creator": None, "Title": title}
         figure.savefig(stream, format="svg", transparent=True, metadata=metadata)
@@ -113,7 +116,7 @@ def unet_with_controlnet() -> Figure:
     _box(ax, (copied, 122, width, 50), "copy of middle\n+ cross-attention", OTHER)
     _box(ax, (420, 122, width, 50), "middle\n+ cross-attention", NETWORK)
     _box(ax, (copied, 500, width, 34), "layout", DATA)
-    _box(ax, (down, 500, width, 34), "noisy latent $z_t$", DATA)
+    _box(ax, (down, 500, width, 34), "noisy latent", DATA)
     _box(ax, (up, 500, width, 34), "prediction", RESULT)
     _box(ax, (20, 16, 140, 44), "prompt", WORDS)
     _box(ax, (240, 16, 180, 44), "text encoder", NETWORK)
@@ -167,7 +170,7 @@ def data_way() -> Figure:
     _box(ax, (250, 340, 150, 56), "VAE: encode\nto a latent", NETWORK)
     _box(ax, (250, 254, 150, 56), "paint the classes:\nthe layout", OTHER)
     _box(ax, (250, 168, 150, 56), "noise of\nthis image", OTHER)
-    _box(ax, (480, 244, 150, 76), "add noise, then\n$n$ guided steps with\nprompt and layout", NETWORK)
+    _box(ax, (480, 244, 150, 76), "add noise, then\nguided steps with\nprompt and layout", NETWORK)
     _box(ax, (680, 254, 120, 56), "VAE: decode\nto an image", NETWORK)
     for y in (368, 282, 196):
         _arrow(ax, [(170, y), (248, y)])

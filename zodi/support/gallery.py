@@ -1,18 +1,23 @@
 """Pictures of streets in the course: large enough to see what is in them, night also as a brightened copy."""
 
 from collections.abc import Sequence
+from io import BytesIO
 
+import matplotlib.pyplot as plt
 import numpy as np
+from IPython.display import Image, Markdown, display
 from matplotlib.figure import Figure
 
 from zodi.support.plots import image_grid
 
-# With two columns a scene is 390 pixels wide at the theme's 100 dots per inch.
-_CELL = 4.05
+# A scene is 384 pixels wide at the theme's 100 dots per inch.
+_CELL = 3.94
+# Of JPEG. Enlarged scenes have no fine detail that a higher one would keep, and a notebook should open quickly.
+_QUALITY = 45
 
 
 def gallery(images: Sequence[np.ndarray | None], titles: Sequence[str], columns: int = 2) -> Figure:
-    """Scenes side by side, each at least 380 pixels wide with two columns; `zodi.support.plots.show` displays it.
+    """Scenes side by side, each at least 380 pixels wide; `show_scenes` displays it.
 
     Args:
         images: uint8 (H, W, 3), or (H, W) for grey; None leaves a place empty. Row by row.
@@ -30,6 +35,21 @@ def gallery(images: Sequence[np.ndarray | None], titles: Sequence[str], columns:
         # A scene has half as many pixels as it is shown with: smooth edges look better and take less space.
         image.set_interpolation("bicubic")
     return figure
+
+
+def show_scenes(figure: Figure, caption: str) -> None:
+    """Display a gallery with its caption below, which is also its alternative text, and close it.
+
+    Args:
+        figure: from `gallery`, perhaps with a legend.
+        caption: what is shown and what to look at. Markdown is allowed.
+    """
+    stream = BytesIO()
+    options = {"quality": _QUALITY, "optimize": True}
+    figure.savefig(stream, format="jpeg", bbox_inches="tight", facecolor="white", pil_kwargs=options)
+    plt.close(figure)
+    display(Image(stream.getvalue(), format="jpeg", alt=caption))
+    display(Markdown(f"*Figure.* {caption}"))
 
 
 def brightened(image: np.ndarray) -> np.ndarray:
