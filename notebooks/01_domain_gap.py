@@ -207,9 +207,9 @@ callback = watch
 
 
 # %% [markdown]
-# Now the training:
+# Now the training. It prints every setting that the run has, so that its log tells them:
 
-# %%
+# %% tags=["hide-output"]
 sets = experiment.training_sets(get_row(variant), root)
 trained = experiment.train_row(
     sets,

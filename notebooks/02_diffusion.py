@@ -1029,7 +1029,8 @@ explore.Explorer(
 #
 # latents, _ = sample(confused, noise, visited(num_inference_steps))
 # wrong = diffusion.decode(mini, latents)[0].numpy()
-# show_scenes(gallery([wrong, truth[0]], ["confused", "true scene"]), "No error, no street.")
+# pictures, names = [wrong, truth[0]], ["confused", "true scene"]
+# show_scenes(gallery(pictures, names), "No error, no street.")
 # ```
 # </details>
 #

@@ -693,8 +693,10 @@ explore.Explorer(
 # <details><summary>Solution</summary>
 #
 # ```python
-# pictures = [redraw(strength=s)[0] for s in (0.0, 1.0)] + by_method["controlnet_only"][:1]
-# show_scenes(gallery(pictures, ["strength 0", "strength 1", "ControlNet only"]), "Extremes.")
+# pictures = [redraw(strength=s)[0] for s in (0.0, 1.0)]
+# pictures += by_method["controlnet_only"][:1]
+# names = ["strength 0", "strength 1", "ControlNet only"]
+# show_scenes(gallery(pictures, names), "The extremes.")
 # ```
 # Strength 0 takes no step and returns the VAE round trip. Strength 1 encodes at $t = 999$, where the miniature has no
 # signal left: $\hat\epsilon = \epsilon$, nothing of the image goes in, and the method equals *ControlNet only*, up to
@@ -708,8 +710,9 @@ explore.Explorer(
 #
 # ```python
 # edited = layouts[0].copy()
+# road = CITYSCAPES.colors[CITYSCAPES.names.index("road")]
 # for name in ("car", "truck", "bus"):
-#     edited[sources[0].label == CITYSCAPES.names.index(name)] = CITYSCAPES.colors[CITYSCAPES.names.index("road")]
+#     edited[label == CITYSCAPES.names.index(name)] = road
 # pictures = [
 #     redraw(method=m, name="clear", given=[edited], strength=s)[0]
 #     for m, s in (("controlnet_only", 1.0), ("stochastic_inversion", 0.5))
