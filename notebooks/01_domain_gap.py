@@ -244,14 +244,14 @@ if not progress or progress[-1]["step"] < config.steps:
 curve = pd.DataFrame(progress)
 on_clear, half = curve["miou_clear"], (len(curve) - 1) // 2
 late, last = on_clear.iloc[-1] - on_clear.iloc[half], on_clear.diff().iloc[-2:].sum()
-verdict = "is not finished" if last > 1 else "has flattened"
+verdict = "still rises in its second half" if late > 2 else "has flattened"
 plots.show(
     plots.curve(
         curve, "step", ["miou_clear"], "optimisation step", "mIoU on clear (%)"
     ),
     "mIoU on clear test scenes during the training. You should see a curve that "
-    f"{verdict}: the second half of the training changed it by {late:+.1f} points, the "
-    f"last fifth by {last:+.1f}.",
+    f"{verdict}: that half changed it by {late:+.1f} points, the last fifth, in which "
+    f"the learning rate falls to zero, by {last:+.1f}.",
 )
 
 # %% [markdown]
@@ -388,8 +388,8 @@ Markdown(
     f"its training changed the mIoU on clear by {late:+.1f}: the loss is {times:.1f} "
     "times as large. "
     + (
-        "More of the same training would have to go on for long; the network needs "
-        "other images."
+        "So more of the same training is unlikely to make up for it; the network "
+        "needs other images."
         if times > 2
         else "So this network is not finished: train it for longer before you conclude."
     )
