@@ -81,9 +81,7 @@ network: str = "DeepLabV3Plus/tu-resnet10t"  # architecture/encoder, or hf:FOLDE
 seed: int = 0  # rules initial weights, batches and augmentation
 recipe: str = "mini"  # settings of the training: "mini", "paper" or "transformer"
 changes: dict = {"steps": 200}  # settings that differ from the recipe's
-out: str = (
-    "../results/course/runs/source_only/DeepLabV3Plus-tu-resnet10t/seed0"  # its folder
-)
+out: str = "../results/course/runs/source_only/DeepLabV3Plus-tu-resnet10t/seed0"  # its folder  # fmt: skip
 
 # %% [markdown]
 # ## Scenes and labels

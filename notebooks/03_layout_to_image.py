@@ -547,7 +547,7 @@ Markdown(
 
 # %% [markdown]
 # Why closer? It puts back what the model did not guess, daylight included. In the middle of the range the daylight and
-# the prompt contradict each other, and the colours may belong to no domain.
+# the prompt contradict each other, and the picture may look like another domain altogether.
 #
 # The paper gives each domain its own strength, found for Stable Diffusion; a checkpoint may come with others. The
 # table shows both:

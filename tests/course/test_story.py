@@ -35,8 +35,6 @@ NOT_AGAIN = (
     "From eight steps on",
     "whispers",
     "production run",
-    "an image are",
-    ' a batch"',
     "images a second",
     "evaluations an image",
     "seconds an image",
