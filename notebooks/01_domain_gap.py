@@ -243,6 +243,8 @@ curve = pd.DataFrame(progress)
 on_clear, half = curve["miou_clear"], (len(curve) - 1) // 2
 late, last = on_clear.iloc[-1] - on_clear.iloc[half], on_clear.diff().iloc[-2:].sum()
 verdict = "still rises in its second half" if late > 2 else "has flattened"
+if len(curve) < 2:
+    verdict = "is a single point, because this run was finished before"
 plots.show(
     plots.curve(
         curve, "step", ["miou_clear"], "optimisation step", "mIoU on clear (%)"
@@ -380,15 +382,13 @@ plots.show(
 # compares it with what training still changed.
 
 # %% tags=["reader"]
-times = lost[worst] / abs(late)
 Markdown(
     f"The network loses **{lost[worst]:.1f} points** in {worst}. The second half of "
-    f"its training changed the mIoU on clear by {late:+.1f}: the loss is {times:.1f} "
-    "times as large. "
+    f"its training changed the mIoU on clear by **{late:+.1f}**. "
     + (
         "So more of the same training is unlikely to make up for it; the network "
         "needs other images."
-        if times > 2
+        if lost[worst] > 2 * abs(late)
         else "So this network is not finished: train it for longer before you conclude."
     )
 )
