@@ -261,8 +261,9 @@ noised = torch.cat([add_noise(z_0[:1], noise[0][:1], t) for t in times])
 pictures = diffusion.decode(mini, noised[1:3]).numpy()
 show_scenes(
     gallery(list(pictures), [f"t = {t}" for t in times[1:3]]),
-    "Decoded latents at two times. You should see detail go first; the coarse "
-    "arrangement of light and dark is still there at the later one.",
+    "Decoded latents at two times. You should see detail go first: at the earlier "
+    "time the coarse arrangement of light and dark is left, at the later one hardly "
+    "anything that an eye can find.",
 )
 
 # %% [markdown]
@@ -436,8 +437,9 @@ guessed = list(diffusion.decode(mini, torch.cat(guesses)).numpy())
 share = [100 * detail(image) / detail(round_trips[0]) for image in guessed]
 show_scenes(
     gallery(guessed[1:3], [f"one guess, from t = {t}" for t in times[1:3]]),
-    "One guess from each of the noisy latents above. You should see more averaged away "
-    "at the later time. Detail, as a share of the image's: "
+    "One guess from each of the noisy latents above. You should see that the network "
+    "finds what the eye does not, and more averaged away at the later time. Detail, "
+    "as a share of the image's: "
     + ", ".join(f"{s:.0f} % from t = {t}" for s, t in zip(share, times, strict=True))
     + ".",
 )
