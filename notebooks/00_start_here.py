@@ -19,8 +19,8 @@
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/zodi-companion/zodi/blob/v0.1.0/notebooks/00_start_here.ipynb)
 #
 # **In one sentence.** ZoDi takes labelled photographs of sunny streets, lets a diffusion model redraw each of them at
-# night or in snow *so that its labels stay valid*, and trains a segmentation network on both. The network should then
-# cope with a domain from which it has not seen a single real image.
+# night or in snow *while its labels should stay valid*, and trains a segmentation network on both. The network should
+# then cope with a domain from which it has not seen a single real image.
 #
 # This course rebuilds the paper *Zero-Shot Domain Adaptation with Diffusion-Based Image Transfer* (Azuma, Matsui and
 # Maki, [arXiv 2403.13652](https://arxiv.org/abs/2403.13652)) step by step. It runs on a laptop, because it comes with
@@ -30,7 +30,7 @@
 # **What you will do here:** look at the result in one picture, check your machine, the weights and the data, and
 # choose your route through the course.
 #
-# **What you need:** Python and some PyTorch. No GPU, no download, no knowledge of diffusion models.
+# **Level:** introductory. **What you need:** Python and some PyTorch; no GPU, no download, no knowledge of diffusion.
 #
 # **How long it takes:** a few minutes to read, well under a minute to run on two CPU cores.
 
@@ -61,7 +61,8 @@ from zodi import datasets, diffusion, transfer
 from zodi.domains import DOMAINS, TARGETS
 from zodi.labels import CITYSCAPES
 from zodi.miniature import dataset, scenes
-from zodi.support import plots, runs
+from zodi.support import diagrams, plots, runs
+from zodi.support.gallery import brightened, gallery, show_scenes
 
 plots.use_theme()
 start = time.perf_counter()
@@ -71,12 +72,24 @@ start = time.perf_counter()
 # notebook runs on its own.
 
 # %% tags=["parameters"]
-data: str = "../results/course/data"  # folder of the data set; rendered there when it is missing
+data: str = "../results/course/data"  # data set; rendered there when it is missing
 model: str = "mini"  # diffusion model: "mini", a local folder or a hub id
 domain: str = "night"  # target domain of the picture
 scene_seed: int = 200_003  # number of the scene in the picture
 num_inference_steps: int = 12  # denoising steps on the full schedule
 out: str = "../results/course/start"  # folder of this notebook's results
+
+# %% [markdown]
+# ## The method in one picture
+#
+# ZoDi has three parts, and so has this course. The diagram names what goes into each part and what comes out of it.
+
+# %%
+diagrams.show(
+    diagrams.method(),
+    "Transfer (02 to 04), adaptation (05) and estimation (06). You should see that "
+    "real images of the source domain go in everywhere, and none of the target domain.",
+)
 
 # %% [markdown]
 # ## The result in one picture
@@ -95,34 +108,66 @@ truth = {name: scenes.render(scene_seed, name).image for name in TARGETS}
 
 # %%
 mini = diffusion.load(model)
+steps = {"defaults": mini.defaults, "num_inference_steps": num_inference_steps}
+inputs = [source.image], [layout], [str(scene_seed)]
 transferred = {}
 for name in TARGETS:
-    config = transfer.domain_config(name, defaults=mini.defaults, num_inference_steps=num_inference_steps)
-    (transferred[name],) = transfer.transfer_images(mini, [source.image], [layout], [str(scene_seed)], config)
+    config = transfer.domain_config(name, **steps)
+    (transferred[name],) = transfer.transfer_images(mini, *inputs, config)
 
 # %% [markdown]
-# Ask two questions of the picture. Is everything still where it was? Does it look like the domain?
+# Ask two questions of the picture. Is everything still where it was? Does it look like the domain? Here the truth is
+# known, so that we can also ask which classes come out least like it.
 
 # %%
-figure = plots.image_grid(
-    [[source.image, layout, transferred[domain], truth[domain]]],
-    ["source (clear)", "layout", f"transferred to {domain}", f"truth ({domain})"],
+ours, true = transferred[domain], truth[domain]
+apart = np.abs(ours.astype(int) - true).mean(-1)
+by_class = {
+    name: apart[source.label == i].mean()
+    for i, name in enumerate(CITYSCAPES.names)
+    if (source.label == i).sum() >= 20
+}
+worst = sorted(by_class, key=by_class.get)[:-4:-1]
+
+# %% [markdown]
+# A screen shows little of a dark image, so both images of the target domain stand beside a brightened copy.
+
+# %%
+figure = gallery(
+    [source.image, layout, ours, brightened(ours), true, brightened(true)],
+    [
+        *("source (clear)", "layout"),
+        *(f"transferred to {domain}", "the same, brightened"),
+        *(f"truth ({domain})", "the same, brightened"),
+    ],
 )
 plots.label_legend(figure, [source.label], CITYSCAPES)
-plots.show(
+show_scenes(
     figure,
-    f"One scene: its clear image and layout go in, the third image comes out of “{DOMAINS[domain].prompt}”. "
-    "The renderer's true image on the right is only there to compare with.",
+    f"The clear image, the layout and “{DOMAINS[domain].prompt}” go in, the second row "
+    "comes out; the truth is only there to compare with. You should see that road, "
+    "houses, trees and cars stay where the layout has them. What is small melts away, "
+    "and what the layout does not name, such as windows and markings, is drawn anew or "
+    f"lost. Least like the truth: {', '.join(worst)}.",
 )
 
 # %% [markdown]
-# The same scene in the paper's five target domains: the model's images above, the renderer's true images below.
+# The same scene in the paper's five target domains: the model's images on the left, the renderer's true images on the
+# right.
 
 # %%
-rows = [[transferred[name] for name in TARGETS], [truth[name] for name in TARGETS]]
-plots.show(
-    plots.image_grid(rows, TARGETS, ["transferred", "truth"]),
-    "The scene in the paper's five target domains: the miniature's transfer above, the renderer's truth below.",
+distance = {
+    name: np.abs(transferred[name].astype(int) - truth[name]).mean() for name in TARGETS
+}
+nearest, farthest = min(distance, key=distance.get), max(distance, key=distance.get)
+titles = [title for name in TARGETS for title in (f"transferred to {name}", "truth")]
+pairs = [image for name in TARGETS for image in (transferred[name], truth[name])]
+show_scenes(
+    gallery(pairs, titles),
+    "One scene, five sentences. You should see five kinds of weather over one street, "
+    "softer than the truth. Closest to the truth, in grey levels per pixel, is "
+    f"{nearest} ({distance[nearest]:.0f} of 255), farthest from it {farthest} "
+    f"({distance[farthest]:.0f}).",
 )
 
 # %% [markdown]
@@ -134,7 +179,8 @@ plots.show(
 # %% tags=["machine"]
 environment = runs.environment()
 packages = environment.pop("packages")
-pd.Series(environment | packages, name="this machine").to_frame()
+known = {name: value for name, value in environment.items() if value is not None}
+pd.Series(known | packages, name="this machine").to_frame()
 
 # %% [markdown]
 # **The weights.** A latent diffusion model is a set of networks that can be loaded and saved one by one. Stable
@@ -149,19 +195,23 @@ diffusion.describe(mini)
 
 # %%
 root = dataset.prepare(data, domains=("night", "snow"))
-info = datasets.dataset_info(root)
-counts = {f"test/{name}": len(datasets.open_split(root, f"test/{name}")) for name in info["domains"]}
-pd.Series({"train": len(datasets.open_split(root, "train"))} | counts, name="images").to_frame()
+domains = datasets.dataset_info(root)["domains"]
+splits = ["train", *(f"test/{name}" for name in domains)]
+counts = {name: len(datasets.open_split(root, name)) for name in splits}
+pd.Series(counts, name="images").to_frame()
 
 # %% [markdown]
 # **Other people's data sets and weights.** The miniature needs none. The course looks for real photographs and Stable
-# Diffusion in the repository's folder `data/`; `make data` prints the same table and says what to do next.
+# Diffusion in the repository's folder `data/`; `make data` prints this table and says what to do next.
 
 # %%
 script = Path("../data_scripts/status.py")
 if script.exists():
     command = [sys.executable, str(script), "--root", "../data"]
-    print(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    # `make data` also prints what to type next.
+    width = text.index("next")
+    print("\n".join(line[:width].rstrip() for line in text.splitlines()))
 
 # %% [markdown]
 # ## The map of the course
@@ -198,8 +248,8 @@ if script.exists():
 #
 # Read 01 to 10 in this order, and the appendix whenever you wonder about the miniature, the GPU or the numbers. `make
 # reproduce` runs the experiments and ends with the table. With Stable Diffusion and real photographs the experiments
-# need other parameters, not other code. (02 and 03 calculate by hand with the velocity that the miniature predicts;
-# Stable Diffusion 1.5 predicts the noise.)
+# need other parameters, not other code. This holds for 02 and 03 too, which read from the checkpoint whether its
+# network predicts the noise, as Stable Diffusion 1.5 does, or the velocity, as the miniature does.
 
 # %% [markdown]
 # ## Words
@@ -242,19 +292,22 @@ if script.exists():
 #
 # Walls, roads and cars stay in place. Thin poles, traffic signs and distant pedestrians suffer most: the model works
 # on latents a quarter as wide as the image, where a pole is less than one cell wide. The layout still says that the
-# pole is there, and 03 shows how closely the ControlNet follows it. </details>
+# pole is there, and 03 shows how closely the ControlNet follows it.
+# </details>
 #
 # **2.** Before you run it: what happens to the night image when you give the *snow* prompt with night's strength?
 #
 # <details><summary>Solution</summary>
 #
 # ```python
-# config = transfer.domain_config("snow", defaults=mini.defaults, strength=DOMAINS["night"].strength)
-# (image,) = transfer.transfer_images(mini, [source.image], [layout], ["0"], config)
-# plots.show(plots.image_grid([[image]], width=4), "Snow at strength 0.90.")
+# strength = transfer.domain_config("night", **steps).strength
+# config = transfer.domain_config("snow", **steps, strength=strength)
+# (image,) = transfer.transfer_images(mini, *inputs, config)
+# names = ["snow at its own strength", f"snow at night's, {strength}"]
+# show_scenes(gallery([transferred["snow"], image], names), "The prompt decides.")
 # ```
 # You get snow, not night: the prompt decides the domain. The strength decides how much of the source's colours and
-# shapes may be replaced, so the street stays the same but its houses change colour.
+# shapes may be replaced: the layout still holds the street in place, but less of its houses comes from the source.
 # </details>
 
 # %% [markdown]
@@ -265,9 +318,9 @@ if script.exists():
 # the transferred images and the truth.
 
 # %%
-distance = {name: float(np.abs(transferred[name].astype(int) - truth[name]).mean()) for name in TARGETS}
 metrics = {"scene_seed": scene_seed, "mean_absolute_difference_to_truth": distance}
-settings = {"data": data, "model": model, "domain": domain, "num_inference_steps": num_inference_steps}
+settings = {"data": data, "model": model, "domain": domain}
+settings["num_inference_steps"] = num_inference_steps
 _ = runs.save_metrics(out, "start", settings, metrics, time.perf_counter() - start)
 
 # %% [markdown]

@@ -22,10 +22,10 @@
 # is left when the same streets are seen at night or in snow.
 #
 # **What you will learn:** what semantic segmentation predicts · the mean intersection over union (mIoU), by hand ·
-# training a small network on a CPU and *checking whether it has converged* · measuring the gap, in total and class by
-# class.
+# training a small network on a CPU and *asking its learning curve whether it is finished* · measuring the gap, in total
+# and class by class.
 #
-# **What you need:** some PyTorch. [00 Start here](00_start_here.ipynb) checks your machine.
+# **Level:** introductory. **What you need:** some PyTorch; [00 Start here](00_start_here.ipynb) checks your machine.
 #
 # **How long it takes:** half an hour to read, a few minutes to run on two CPU cores.
 
@@ -62,9 +62,12 @@ start = time.perf_counter()
 # %% tags=["reader"]
 import numpy as np
 import pandas as pd
+import seaborn as sns
+from IPython.display import Markdown
 
 from zodi.labels import IGNORE_INDEX
 from zodi.support import plots
+from zodi.support.gallery import brightened, gallery, show_scenes
 
 plots.use_theme()
 
@@ -72,13 +75,13 @@ plots.use_theme()
 # The parameters. `make reproduce` fills in other values; with these, the notebook runs on its own.
 
 # %% tags=["parameters"]
-data: str = "../results/course/data"  # folder of the data set; rendered there when it is missing
-variant: str = "source_only"  # row of the table that is for no domain: "source_only_long", "weather", ...
-network: str = "DeepLabV3Plus/tu-resnet10t"  # architecture/encoder, or hf:FOLDER; see segmentation.build_network
+data: str = "../results/course/data"  # data set; rendered there when it is missing
+variant: str = "source_only"  # row for no domain: "source_only_long", "weather", ...
+network: str = "DeepLabV3Plus/tu-resnet10t"  # architecture/encoder, or hf:FOLDER
 seed: int = 0  # rules initial weights, batches and augmentation
 recipe: str = "mini"  # settings of the training: "mini", "paper" or "transformer"
-changes: dict = {"steps": 200}  # settings of the recipe that shall have other values
-out: str = "../results/course/runs/source_only/DeepLabV3Plus-tu-resnet10t/seed0"  # folder of this run
+changes: dict = {"steps": 200}  # settings that differ from the recipe's
+out: str = "../results/course/runs/source_only/DeepLabV3Plus-tu-resnet10t/seed0"  # its folder  # fmt: skip
 
 # %% [markdown]
 # ## Scenes and labels
@@ -97,28 +100,44 @@ test = {name: datasets.open_split(root, f"test/{name}") for name in info["domain
 # How many images are there?
 
 # %% tags=["reader"]
-pd.Series(
-    {"train": len(train)} | {f"test/{name}": len(split) for name, split in test.items()}, name="images"
-).to_frame()
+splits = {"train": train} | {f"test/{name}": split for name, split in test.items()}
+counts = {name: len(split) for name, split in splits.items()}
+pd.Series(counts, name="images").to_frame()
 
 # %% [markdown]
-# One test scene from each domain. Colours stand for classes.
+# One test scene from each domain. Colours stand for classes. A dark image stands beside a brightened copy of itself.
 
 # %% tags=["reader"]
-rows = [[sample.image, label_set.colorize(sample.label)] for split in test.values() for sample in [split[0]]]
-figure = plots.image_grid(rows, ["image", "label map"], list(test), width=5.5)
-plots.label_legend(figure, [split[0].label for split in test.values()], label_set)
-plots.show(figure, "The first test scene of every domain with its label map, in the colours of Cityscapes.")
+first = {name: split[0] for name, split in test.items()}
+images, titles = [], []
+for name, sample in first.items():
+    is_dark = sample.image.mean() < 60
+    layout = label_set.colorize(sample.label)
+    images += [sample.image, brightened(sample.image) if is_dark else layout]
+    titles += [name, "the same, brightened" if is_dark else f"label map of {name}"]
+figure = gallery(images, titles)
+plots.label_legend(figure, [sample.label for sample in first.values()], label_set)
+show_scenes(
+    figure,
+    "The first test scene of every domain, label maps in the colours of Cityscapes. "
+    "You should see the same classes everywhere, in another light.",
+)
 
 # %% [markdown]
 # The classes are far from equally common. A network that knows road, buildings and sky already gets most *pixels*
 # right, so we do not count correct pixels.
 
 # %% tags=["reader"]
-counts = np.bincount(np.concatenate([train[i].label.ravel() for i in range(len(train))]), minlength=256)
-share = pd.DataFrame({"share": 100 * counts[: label_set.num_classes] / counts[: label_set.num_classes].sum()})
-share.index = label_set.names
-plots.show(plots.class_bars(share, "share of the training pixels (%)"), "How common the classes are in training.")
+pixels = np.concatenate([train[i].label.ravel() for i in range(len(train))])
+counts = np.bincount(pixels, minlength=256)[: label_set.num_classes]
+share = pd.DataFrame({"share": 100 * counts / counts.sum()}, index=label_set.names)
+common, rare = share["share"].nlargest(3), int((share["share"] < 1).sum())
+plots.show(
+    plots.class_bars(share, "share of the training pixels (%)"),
+    "How common the classes are. You should see three that fill "
+    f"{common.sum():.0f} % of the pixels ({', '.join(common.index)}) and {rare} of "
+    f"{len(share)} with less than 1 % each.",
+)
 
 # %% [markdown]
 # ## mIoU by hand
@@ -129,12 +148,13 @@ plots.show(plots.class_bars(share, "share of the training pixels (%)"), "How com
 # $$ C_{ij} = \#\{\text{pixels of class } i \text{ that were called } j\} . $$
 
 # %% tags=["reader"]
-truth = np.array([[0, 0, 0, 1], [0, 0, 1, 1], [0, 0, 1, 1], [0, 0, 0, IGNORE_INDEX]], np.uint8)
-prediction = np.array([[0, 0, 0, 0], [0, 0, 1, 1], [0, 1, 1, 1], [0, 0, 0, 1]], np.uint8)
-valid = truth != IGNORE_INDEX
-confusion = np.zeros((2, 2), int)
-np.add.at(confusion, (truth[valid], prediction[valid]), 1)
-pd.DataFrame(confusion, ["truth 0", "truth 1"], ["called 0", "called 1"])
+void = IGNORE_INDEX
+truth = np.array([[0, 0, 0, 1], [0, 0, 1, 1], [0, 0, 1, 1], [0, 0, 0, void]], np.uint8)
+called = np.array([[0, 0, 0, 0], [0, 0, 1, 1], [0, 1, 1, 1], [0, 0, 0, 1]], np.uint8)
+valid = truth != void
+C = np.zeros((2, 2), int)
+np.add.at(C, (truth[valid], called[valid]), 1)
+pd.DataFrame(C, ["truth 0", "truth 1"], ["called 0", "called 1"])
 
 # %% [markdown]
 # The **intersection over union** of a class is its number of correct pixels divided by the number of pixels that
@@ -146,11 +166,11 @@ pd.DataFrame(confusion, ["truth 0", "truth 1"], ["called 0", "called 1"])
 # Count with a pencil first. How many pixels of class 1 are correct, how many are missed, and how many are false?
 
 # %% tags=["nbval-check-output", "reader"]
-correct = np.diag(confusion)
-iou = correct / (confusion.sum(1) + confusion.sum(0) - correct)
-assert np.allclose(iou, evaluation.iou(confusion), equal_nan=True)
+correct = np.diag(C)
+iou = correct / (C.sum(1) + C.sum(0) - correct)
+assert np.allclose(iou, evaluation.iou(C), equal_nan=True)
 accuracy = correct.sum() / valid.sum()
-f"IoU of the classes: {iou[0]:.3f} and {iou[1]:.3f}, mIoU: {iou.mean():.3f}, pixels right: {accuracy:.3f}"
+f"IoU {iou[0]:.3f} and {iou[1]:.3f}, mIoU {iou.mean():.3f}, pixels right {accuracy:.3f}"
 
 # %% [markdown]
 # ## Training on clear weather
@@ -161,8 +181,8 @@ f"IoU of the classes: {iou[0]:.3f} and {iou[1]:.3f}, mIoU: {iou.mean():.3f}, pix
 # $$ \text{CE} = -\frac{1}{N} \sum_n \log \operatorname{softmax}(\text{logits}_n)_{y_n} . $$
 #
 # Encoder and decoder start from weights pretrained on other clear scenes, as the paper's encoder starts from
-# ImageNet; the last layer is new. One number has to be watched: the mIoU on clear *test* scenes. Once it no longer
-# rises, the network has converged, and failures at night cannot be blamed on a lack of training.
+# ImageNet; the last layer is new. One number has to be watched: the mIoU on clear *test* scenes. As long as it rises,
+# a failure at night might be a lack of training; once it no longer does, it is not.
 
 # %%
 config = adaptation.recipe(recipe, variant, network=network, seed=seed, **changes)
@@ -177,41 +197,61 @@ progress, callback = [], None
 def watch(step, model):
     """The mIoU on clear, every tenth of the training."""
     if step % max(1, config.steps // 10) == 0 or step == config.steps:
-        miou = evaluation.evaluate(model, test["clear"], label_set, batch_size=10)["miou"]
-        progress.append({"step": step, "miou_clear": miou})
+        score = evaluation.evaluate(model, test["clear"], label_set, batch_size=10)
+        progress.append({"step": step, "miou_clear": score["miou"]})
 
 
 callback = watch
 
 
 # %% [markdown]
-# Now the training:
+# Now the training. It prints every setting that the run has, so that its log tells them:
 
-# %%
+# %% tags=["hide-output"]
 sets = experiment.training_sets(get_row(variant), root)
-trained = experiment.train_row(sets, config, out, callback=callback, device=device, workers=runs.worker_count(device))
+trained = experiment.train_row(
+    sets,
+    config,
+    out,
+    callback=callback,
+    device=device,
+    workers=runs.worker_count(device),
+)
 model, history = trained.network, trained.history
 
 # %% [markdown]
-# The loss falls and flattens.
+# What does the loss do?
 
 # %% tags=["reader"]
+tenth = max(1, len(history) // 10)
+begin, end = history["loss"].iloc[:tenth].mean(), history["loss"].iloc[-tenth:].mean()
 plots.show(
-    plots.training_curves(history), "Cross-entropy on the training batches; grey: each step, blue: running mean."
+    plots.training_curves(history[["step", "loss"]]),
+    "Cross-entropy on the training batches; grey: each step, blue: running mean. You "
+    f"should see it go from {begin:.2f}, the mean of the first tenth of the training, "
+    f"to {end:.2f}, that of the last.",
 )
 
 # %% [markdown]
 # And the mIoU on clear test scenes? If the curve still climbed steeply at its right end, every later comparison would
-# compare unfinished networks. The caption says how much the second half of the training still changed.
+# compare unfinished networks.
 
 # %% tags=["reader"]
 if not progress or progress[-1]["step"] < config.steps:
     watch(config.steps, model)
 curve = pd.DataFrame(progress)
-late = curve["miou_clear"].iloc[-1] - curve["miou_clear"].iloc[len(curve) // 2]
+on_clear, half = curve["miou_clear"], (len(curve) - 1) // 2
+late, last = on_clear.iloc[-1] - on_clear.iloc[half], on_clear.diff().iloc[-2:].sum()
+verdict = "still rises in its second half" if late > 2 else "has flattened"
+if len(curve) < 2:
+    verdict = "is a single point, because this run was finished before"
 plots.show(
-    plots.curve(curve, "step", ["miou_clear"], "optimisation step", "mIoU on clear test scenes (%)"),
-    f"Convergence on clear. The second half of the training has changed the mIoU by {late:+.1f} points.",
+    plots.curve(
+        curve, "step", ["miou_clear"], "optimisation step", "mIoU on clear (%)"
+    ),
+    "mIoU on clear test scenes during the training. You should see a curve that "
+    f"{verdict}: that half changed it by {late:+.1f} points, the last fifth, in which "
+    f"the learning rate falls to zero, by {last:+.1f}.",
 )
 
 # %% [markdown]
@@ -220,7 +260,10 @@ plots.show(
 # Now the same network, unchanged, on all test domains.
 
 # %%
-scores = {name: evaluation.evaluate(model, split, label_set, batch_size=10) for name, split in test.items()}
+scores = {
+    name: evaluation.evaluate(model, split, label_set, batch_size=10)
+    for name, split in test.items()
+}
 
 # %% [markdown]
 # As a figure:
@@ -231,28 +274,52 @@ lost = {name: miou["clear"] - value for name, value in miou.items() if name != "
 worst = max(lost, key=lost.get)
 plots.show(
     plots.domain_bars(miou),
-    f"mIoU of a network that was trained on clear only. It loses most in {worst}: {lost[worst]:.1f} points.",
+    "mIoU of the network, which was trained on clear only. You should see it lose in "
+    f"every other domain, most in {worst}: {lost[worst]:.1f} points."
+    if min(lost.values()) > 0
+    else f"mIoU of the network. It loses most in {worst}: {lost[worst]:.1f} points.",
 )
 
 # %% [markdown]
-# What do the wrong pixels look like? Compare each prediction with the truth beside it.
+# What do the wrong pixels look like? Compare each prediction with the truth beside it. The images are those of the
+# first figure.
 
 # %% tags=["reader"]
-samples = [split[0] for split in test.values()]
-predictions = [evaluation.predict(model, sample.image) for sample in samples]
-figure = plots.prediction_grid(
-    [s.image for s in samples], [s.label for s in samples], {"prediction": predictions}, label_set, list(test)
-)
-plots.show(figure, "The first test scene of every domain, its truth, and what the network trained on clear predicts.")
+predictions = {name: evaluation.predict(model, s.image) for name, s in first.items()}
+labels = [label for name, s in first.items() for label in (s.label, predictions[name])]
+right = {
+    name: 100 * (predictions[name] == s.label)[s.label != void].mean()
+    for name, s in first.items()
+}
+titles = [f"{name}, {what}" for name in first for what in ("truth", "prediction")]
+figure = gallery([label_set.colorize(label) for label in labels], titles)
+plots.label_legend(figure, labels, label_set)
+show_scenes(
+    figure,
+    "Truth and prediction in the first test scene of every domain. You should see the "
+    "street dissolve away from clear. Pixels right: "
+    + ", ".join(f"{name} {value:.0f} %" for name, value in right.items()) + ".",
+)  # fmt: skip
 
 # %% [markdown]
 # Class by class: which ones does the network still find, and which are lost first?
 
 # %% tags=["reader"]
-classes = pd.DataFrame({name: score["iou"] for name, score in scores.items()}, dtype=float).dropna(how="all")
+ious = {name: score["iou"] for name, score in scores.items()}
+classes = pd.DataFrame(ious, dtype=float).dropna(how="all")[["clear", worst]]
+figure = plots.class_bars(classes, "IoU (%)")
+ax = figure.axes[0]
+for bars in ax.containers:
+    color = plots.DOMAIN_COLORS[bars.get_label()]
+    for bar in bars:
+        bar.set_color(color)
+sns.move_legend(ax, "center left", bbox_to_anchor=(1, 0.5), title=None)
+gone = classes.index[(classes["clear"] >= 20) & (classes[worst] < classes["clear"] / 4)]
 plots.show(
-    plots.class_bars(classes[["clear", worst]], "IoU (%)"),
-    f"IoU of every class that occurs in the test scenes, on clear and on {worst}.",
+    figure,
+    f"IoU of every class in the test scenes, on clear and on {worst}. You should see "
+    f"{len(gone)} classes that keep less than a quarter of 20 % or more: "
+    f"{', '.join(gone) or 'none'}.",
 )
 
 # %% [markdown]
@@ -269,7 +336,7 @@ plots.show(
 # %% [markdown]
 # ## Try it
 #
-# **1. Predict:** in the 4x4 example, predict class 0 for the whole picture. What are the pixel accuracy and the mIoU?
+# **1. Predict:** in the 4x4 example, call every pixel class 0. What are the pixel accuracy and the mIoU?
 #
 # <details><summary>Solution</summary>
 #
@@ -296,28 +363,51 @@ plots.show(
 # <details><summary>Solution</summary>
 #
 # ```python
-# sample = test["clear"][0]
-# for factor in (1.0, 0.6, 0.4, 0.2, 0.1):
+# sample, dark = test["clear"][0], test[worst][0]
+# as_dark = dark.image.mean() / sample.image.mean()
+# for factor in (1.0, 0.6, 0.4, 0.2, as_dark):
 #     label = evaluation.predict(model, (sample.image * factor).astype(np.uint8))
-#     print(factor, (label == sample.label).mean())
+#     print(f"{factor:.2f}: {(label == sample.label).mean():.2f} of the pixels right")
+# label = evaluation.predict(model, dark.image)
+# print(f"{worst}: {(label == dark.label).mean():.2f} of the pixels right")
 # ```
-# Darkness alone explains only part of the gap; lights, noise and missing colour account for the rest.
+# The last factor makes the clear image as dark as the other one. What is right at that factor, and not in the last
+# line, is not lost to darkness but to lights, noise and missing colour.
 # </details>
 
 # %% [markdown]
 # ## Recap
 #
-# We can now measure: one confusion matrix, one IoU per class, one mean. The network has learnt clear weather and
-# fails at night. It still gained on clear in the second half of its training, but the loss at night is several times
-# larger than that gain. More of the same training is therefore unlikely to close the gap; the network needs other
-# images.
+# We can now measure: one confusion matrix, one IoU per class, one mean. Is the loss a lack of training? The next cell
+# compares it with what training still changed.
+
+# %% tags=["reader"]
+Markdown(
+    f"The network loses **{lost[worst]:.1f} points** in {worst}. The second half of "
+    f"its training changed the mIoU on clear by **{late:+.1f}**. "
+    + (
+        "So more of the same training is unlikely to make up for it; the network "
+        "needs other images."
+        if lost[worst] > 2 * abs(late)
+        else "So this network is not finished: train it for longer before you conclude."
+    )
+)
+
+# %% [markdown]
+# What the course needs later is written to the run's folder:
 
 # %%
 metrics = trained.record | {"convergence": progress} | evaluation.by_domain(scores)
 segmentation.save_network(model, f"{out}/network")
 for name, split in test.items():
     evaluation.write_predictions(model, split, f"{out}/predictions/{name}")
-_ = runs.save_metrics(out, "source_only", {"data": data, "config": config}, metrics, time.perf_counter() - start)
+_ = runs.save_metrics(
+    out,
+    "source_only",
+    {"data": data, "config": config},
+    metrics,
+    time.perf_counter() - start,
+)
 
 # %% [markdown]
 # **Next:** [02 Diffusion in one hour](02_diffusion.ipynb): how a network draws images out of noise.

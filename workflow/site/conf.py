@@ -85,8 +85,11 @@ def prepare_notebook(app: Sphinx, docname: str, source: list[str]) -> None:
         for output in cell.get("outputs", []):
             data = output.get("data", {})
             for kind, details in output.get("metadata", {}).items():
-                if kind in ("image/png", "image/jpeg") and details.get("alt"):
-                    ALT_TEXTS[sha256(b64decode("".join(data[kind]))).hexdigest()] = details["alt"]
+                if kind.startswith("image/") and details.get("alt"):
+                    content = "".join(data[kind])
+                    is_svg = kind == "image/svg+xml"
+                    picture = "\n".join(content.splitlines()).encode() if is_svg else b64decode(content)
+                    ALT_TEXTS[sha256(picture).hexdigest()] = details["alt"]
             if data.pop(WIDGET, None) and not any(kind in data for kind in SHOWN):
                 output["data"] = {"text/markdown": "*An interactive control, which works when the notebook runs.*"}
     source[0] = json.dumps(notebook)
