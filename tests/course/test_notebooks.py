@@ -25,6 +25,7 @@ COURSE = [
     "08_real_photographs",
     "09_bring_your_own_domain",
     "10_generators_and_networks",
+    "11_stable_diffusion",
     "A1_how_the_miniature_was_made",
     "A2_paper_scale",
     "A3_tables",
