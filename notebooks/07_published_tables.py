@@ -275,7 +275,7 @@ explore.Explorer(
         "against": menu("against", rules, "last"),
         "network": menu("network", names, "all"),
     },
-    "Selection-rule explorer: what one rule of epoch choice reports more than another, for every published log.",
+    "Selection-rule explorer: what one rule reports more than another, log by log.",
 )
 
 # %% [markdown]

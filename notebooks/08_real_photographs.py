@@ -209,6 +209,10 @@ def in_seeds(row: str) -> str:
     return f"{seeds} ({line['mean']:+.1f} points)"
 
 
+# %% [markdown]
+# The verdict:
+
+# %%
 verdict = f"With the similarity term the change helps in {in_seeds(ours)}"
 if len(similarity):
     both = gains.set_index("variant").loc[[ours, without]]
@@ -377,6 +381,9 @@ recap = (
     f"- As *test* images: the estimate {follows} the truth (r = {r:.2f})."
 )
 display(Markdown(recap))
+
+# %% [markdown]
+# The results file, as at the end of every notebook:
 
 # %%
 metrics = {"scores": scores.reset_index().to_dict("records")}

@@ -29,6 +29,7 @@ COURSE = [
     "A1_how_the_miniature_was_made",
     "A2_paper_scale",
     "A3_tables",
+    "A4_accounting",
 ]
 SMOKE_PARAMETERS = yaml.safe_load((ROOT / "tests" / "course" / "smoke_parameters.yaml").read_text(encoding="utf-8"))
 MACHINE_PATH = re.compile(
