@@ -344,7 +344,8 @@ plots.show(
 #
 # ```python
 # table = cells.pivot(index=["network", "rule"], columns="domain", values="mean")
-# table.loc[("DeepLabv3+-resnet50", "best_target")] - table.loc[("DeepLabv3+-resnet101", "last")]
+# small = table.loc[(R50, "best_target")]
+# small - table.loc[("DeepLabv3+-resnet101", "last")]
 # ```
 # Where the difference is positive, the smaller network "wins" by the rule alone.
 # </details>
@@ -355,7 +356,8 @@ plots.show(
 # <details><summary>Solution</summary>
 #
 # ```python
-# logs.groupby(["domain", "network"])["best_target"].max() - logs.groupby(["domain", "network"])["last"].mean()
+# groups = logs.groupby(["domain", "network"])
+# groups["best_target"].max() - groups["last"].mean()
 # ```
 # The effects of the two oracles add up.
 # </details>

@@ -93,7 +93,7 @@ out: str = "../results/course/photographs"  # folder of this notebook's results
 # same town, and streets that continue around the corner. Keep this in mind for every comparison with it.
 #
 # ```bash
-# python data_scripts/camvid.py --root data/CamVid download     # no registration, about 180 MB
+# python data_scripts/camvid.py --root data/CamVid download  # no registration, about 180 MB
 # python data_scripts/camvid.py --root data/CamVid extract
 # python data_scripts/camvid.py --root data/CamVid check
 # make reproduce PROFILE=camvid DATA=data/CamVid

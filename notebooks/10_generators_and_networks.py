@@ -498,7 +498,8 @@ Markdown(
 #
 # Below 1/40: the last int(strength * steps) steps are taken, and here that number is zero.
 # ```python
-# print(sampling.visited_timesteps(0.02, 40, schedule), sampling.visited_timesteps(0.03, 40, schedule))
+# for low in (0.02, 0.03):
+#     print(low, sampling.visited_timesteps(low, 40, schedule))
 # ```
 # </details>
 #
@@ -511,7 +512,8 @@ Markdown(
 # CENTRES["night"] = [[-2.0, 0.2], [2.0, 0.2]]
 # noise = [normal(generator) for _ in range(41)]
 # visited = sampling.visited_timesteps(0.3, 40, schedule)
-# sampler = sampling.Sampler(exact_velocity("night"), exact_velocity("night"), schedule, visited, visited[0], noise)
+# both = (exact_velocity("night"), exact_velocity("night"))
+# sampler = sampling.Sampler(*both, schedule, visited, visited[0], noise)
 # print(sampling.stochastic_inversion(sampler, source)[:, 1].mean())
 # ```
 # </details>

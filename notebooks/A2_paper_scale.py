@@ -99,15 +99,20 @@ import weights
 # In this order. Every command can be stopped and typed again; it goes on where it was.
 #
 # ```bash
-# .venv/bin/python data_scripts/paper.py instructions           # where to get Cityscapes, ACDC, GTA5
-# .venv/bin/python data_scripts/paper.py --root DATA check      # are they whole?
-# .venv/bin/python data_scripts/weights.py download             # Stable Diffusion, ControlNet, ResNets
-# make bench                                                    # the speed of your card, in minutes
-# make reproduce PROFILE=paper-smoke                            # every stage, with every size cut
-# make reproduce PROFILE=paper DATA=DATA DRY_RUN=1              # the plan, and what is missing
-# make reproduce PROFILE=paper DATA=DATA                        # the experiment, on this machine
-# make reproduce PROFILE=paper DATA=DATA CLUSTER=slurm          # the same on a cluster
-# make reproduce PROFILE=ablations DATA=DATA CLUSTER=slurm      # one row per deliberate difference
+# # where to get Cityscapes, ACDC and GTA5, and whether they are whole
+# .venv/bin/python data_scripts/paper.py instructions
+# .venv/bin/python data_scripts/paper.py --root DATA check
+# # Stable Diffusion, ControlNet, ResNets
+# .venv/bin/python data_scripts/weights.py download
+# # the speed of your card, in minutes; every stage, with every size cut
+# make bench
+# make reproduce PROFILE=paper-smoke
+# # the plan, and what is missing
+# make reproduce PROFILE=paper DATA=DATA DRY_RUN=1
+# # the experiment, on this machine or on a cluster; then one row per deliberate difference
+# make reproduce PROFILE=paper DATA=DATA
+# make reproduce PROFILE=paper DATA=DATA CLUSTER=slurm
+# make reproduce PROFILE=ablations DATA=DATA CLUSTER=slurm
 # ```
 #
 # The tables appear in `results/paper/tables`, next to the published figures.
@@ -240,7 +245,8 @@ needs = pd.DataFrame({
 each = 1 / speed["images_per_second"] / 3600
 needs.loc["transfer of one image"] = each, images * each, speed["peak_memory_gb"]
 needs.loc["together"] = None, needs["hours of all"].sum(), needs.iloc[:, 2].max()
-needs.rename_axis(index="ZoDi training with").round(4)
+needs = needs.round(4).astype(object).fillna("-")
+needs.rename_axis(index="ZoDi training with")
 
 
 # %% [markdown]
@@ -411,7 +417,8 @@ settings += [
 ]
 table = pd.DataFrame(settings, columns=["setting", "published", "ours"])
 assert (table["published"] == table["ours"]).all()
-table.astype(str).set_index("setting")
+table = table.astype(str).set_index("setting")[["ours"]]
+table.rename(columns={"ours": "published, and ours"})
 
 # %% [markdown]
 # ## Where we differ, by name
@@ -455,7 +462,8 @@ table.astype(str).set_index("setting")
 # ```python
 # adapted = [name for name in grid["variants"] if ROWS[name].adapted]
 # whole = len(adapted) * len(domains) * len(networks) * len(seeds)
-# print(f"adapt: {whole} -> {len(adapted) * len(domains)}, transfer: {jobs['transfer']} -> {jobs['transfer']}")
+# print(f"adapt: {whole} -> {len(adapted) * len(domains)}")
+# print(f"transfer: {jobs['transfer']} -> {jobs['transfer']}")
 # ```
 # Start with this: it shows whether everything works, for a ninth of the price.
 # </details>
@@ -467,7 +475,7 @@ table.astype(str).set_index("setting")
 # ```python
 # other = transfer.domain_config("night", "photometric", seed=1)
 # try:
-#     transfer_folder(None, toy / "images", toy / "labels", place, other, CITYSCAPES, progress=False)
+#     transfer_folder(*arguments[:4], other, CITYSCAPES, progress=False)
 # except ValueError as error:
 #     print(str(error).partition("another")[2])
 # ```

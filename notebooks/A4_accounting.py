@@ -97,7 +97,7 @@ import gta5
 import paper
 import reproduce
 
-# Stable Diffusion's networks are made empty here, which makes diffusers talk about their types.
+# Stable Diffusion is made empty here, and diffusers would talk about its types.
 logging.set_verbosity_error()
 
 # %% [markdown]
@@ -688,7 +688,9 @@ wall.rename_axis(f"GPUs, at an assumed {tflops:.0f} TFLOP/s").round(1).to_frame(
 # $(1 + 2 \cdot 18) / (1 + 2 \cdot 12)$, somewhat less in operations, because the VAE costs the same for both.
 # ```python
 # calls = 1 + 2 * cost["steps n"]
-# pd.Series({"calls": calls["night"] / calls.min(), "operations": cost["TFLOP an image"]["night"] / cost["TFLOP an image"].min()})
+# tflop = cost["TFLOP per image"]
+# print("calls:", calls["night"] / calls.min())
+# print("operations:", tflop["night"] / tflop.min())
 # ```
 # </details>
 #
@@ -700,7 +702,7 @@ wall.rename_axis(f"GPUs, at an assumed {tflops:.0f} TFLOP/s").round(1).to_frame(
 # ```python
 # small = training.drop(index="PaperRefineNet/resnet50", errors="ignore")
 # work = small["source_only"].sum() + 2 * (small["zodi"] + small["scores"]).sum()
-# work += cost["TFLOP an image"].max() * (train + held_out) / 1e6
+# work += cost["TFLOP per image"].max() * (train + held_out) / 1e6
 # print(f"{work * 1e6 / 30 / 3600:.0f} hours")
 # ```
 # Write it down as a profile: copy `paper.yaml`, shorten its lists, and give it another `results`. With one seed no

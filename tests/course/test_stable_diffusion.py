@@ -106,6 +106,18 @@ def text_of(shown: object) -> str:
     return getattr(shown, "data", None) if isinstance(getattr(shown, "data", None), str) else str(shown)
 
 
+def test_what_is_committed_says_what_drew_it():
+    notebook = json.loads(TWIN.with_suffix(".ipynb").read_text(encoding="utf-8"))
+    texts = [
+        "".join(output["data"].get("text/markdown", ""))
+        for cell in notebook["cells"]
+        for output in cell.get("outputs", [])
+        if "data" in output
+    ]
+    drawn = [text for text in texts if text.startswith("*Figure.*") and "What goes in" not in text]
+    assert len(drawn) == 2 and all("Not run by us with Stable Diffusion" in text for text in drawn)
+
+
 def test_on_a_t4_that_downloads(run, known_hub, t4):
     names, said = run(download=True)
     assert sorted(known_hub.downloaded) == sorted(known_hub.places), "each was fetched once"
