@@ -56,6 +56,7 @@ import pandas as pd
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from IPython.display import Markdown
+from IPython.utils.capture import capture_output
 
 # %% [markdown]
 # And the modules of the course:
@@ -357,7 +358,10 @@ recipes[recipes["paper"] != recipes["transformer"]].astype(str)
 root = dataset.prepare(data)
 train = datasets.open_split(root, "train")
 config = adaptation.recipe("mini", "source_only", steps=steps)
-reference, _ = adaptation.train(config, train, None, None)
+with capture_output():
+    reference, _ = adaptation.train(config, train, None, None)
+usual = vars(adaptation.recipe("mini", "source_only"))
+print({name: value for name, value in vars(config).items() if value != usual[name]})
 
 # %% [markdown]
 # The images of the other program, and copies of the source images that it was given:
@@ -464,7 +468,8 @@ numbers = ", ".join(f"{name} {score:.1f} %" for name, score in scores.items())
 plots.show(
     plots.image_grid(rows, list(shown), width=11.8),
     f"Photographs of {domain}, and what the transfer makes of them. mIoU of the "
-    f"unchanged network: {numbers}. You should see the weather of the source.",
+    f"unchanged network: {numbers}. You should see daylight come back, and houses "
+    "that the photograph does not have.",
 )
 
 # %% [markdown]
