@@ -179,7 +179,7 @@ def flop(call) -> int:
 def pieces(model: diffusion.DiffusionModel, height: int, width: int) -> dict[str, int]:
     """FLOP per image of the VAE's halves, UNet with ControlNet, and text encoder."""
     config, length = model.unet.config, model.tokenizer.model_max_length
-    low = model.pixels_a_latent
+    low = 2 ** (len(model.vae.config.block_out_channels) - 1)
     with torch.device(model.device):
         pixels = torch.zeros(1, 3, height, width)
         tokens = torch.zeros(1, length, dtype=torch.long)
@@ -533,27 +533,43 @@ Markdown(
 # %%
 rates, per_second = np.geomspace(5, 300, 60), np.geomspace(0.1, 20, 60)
 count = sum(images.values())
-figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
-left.loglog(per_second, count / per_second / 3600, color="0.3")
-left.loglog(1 / seconds_of_night, count * seconds_of_night / 3600, "o", color="0.3")
-left.set(xlabel="assumed transfers per second of one GPU", ylabel="GPU hours, all")
-for name, line in training.iterrows():
-    needed = (line["zodi"] + line["scores"]) * 1e6 / rates / 3600
-    right.loglog(rates, needed, label=name.removeprefix("Paper"))
-colors = [line.get_color() for line in right.lines]
-right.scatter(card["tflops"], zodi_hours, color=colors, zorder=3)
-of_v100 = (known["rate"].min(), known["rate"].max())
-right.axvspan(*of_v100, color="0.88", label="authors' V100,\npublished")
-right.axvline(tflops, color="0.4", linestyle=":", label="assumed")
-workers_text = f"{workers} workers,\nmeasured here"
-right.axhline(floor, color="0.4", linestyle="--", label=workers_text)
-right.set(xlabel="assumed rate (TFLOP/s)", ylabel="GPU hours, one ZoDi training")
-right.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+
+
+def draw_transfers(ax: plt.Axes) -> None:
+    """GPU hours of all transfers over the transfers per second."""
+    ax.loglog(per_second, count / per_second / 3600, color="0.3")
+    ax.loglog(1 / seconds_of_night, count * seconds_of_night / 3600, "o", color="0.3")
+    ax.set(xlabel="assumed transfers per second of one GPU", ylabel="GPU hours, all")
+
 
 # %% [markdown]
-# The axes get plain numbers:
+# And for the trainings:
+
 
 # %%
+def draw_trainings(ax: plt.Axes) -> None:
+    """GPU hours of one training of each network over the rate of the card."""
+    for name, line in training.iterrows():
+        needed = (line["zodi"] + line["scores"]) * 1e6 / rates / 3600
+        ax.loglog(rates, needed, label=name.removeprefix("Paper"))
+    colors = [line.get_color() for line in ax.lines]
+    ax.scatter(card["tflops"], zodi_hours, color=colors, zorder=3)
+    of_v100 = (known["rate"].min(), known["rate"].max())
+    ax.axvspan(*of_v100, color="0.88", label="authors' V100,\npublished")
+    ax.axvline(tflops, color="0.4", linestyle=":", label="assumed")
+    workers_text = f"{workers} workers,\nmeasured here"
+    ax.axhline(floor, color="0.4", linestyle="--", label=workers_text)
+    ax.set(xlabel="assumed rate (TFLOP/s)", ylabel="GPU hours, one ZoDi training")
+    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+
+
+# %% [markdown]
+# Both in one figure:
+
+# %%
+figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
+draw_transfers(left)
+draw_trainings(right)
 for axis in (left.xaxis, left.yaxis, right.xaxis, right.yaxis):
     axis.set_major_formatter("{x:g}")
 plots.show(
@@ -565,7 +581,7 @@ plots.show(
 )
 
 # %% [markdown]
-# A dot below its line's neighbourhood is a network that keeps the card waiting.
+# The further to the left a dot lies, the longer the card waits for its next instruction.
 #
 # ## Memory and disk
 #
