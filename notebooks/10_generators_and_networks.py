@@ -25,9 +25,10 @@
 # path of *flow matching*, derived and tested where the exact answer is known · what runs on which graphics card ·
 # networks by name · images made by another program · the transfer in the opposite direction.
 #
-# **What you need:** [03 Layout-to-image](03_layout_to_image.ipynb) and [05 Adaptation](05_adaptation.ipynb).
+# **What you need:** [03 Layout-to-image](03_layout_to_image.ipynb) and [05 Adaptation](05_adaptation.ipynb). Level:
+# advanced. Words and symbols are in the [glossary](glossary.md), errors in [troubleshooting](troubleshooting.md).
 #
-# **How long it takes:** half an hour to read, three minutes to run on two CPU cores. Level: advanced.
+# **How long it takes:** half an hour to read, three minutes to run on two CPU cores.
 
 # %% [markdown]
 # On Google Colab this cell fetches the course and installs what is missing; elsewhere it does nothing.
@@ -55,11 +56,20 @@ import pandas as pd
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from IPython.display import Markdown
+from IPython.utils.capture import capture_output
 
 # %% [markdown]
 # And the modules of the course:
 # %%
-from zodi import adaptation, datasets, diffusion, evaluation, sampling, segmentation, transfer
+from zodi import (
+    adaptation,
+    datasets,
+    diffusion,
+    evaluation,
+    sampling,
+    segmentation,
+    transfer,
+)
 from zodi.generators.schedules import StraightPath, few_step_scheduler
 from zodi.miniature import dataset
 from zodi.studies import sizes
@@ -74,7 +84,7 @@ start = time.perf_counter()
 # The parameters.
 
 # %% tags=["parameters"]
-data: str = "../results/course/data"  # folder of the data set; rendered there when it is missing
+data: str = "../results/course/data"  # the data set; rendered there when it is missing
 domain: str = "night"  # target domain of the last two sections
 steps: int = 120  # length of the training of the reference network
 limit: int = 24  # images that are imported, and redrawn
@@ -125,11 +135,15 @@ pd.Series({"family": found.family} | found.will_do, name=found.name).to_frame()
 # \qquad \hat v = (z_t - \hat z_0) / t . $$
 
 # %%
-RHO, CENTRES = 0.25, {"clear": [[-2.0, 1.0], [2.0, 1.0]], "night": [[-2.0, -1.0], [2.0, -1.0]]}
+RHO = 0.25
+CENTRES = {
+    "clear": [[-2.0, 1.0], [2.0, 1.0]],
+    "night": [[-2.0, -1.0], [2.0, -1.0]],
+}
 
 
 def exact_velocity(name: str) -> sampling.Predict:
-    """The velocity of the best network for the blobs of a domain; z float64 (B, 2, 1, 1)."""
+    """Velocity of the best network for a domain's blobs; z float64 (B, 2, 1, 1)."""
     mu = torch.tensor(CENTRES[name], dtype=torch.float64)
 
     def predict(z: torch.Tensor, t: float) -> torch.Tensor:
@@ -144,7 +158,7 @@ def exact_velocity(name: str) -> sampling.Predict:
 
 
 # %% [markdown]
-# The blobs themselves:
+# The blobs themselves, and noise of their shape:
 
 
 # %%
@@ -152,7 +166,12 @@ def blobs(name: str, generator: torch.Generator) -> torch.Tensor:
     """Points of a domain, float64 (points, 2, 1, 1)."""
     mu = torch.tensor(CENTRES[name], dtype=torch.float64)
     which = torch.randint(2, (points,), generator=generator)
-    return (mu[which] + RHO * torch.randn(points, 2, generator=generator, dtype=torch.float64))[..., None, None]
+    return mu[which, :, None, None] + RHO * normal(generator)
+
+
+def normal(generator: torch.Generator) -> torch.Tensor:
+    """Noise, float64 (points, 2, 1, 1)."""
+    return torch.randn(points, 2, 1, 1, generator=generator, dtype=torch.float64)
 
 
 # %% [markdown]
@@ -166,14 +185,16 @@ times = sampling.visited_timesteps(1.0, 40, schedule)
 truth = blobs("night", generator)
 rows = []
 for eta in (0.0, 0.5, 1.0):
-    noise = [torch.randn(truth.shape, generator=generator, dtype=torch.float64) for _ in range(41)]
+    noise = [normal(generator) for _ in range(41)]
 
     def note(step: int, t: float, z: torch.Tensor, eta: float = eta) -> None:
         s = schedule.after(t)
         expected = ((1 - s) ** 2 * truth.var(0) + s**2).sum()
         rows.append({"eta": eta, "t": s, "ratio": (z.var(0).sum() / expected).item()})
 
-    sampling.denoise(exact_velocity("night"), noise[0], times, noise[1:], schedule, eta, note)
+    start_from, *rest = noise
+    velocity = exact_velocity("night")
+    sampling.denoise(velocity, start_from, times, rest, schedule, eta, note)
 ratios = pd.DataFrame(rows).pivot(index="t", columns="eta", values="ratio")
 
 # %% [markdown]
@@ -189,8 +210,9 @@ ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
 worst = (ratios - 1).abs().max()
 plots.show(
     figure,
-    f"Variance of {points} samples on their way from noise to points, over what the path prescribes. It is off by at "
-    f"most {100 * worst.max():.0f} %.",
+    f"Variance of {points} samples on their way from noise to points, over what the "
+    "path prescribes. You should see three lines near 1; they are off by at most "
+    f"{100 * worst.max():.0f} %.",
 )
 
 # %% [markdown]
@@ -202,31 +224,47 @@ plots.show(
 source = blobs("clear", generator)
 strengths, moved = (0.0, 0.4, 0.6, 0.8, 1.0), {}
 for strength in strengths:
-    noise = [torch.randn(source.shape, generator=generator, dtype=torch.float64) for _ in range(41)]
+    noise = [normal(generator) for _ in range(41)]
     visited = sampling.visited_timesteps(strength, 40, schedule)
     predict = exact_velocity("night")
-    sampler = sampling.Sampler(predict, predict, schedule, visited, visited[0] if visited else 0.0, noise)
-    moved[strength] = sampling.stochastic_inversion(sampler, source) if visited else source
+    if not visited:
+        moved[strength] = source
+        continue
+    both = (predict, predict)
+    sampler = sampling.Sampler(*both, schedule, visited, visited[0], noise)
+    moved[strength] = sampling.stochastic_inversion(sampler, source)
 assert torch.equal(moved[0.0], source)
 
 # %% [markdown]
 # Two things are to be seen: how far the points have gone, and whether they are still on the side where they began.
 
 # %%
-figure, axes = plt.subplots(1, len(strengths), figsize=(11, 2.3), sharex=True, sharey=True, layout="constrained")
+size = {"figsize": (11, 2.3), "layout": "constrained"}
+figure, axes = plt.subplots(1, len(strengths), sharex=True, sharey=True, **size)
 on_left = source[:, 0, 0, 0] < 0
 for ax, (strength, z) in zip(axes, moved.items(), strict=True):
     for side, color in ((on_left, "C0"), (~on_left, "C1")):
         ax.scatter(*z[side, :, 0, 0].T[:, ::8], s=2, color=color)
     ax.set_title(f"strength {strength:g}")
-kept = {s: 100 * ((z[:, 0, 0, 0] < 0) == on_left).double().mean().item() for s, z in moved.items()}
-there = {s: 100 * (source - z)[:, 1].mean().item() / (source - truth)[:, 1].mean().item() for s, z in moved.items()}
 plots.show(
     figure,
-    "Points of clear (above) on their way to night (below); the colour is the side on which they began. Share of "
-    "the way to night: " + ", ".join(f"{s:g}: {share:.0f} %" for s, share in there.items())
-    + ". Still on their side: " + ", ".join(f"{s:g}: {share:.0f} %" for s, share in kept.items()) + ".",
-)  # fmt: skip
+    "Points of clear (above) on their way to night (below); the colour is the side on "
+    "which they began. You should see the clouds go down from left to right, and the "
+    "colours mix at the end.",
+)
+
+# %% [markdown]
+# The same in numbers, in percent: how much of the way to night the points have gone, and how many are still on the side
+# where they began.
+
+# %%
+kept, there = {}, {}
+for strength, z in moved.items():
+    kept[strength] = 100 * ((z[:, 0, 0, 0] < 0) == on_left).double().mean().item()
+    way = (source - truth)[:, 1].mean().item()
+    there[strength] = 100 * (source - z)[:, 1].mean().item() / way
+lines = {"of the way to night": there, "still on their side": kept}
+pd.DataFrame(lines).T.rename_axis(columns="strength").round(0)
 
 # %% [markdown]
 # This is the trade-off of the whole method in one picture. With little noise the points keep their side and stay
@@ -235,8 +273,9 @@ plots.show(
 # %%
 between = max((s for s in strengths if 0 < s < 1), key=lambda s: min(kept[s], there[s]))
 Markdown(
-    f"Best of both is strength {between:g}: {there[between]:.0f} % of the way, {kept[between]:.0f} % on their side. "
-    f"At strength 1 {kept[1.0]:.0f} % are on their side; chance is 50 %."
+    f"Best of both is strength {between:g}: {there[between]:.0f} % of the way, "
+    f"{kept[between]:.0f} % on their side. At strength 1 {kept[1.0]:.0f} % are on "
+    "their side; chance is 50 %."
 )
 
 # %% [markdown]
@@ -247,12 +286,10 @@ Markdown(
 # without weights, and count the parameters.
 
 # %%
-table = sizes.memory().rename(
-    columns={"together": "all, 16 bits", "together_float32": "all, 32 bits", "card": "smallest card"}
-)
-text = table.map("{:.1f}".format).assign(
-    **{"smallest card": ["-" if np.isnan(card) else f"{card:.0f}" for card in table["smallest card"]]}
-)
+names = {"together": "16 bits", "together_float32": "32 bits", "card": "smallest card"}
+table = sizes.memory().rename(columns=names)
+text = table.map("{:.1f}".format)
+text["smallest card"] = table["smallest card"].map("{:.0f}".format).replace("nan", "-")
 text.rename_axis(index="gigabytes of weights")
 
 # %% [markdown]
@@ -267,7 +304,8 @@ text.rename_axis(index="gigabytes of weights")
 paper, few = sampling.paper_scheduler(), few_step_scheduler(diffusion.load().scheduler)
 for scheduler in (paper, few):
     scheduler.set_timesteps(4)
-pd.DataFrame({"the paper's grid, 4 steps": paper.timesteps, "few steps": few.timesteps}).T.rename_axis(columns="step")
+grids = {"the paper's grid, 4 steps": paper.timesteps, "few steps": few.timesteps}
+pd.DataFrame(grids).T.rename_axis(columns="step")
 
 # %% [markdown]
 # ## Two questions to a network
@@ -279,8 +317,8 @@ pd.DataFrame({"the paper's grid, 4 steps": paper.timesteps, "few steps": few.tim
 # trained ones.
 
 # %%
-NETWORKS = ("DeepLabV3Plus/tu-resnet10t", "DeepLabV3Plus/resnet50", "Segformer/mit_b0", "UPerNet/tu-convnext_atto",
-            "DPT/tu-vit_tiny_patch16_224")  # fmt: skip
+NETWORKS = ("DeepLabV3Plus/tu-resnet10t", "DeepLabV3Plus/resnet50", "Segformer/mit_b0",
+            "UPerNet/tu-convnext_atto", "DPT/tu-vit_tiny_patch16_224")  # fmt: skip
 x, lines = torch.randn(1, 3, 96, 192, generator=torch.Generator().manual_seed(0)), {}
 for name in NETWORKS:
     network = segmentation.build_network(name, 19).eval()
@@ -302,8 +340,11 @@ pd.DataFrame.from_dict(lines, orient="index").round(1)
 # a warm-up. It is called `transformer` and changes the following:
 
 # %%
-plain, other = (vars(adaptation.recipe(name, network="Segformer/mit_b0")) for name in ("paper", "transformer"))
-pd.DataFrame({"paper": plain, "transformer": other}).loc[[key for key in plain if plain[key] != other[key]]].astype(str)
+recipes = pd.DataFrame({
+    name: vars(adaptation.recipe(name, network="Segformer/mit_b0"))
+    for name in ("paper", "transformer")
+})  # fmt: skip
+recipes[recipes["paper"] != recipes["transformer"]].astype(str)
 
 # %% [markdown]
 # ## Images that another program made
@@ -317,24 +358,30 @@ pd.DataFrame({"paper": plain, "transformer": other}).loc[[key for key in plain i
 root = dataset.prepare(data)
 train = datasets.open_split(root, "train")
 config = adaptation.recipe("mini", "source_only", steps=steps)
-reference, _ = adaptation.train(config, train, None, None)
+with capture_output():
+    reference, _ = adaptation.train(config, train, None, None)
+usual = vars(adaptation.recipe("mini", "source_only"))
+print({name: value for name, value in vars(config).items() if value != usual[name]})
 
 # %% [markdown]
 # The images of the other program, and copies of the source images that it was given:
 
 # %%
 shutil.rmtree(out, ignore_errors=True)
-images, labels, theirs = root / "train" / "images", root / "train" / "labels", Path(out) / "theirs"
+images, labels = root / "train" / "images", root / "train" / "labels"
+theirs, label_set = Path(out) / "theirs", train.label_set
 settings = transfer.domain_config("fog", "photometric")
 made = Path(out) / "made"
-transfer_folder(None, images, labels, made, settings, train.label_set, limit=limit, progress=False)
+given = (None, images, labels, made, settings, label_set)
+transfer_folder(*given, limit=limit, progress=False)
 few_sources = Path(out) / "source"
 for folder in (theirs, few_sources):
     folder.mkdir(parents=True)
 shifted = train.keys[: min(4, limit)]
 for key in train.keys[:limit]:
     image = datasets.read_image(made / "images" / f"{key}.png")
-    plt.imsave(theirs / f"{key}_fog.png", np.roll(image, 40, axis=1) if key in shifted else image)
+    image = np.roll(image, 40, axis=1) if key in shifted else image
+    plt.imsave(theirs / f"{key}_fog.png", image)
     shutil.copyfile(images / f"{key}.png", few_sources / f"{key}.png")
 
 # %% [markdown]
@@ -343,9 +390,11 @@ for key in train.keys[:limit]:
 # %%
 named = importing.ImportConfig("{key}_fog", origin="photometric fog")
 taken = Path(out) / "imported"
-report = importing.import_folder(theirs, few_sources, labels, taken, train.label_set, named, progress=False)
+given = (theirs, few_sources, labels, taken, label_set, named)
+report = importing.import_folder(*given, progress=False)
 print(f"{report.done} of {report.total} taken over")
-audit = importing.audit(taken, few_sources, labels, train.label_set, reference, mask=True, progress=False)
+given = (taken, few_sources, labels, label_set, reference)
+audit = importing.audit(*given, mask=True, progress=False)
 print(audit)
 
 # %% [markdown]
@@ -354,30 +403,33 @@ print(audit)
 # %%
 lost = audit.images["lost"]
 figure, ax = plt.subplots(figsize=(6.5, 2.4), layout="constrained")
-ax.bar(range(len(lost)), lost, color=["C3" if key in shifted else "0.6" for key in lost.index])
+colors = ["C3" if key in shifted else "0.6" for key in lost.index]
+ax.bar(range(len(lost)), lost, color=colors)
 ax.set(xlabel="imported image", ylabel="pixels that lost\ntheir label (%)")
-apart = lost[shifted].min() > lost.drop(shifted).max() if len(lost) > len(shifted) else False
+rest = lost.drop(shifted)
+apart = len(rest) > 0 and lost[shifted].min() > rest.max()
 plots.show(
     figure,
     f"The shifted images (red) against the others: {lost[shifted].mean():.0f} % and "
-    f"{lost.drop(shifted).mean():.0f} % on average; the two groups "
+    f"{rest.mean():.0f} % on average. You should see that the two groups "
     + ("do not overlap." if apart else "overlap."),
-)  # fmt: skip
+)
 
 # %% [markdown]
 # With `mask` the lost pixels become void in the label maps of the imported images, and `adapt --synth` reads these
 # label maps.
 
 # %%
-masked = datasets.synthesized(taken, labels, train.label_set)
+masked = datasets.synthesized(taken, labels, label_set)
 rows = []
-for key in (shifted[0], lost.drop(shifted).index[0]) if len(lost) > len(shifted) else shifted[:1]:
+for key in [shifted[0], *rest.index[:1]]:
     before, after = train[train.keys.index(key)], masked[masked.keys.index(key)]
-    colours = [train.label_set.colorize(sample.label) for sample in (before, after)]
+    colours = [label_set.colorize(sample.label) for sample in (before, after)]
     rows.append([before.image, after.image, *colours])
 plots.show(
     plots.image_grid(rows, ["source", "imported", "labels", "labels with mask"]),
-    "Above a shifted image, below one that kept its layout; black is void.",
+    "Above a shifted image, below one that kept its layout. You should see more void "
+    "(black) in the labels of the image above than in those below.",
 )
 
 # %% [markdown]
@@ -389,30 +441,36 @@ plots.show(
 
 # %%
 mini = diffusion.load()
-photographs, their_labels = Path(out) / "photographs", root / "test" / domain / "labels"
+photographs, place = Path(out) / "photographs", root / "test" / domain
 test = datasets.open_split(root, f"test/{domain}")
 photographs.mkdir()
 for key in test.keys[:limit]:
-    shutil.copyfile(root / "test" / domain / "images" / f"{key}.png", photographs / f"{key}.png")
+    shutil.copyfile(place / "images" / f"{key}.png", photographs / f"{key}.png")
 scores, shown = {}, {"photograph": photographs}
 for layout in redrawing.LAYOUTS:
-    place = Path(out) / f"redrawn_{layout}"
-    redrawing.redraw_target(reference, photographs, place, mini, train.label_set, layout, progress=False)
-    shown[f"redrawn, layout {layout}"] = place / redrawing.REDRAWN_FOLDER / "images"
+    made = Path(out) / f"redrawn_{layout}"
+    given = (reference, photographs, made, mini, label_set, layout)
+    redrawing.redraw_target(*given, progress=False)
+    shown[f"redrawn, layout {layout}"] = made / redrawing.REDRAWN_FOLDER / "images"
 for name, folder in shown.items():
-    part = datasets.FolderDataset(folder, their_labels, train.label_set)
-    scores[name] = evaluation.evaluate(reference, part, train.label_set, batch_size=10)["miou"]
+    part = datasets.FolderDataset(folder, place / "labels", label_set)
+    result = evaluation.evaluate(reference, part, label_set, batch_size=10)
+    scores[name] = result["miou"]
 
 # %% [markdown]
 # Two of the photographs:
 
 # %%
-rows = [[datasets.read_image(folder / f"{key}.png") for folder in shown.values()] for key in test.keys[:2]]
+folders = list(shown.values())
+files = [[folder / f"{key}.png" for folder in folders] for key in test.keys[:2]]
+rows = [[datasets.read_image(file) for file in line] for line in files]
+numbers = ", ".join(f"{name} {score:.1f} %" for name, score in scores.items())
 plots.show(
-    plots.image_grid(rows, list(shown)),
-    f"Photographs of {domain}, and what the transfer makes of them. mIoU of the unchanged network: "
-    + ", ".join(f"{name} {score:.1f} %" for name, score in scores.items()) + ".",
-)  # fmt: skip
+    plots.image_grid(rows, list(shown), width=11.8),
+    f"Photographs of {domain}, and what the transfer makes of them. mIoU of the "
+    f"unchanged network: {numbers}. You should see daylight come back, and houses "
+    "that the photograph does not have.",
+)
 
 # %% [markdown]
 # Did it help?
@@ -420,9 +478,11 @@ plots.show(
 # %%
 before, *after = scores.values()
 best = max(after)
+verb = "gains" if best > before else "loses"
 Markdown(
-    f"The best of the two {'gains' if best > before else 'loses'} **{abs(best - before):.1f} points** on {limit} images. "
-    "It costs a transfer per photograph at test time, where adaptation costs one training."
+    f"The best of the two {verb} **{abs(best - before):.1f} points** on {limit} images."
+    " It costs a transfer per photograph at test time, where adaptation costs one "
+    "training."
 )
 
 # %% [markdown]
@@ -443,7 +503,8 @@ Markdown(
 #
 # Below 1/40: the last int(strength * steps) steps are taken, and here that number is zero.
 # ```python
-# print(sampling.visited_timesteps(0.02, 40, schedule), sampling.visited_timesteps(0.03, 40, schedule))
+# for low in (0.02, 0.03):
+#     print(low, sampling.visited_timesteps(low, 40, schedule))
 # ```
 # </details>
 #
@@ -454,9 +515,10 @@ Markdown(
 # It gets lower: less has to change, so less noise is enough.
 # ```python
 # CENTRES["night"] = [[-2.0, 0.2], [2.0, 0.2]]
-# noise = [torch.randn(source.shape, generator=generator, dtype=torch.float64) for _ in range(41)]
+# noise = [normal(generator) for _ in range(41)]
 # visited = sampling.visited_timesteps(0.3, 40, schedule)
-# sampler = sampling.Sampler(exact_velocity("night"), exact_velocity("night"), schedule, visited, visited[0], noise)
+# both = (exact_velocity("night"), exact_velocity("night"))
+# sampler = sampling.Sampler(*both, schedule, visited, visited[0], noise)
 # print(sampling.stochastic_inversion(sampler, source)[:, 1].mean())
 # ```
 # </details>
@@ -483,12 +545,13 @@ Markdown(
 # tested only at small size; run it on your card, and trust your own numbers.
 
 # %%
-metrics = {"scores": scores, "audit": audit.images.mean().to_dict(), "kept": kept, "there": there}
+metrics = {"scores": scores, "audit": audit.images.mean().to_dict()}
+metrics |= {"kept": kept, "there": there}
 settings = {"data": data, "domain": domain, "steps": steps, "limit": limit}
 _ = runs.save_metrics(out, "generators", settings, metrics, time.perf_counter() - start)
 
 # %% [markdown]
-# **Next:** the appendix: [A1 How the miniature was made](A1_how_the_miniature_was_made.ipynb), [A2 Running at paper
+# **Next:** [11 Stable Diffusion on a graphics card](11_stable_diffusion.ipynb). The appendix: [A1 How the miniature was made](A1_how_the_miniature_was_made.ipynb), [A2 Running at paper
 # scale](A2_paper_scale.ipynb), [A3 Tables](A3_tables.ipynb).
 #
 # **References.** Y. Lipman et al., *Flow Matching for Generative Modeling*, ICLR 2023 · X. Liu et al., *Flow Straight

@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 REPOSITORY = PROJECT["urls"]["Repository"]
 NOTEBOOKS = sorted(path.stem for path in ROOT.glob("notebooks/*.ipynb"))
+HELP = sorted(path.stem for path in ROOT.glob("notebooks/*.md"))
 MODULES = sorted(
     ".".join(path.relative_to(ROOT / "zodi").with_suffix("").parts) for path in ROOT.glob("zodi/**/[!_]*.py")
 )
@@ -85,13 +86,13 @@ def test_build_has_no_warnings(build):
 
 
 def test_every_notebook_and_module_has_a_page(site):
-    assert sorted(path.stem for path in (site / "notebooks").iterdir()) == NOTEBOOKS
+    assert sorted(path.stem for path in (site / "notebooks").iterdir()) == sorted([*NOTEBOOKS, *HELP])
     assert sorted(path.stem for path in (site / "api").iterdir() if path.stem != "index") == MODULES
 
 
 def test_sidebar_lists_every_page(site, pages):
     links = {target_path(site / "index.html", link) for link in pages[site / "index.html"].links}
-    wanted = [site / "notebooks" / f"{name}.html" for name in NOTEBOOKS]
+    wanted = [site / "notebooks" / f"{name}.html" for name in (*NOTEBOOKS, *HELP)]
     wanted += [site / "api" / f"{name}.html" for name in MODULES]
     assert not set(wanted) - links
 
@@ -113,6 +114,12 @@ def test_notebooks_link_to_each_other(site, pages):
         source = (ROOT / "notebooks" / f"{name}.ipynb").read_text(encoding="utf-8")
         links = pages[site / "notebooks" / f"{name}.html"].links
         assert {f"{linked}.html" for linked in re.findall(r"\]\((\w+)\.ipynb", source)} <= set(links)
+
+
+def test_pages_say_which_version_they_are_of(site, pages):
+    for name in NOTEBOOKS:
+        text = pages[site / "notebooks" / f"{name}.html"].text
+        assert re.search(rf"of zodi {re.escape(PROJECT['version'])}; its outputs were made with Python 3\.", text), name
 
 
 def test_what_is_no_page_is_linked_in_the_repository(site, pages):
@@ -163,5 +170,7 @@ def test_solutions_are_folded_and_widgets_leave_no_trace(site, pages):
 
 def test_search_and_maths_are_there(site):
     index = (site / "searchindex.js").read_text(encoding="utf-8")
-    assert all(f'"notebooks/{name}"' in index for name in NOTEBOOKS)
+    assert HELP and all(f'"notebooks/{name}"' in index for name in (*NOTEBOOKS, *HELP))
+    # What the pages explain is found by its word.
+    assert all(f'"{word}"' in index or f"{word}:" in index for word in ("glossari", "regret", "syllabus"))
     assert (site / "search.html").is_file() and (site / "_static" / "mathjax" / "tex-chtml.js").is_file()

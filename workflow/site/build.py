@@ -20,17 +20,16 @@ ROOT = Path(__file__).parents[2]
 IMAGE = re.compile(r"!\[[^\]]*\]\((?!https?://)([^)\s]+)\)")
 
 
-def short_title(notebook: Path) -> str:
-    """A notebook's title up to the colon, for the sidebar.
+def short_title(page: Path) -> str:
+    """The title of a notebook or of a page up to the colon, for the sidebar.
 
     Raises:
         ValueError: if its first line is not a title.
     """
-    first = "".join(json.loads(notebook.read_text(encoding="utf-8"))["cells"][0]["source"]).splitlines()[0]
+    text = page.read_text(encoding="utf-8")
+    first = ("".join(json.loads(text)["cells"][0]["source"]) if page.suffix == ".ipynb" else text).splitlines()[0]
     if not first.startswith("# "):
-        raise ValueError(
-            f"{notebook}: found {first!r} in its first line, expected a title like '# 05 · Name: subtitle'"
-        )
+        raise ValueError(f"{page}: found {first!r} in its first line, expected a title like '# 05 · Name: subtitle'")
     return first.removeprefix("# ").partition(":")[0]
 
 
@@ -40,19 +39,18 @@ def toctree(caption: str, entries: list[str]) -> str:
 
 
 def collect_course(source: Path) -> None:
-    """README with its images, the notebooks, and a landing page that shows the README and lists the pages."""
+    """README with its images, notebooks, the pages beside them, and a landing page: the README and a list of all."""
     readme = ROOT / "README.md"
-    files = [readme, *sorted((ROOT / "notebooks").glob("*.ipynb"))]
+    files = [readme, *sorted(path for kind in ("*.ipynb", "*.md") for path in (ROOT / "notebooks").glob(kind))]
     files += [ROOT / path for path in IMAGE.findall(readme.read_text(encoding="utf-8"))]
     for file in files:
         copy = source / file.relative_to(ROOT)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, copy)
-    parts = {"Course": [], "Appendix": []}
-    for path in files:
-        if path.suffix == ".ipynb":
-            part = "Appendix" if path.name.startswith("A") else "Course"
-            parts[part].append(f"{short_title(path)} <notebooks/{path.stem}>")
+    parts = {"Course": [], "Appendix": [], "Help": []}
+    for path in (path for path in files if path.parent.name == "notebooks"):
+        part = "Help" if path.suffix == ".md" else "Appendix" if path.name.startswith("A") else "Course"
+        parts[part].append(f"{short_title(path)} <notebooks/{path.stem}>")
     trees = [toctree(caption, entries) for caption, entries in {**parts, "Reference": ["api/index"]}.items()]
     text = "\n".join(["```{include} README.md", "```", "", *trees])
     (source / "index.md").write_text(text, encoding="utf-8")

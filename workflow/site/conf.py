@@ -75,7 +75,7 @@ templates_path = ["templates"]
 
 
 def prepare_notebook(app: Sphinx, docname: str, source: list[str]) -> None:
-    """Fold the cell for Colab, collect the figures' alternative texts, replace widgets with a note."""
+    """Fold the cell for Colab, note the figures' alternative texts, say what a widget needs and what the page is of."""
     if app.env.doc2path(docname).suffix != ".ipynb":
         return
     notebook = json.loads(source[0])
@@ -92,6 +92,10 @@ def prepare_notebook(app: Sphinx, docname: str, source: list[str]) -> None:
                     ALT_TEXTS[sha256(picture).hexdigest()] = details["alt"]
             if data.pop(WIDGET, None) and not any(kind in data for kind in SHOWN):
                 output["data"] = {"text/markdown": "*An interactive control, which works when the notebook runs.*"}
+    python = notebook["metadata"].get("language_info", {}).get("version")
+    if python:
+        text = f"*This page is of {project} {version}; its outputs were made with Python {python}.*"
+        notebook["cells"].append({"cell_type": "markdown", "id": "version", "metadata": {}, "source": text})
     source[0] = json.dumps(notebook)
 
 
