@@ -119,3 +119,44 @@ def test_lists_read_as_english():
 
 def test_labels_with_commas_do_not_divide_a_list():
     assert [findings.called(name) for name in ("zodi", "zodi_no_similarity")] == ["ZoDi", "“ZoDi, no similarity”"]
+
+
+def test_one_row_against_another(runs):
+    assert findings.against(runs, "photometric") == (
+        "photometric: ZoDi ties with it at night (+0.3 ± 1.2); it is worse in snow (-2.0 ± 0.0)."
+    )
+    assert findings.against(runs, "source_only").startswith(
+        "source only: ZoDi is better than it at night (+15.3 ± 0.3)"
+    )
+    assert findings.against(runs, "sdedit") == ""
+    one = record({"source_only": {"rain": [10]}, "zodi": {"rain": [20]}})
+    assert "cannot be told from it by one seed in rain (+10.0)" in findings.against(one, "source_only")
+
+
+def test_the_table_of_differences_names_ties_and_what_is_missing(runs):
+    table = findings.comparison_table(pd.concat([runs, record({"sdedit": {"night": [10]}})]))
+    assert list(table.index) == ["source only", "photometric", "SDEdit", "oracle (true target images)"]
+    assert table.loc["photometric"].tolist() == ["+0.3 ± 1.2 (tie)", "-2.0 ± 0.0"]
+    assert table.loc["SDEdit"].tolist() == ["+13.3 (?)", "-"]
+    assert findings.comparison_table(runs[runs["variant"] == "oracle"]).empty
+
+
+def test_the_strongest_plain_augmentation():
+    scores = {"weather": {"night": [10, 10], "snow": [20, 20]}, "augmix": {"night": [18, 18], "snow": [19, 19]}}
+    # The oracle's runs say which domains are targets.
+    runs = record(scores | {"oracle": {"night": [30], "snow": [30]}})
+    runs.loc[runs["variant"] == "augmix", "domain"] = ""
+    assert findings.strongest(runs) == "augmix" and findings.strongest(runs, ["weather"]) == "weather"
+    assert findings.strongest(runs, ["zodi"]) == ""
+
+
+def test_what_it_costs_at_home(runs):
+    assert findings.home_sentence(runs) == ""
+    clear = record(
+        {"source_only": {"clear": [58, 59, 60]}, "zodi": {"night": [50, 51, 52.3], "snow": [58, 59.2, 60.1]}}
+    )
+    clear["test_domain"] = "clear"
+    assert findings.home_sentence(clear) == (
+        "On clear images, in points against source only, ZoDi loses when adapted to night (-7.9 ± 0.1); "
+        "it ties when adapted to snow (+0.1 ± 0.1)."
+    )

@@ -11,10 +11,12 @@ import numpy as np
 import pandas as pd
 
 from zodi.studies.table_rows import TABLE_ROWS
-from zodi.studies.tables import gap_closed, label, on_target
+from zodi.studies.tables import MEAN, gap_closed, label, on_target
 
 TIE = 2.0  # standard errors
 BETTER, TIED, WORSE, UNDECIDED = "better", "tied", "worse", "undecided"
+# Rows whose augmentation knows no domain: what anybody would try first.
+PLAIN = ("randaugment", "augmix", "weather")
 WHERE = {"night": "at night", "game": "in the game", "dusk": "at dusk"}
 
 
@@ -117,6 +119,72 @@ def _is_oracle(variant: str) -> bool:
 def amount(points: float, error: float) -> str:
     """`+1.2 ± 0.3`, with its sign; without the error where there is none."""
     return f"{points:+.1f}" if pd.isna(error) else f"{points:+.1f} ± {error:.1f}"
+
+
+def comparison_table(runs: pd.DataFrame, variant: str = "zodi") -> pd.DataFrame:
+    """What a row is better by than each other row: index row, a column per domain, cells `+1.2 ± 0.3` in points.
+
+    The error is the standard error; a tie and what one seed cannot decide are named in the cell, "-" is no run.
+    """
+    found = compare(runs, variant)
+    notes = {TIED: " (tie)", UNDECIDED: " (?)"}
+    found["cell"] = [
+        amount(points, error) + notes.get(kind, "")
+        for points, error, kind in zip(found["points"], found["error"], found["verdict"], strict=True)
+    ]
+    found["row"] = found["other"].map(label)
+    rows, domains = (list(dict.fromkeys(found[name])) for name in ("row", "domain"))
+    table = found.pivot(index="row", columns="domain", values="cell").reindex(index=rows, columns=domains)
+    return table.fillna("-").rename_axis(columns=None)
+
+
+def strongest(runs: pd.DataFrame, variants: Sequence[str] = PLAIN) -> str:
+    """Of some rows that one with the highest mIoU, averaged over domains; "" if none was run."""
+    means: dict[str, list[float]] = {}
+    for (name, _), part in _scores(runs).items():
+        if name in variants:
+            means.setdefault(name, []).append(part.mean())
+    return max(means, key=lambda name: np.mean(means[name]), default="")
+
+
+def against(runs: pd.DataFrame, other: str, variant: str = "zodi") -> str:
+    """One sentence on a row and one other: where it is better, where they tie, where it is worse; "" without runs."""
+    found = compare(runs, variant)
+    found = found[found["other"] == other]
+    words = {
+        BETTER: "is better than it",
+        TIED: "ties with it",
+        WORSE: "is worse",
+        UNDECIDED: "cannot be told from it by one seed",
+    }
+    parts = []
+    for kind, text in words.items():
+        lines = [
+            f"{where(line['domain'])} ({amount(line['points'], line['error'])})"
+            for _, line in found[found["verdict"] == kind].iterrows()
+        ]
+        parts += [f"{text} {listed(lines)}"] if lines else []
+    return f"{called(other)}: {called(variant)} {'; it '.join(parts)}." if parts else ""
+
+
+def home_sentence(runs: pd.DataFrame, variant: str = "zodi", home: str = "clear") -> str:
+    """What adaptation costs at home: a row minus source only on the source's domain, by the domain adapted to.
+
+    "" if one of the two was not run.
+    """
+    tested = runs[(runs["test_domain"] == home) & (runs["class"] == MEAN)].set_index(["network", "seed"])
+    reference = tested.loc[tested["variant"] == "source_only", "iou"]
+    adapted = tested[tested["variant"] == variant]
+    if reference.empty or adapted.empty:
+        return ""
+    kinds: dict[str, list[str]] = {}
+    for domain, part in adapted.groupby("domain", sort=False):
+        points, error, _ = difference(part["iou"], reference)
+        kinds.setdefault(verdict(points, error), []).append(f"{domain} ({amount(points, error)})")
+    words = {WORSE: "loses when adapted to", BETTER: "gains when adapted to", TIED: "ties when adapted to"}
+    words |= {UNDECIDED: "has one seed, which says nothing, when adapted to"}
+    parts = [f"{text} {listed(kinds[kind])}" for kind, text in words.items() if kind in kinds]
+    return f"On {home} images, in points against source only, {called(variant)} {'; it '.join(parts)}."
 
 
 def best_sentence(runs: pd.DataFrame) -> str:
