@@ -100,7 +100,7 @@ def test_rows_that_are_not_there_are_not_missed(runs):
     few = runs[runs["variant"] != "source_only"]
     assert "at night ZoDi, level with photometric; in snow photometric." in findings.best_sentence(few)
     assert findings.gap_sentence(few) == ""
-    assert findings.standing(runs, "sdedit") == "There is nothing to compare SDEdit with."
+    assert findings.standing(runs, "sdedit") == "There are no runs of SDEdit to compare."
     assert findings.compare(runs, "sdedit").empty
     assert findings.best_sentence(runs[runs["variant"] == "oracle"]) == "There are no runs to compare."
 

@@ -212,7 +212,7 @@ def standing(runs: pd.DataFrame, variant: str = "zodi") -> str:
     found = compare(runs, variant)
     found = found[~found["other"].map(_is_oracle)]
     if found.empty:
-        return f"There is nothing to compare {called(variant)} with."
+        return f"There are no runs of {called(variant)} to compare."
     lost = [
         f"{called(line['other'])} {where(line['domain'])} ({amount(line['points'], line['error'])})"
         for _, line in found[found["verdict"] == WORSE].iterrows()
