@@ -49,6 +49,8 @@ if "google.colab" in sys.modules and not Path("../pyproject.toml").exists():
 # %%
 import time
 
+import matplotlib.pyplot as plt
+import seaborn as sns
 from IPython.display import Markdown, display
 
 from zodi import datasets
@@ -209,12 +211,15 @@ zodi = classes[classes["variant"] == "zodi"]
 zodi = zodi.pivot_table("mean", "class", "domain", sort=False)
 if len(zodi):
     zodi = zodi.loc[zodi.mean(axis=1).sort_values(ascending=False).index]
-    figure = plots.class_bars(zodi, "gain of ZoDi in IoU (points)")
-    figure.axes[0].legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    size = (2 + 0.8 * len(zodi.columns), 0.8 + 0.24 * len(zodi))
+    figure, ax = plt.subplots(figsize=size, layout="constrained")
+    look = {"center": 0, "cmap": "RdBu", "annot": True, "fmt": ".0f"}
+    sns.heatmap(zodi, ax=ax, cbar_kws={"label": "gain in IoU (points)"}, **look)
+    ax.set(xlabel="adapted to", ylabel="")
     plots.show(
         figure,
-        "Gain of ZoDi over source only, class by class, mean over seeds. Averaged over "
-        f"domains, {zodi.index[0]} gains most and {zodi.index[-1]} least.",
+        "Gain of ZoDi over source only, class by class, seeds averaged; blue gains. "
+        f"Averaged over domains, {zodi.index[0]} gains most, {zodi.index[-1]} least.",
         Path(out) / "figures" / "classes.png",
     )
 
