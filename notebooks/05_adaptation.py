@@ -497,8 +497,8 @@ if street_1 > street_0:
 than = "more" if pair_1 > street_1 else "still less"
 Markdown(
     f"The cosine of the pairs goes from {pair_0:.3f} to {pair_1:.3f}: they have "
-    f"{closer}. That of *unrelated* streets goes from {street_0:.3f} to {street_1:.3f}: "
-    f"they {streets}. The pairs are now {than} alike than two different streets."
+    f"{closer}. That of *unrelated* streets goes from {street_0:.3f} to "
+    f"{street_1:.3f}: they {streets}. The pairs are now {than} alike than two different streets."
 )
 
 # %% [markdown]
@@ -524,8 +524,7 @@ figure.colorbar(colors, ax=figure.axes, label="$1 - \\cos$", shrink=0.8, pad=0.0
 plots.show(
     figure,
     f"Where the deepest features of a clear image and {kind} differ, before and after "
-    "adaptation. You should see which parts of the street the network still takes for "
-    "something else.",
+    "adaptation. You should see which parts the network still takes for others.",
 )
 
 # %% [markdown]
