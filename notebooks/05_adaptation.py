@@ -498,7 +498,7 @@ than = "more" if pair_1 > street_1 else "still less"
 Markdown(
     f"The cosine of the pairs goes from {pair_0:.3f} to {pair_1:.3f}: they have "
     f"{closer}. That of *unrelated* streets goes from {street_0:.3f} to "
-    f"{street_1:.3f}: they {streets}. The pairs are now {than} alike than two different streets."
+    f"{street_1:.3f}: they {streets}. Pairs are now {than} alike than two streets."
 )
 
 # %% [markdown]
