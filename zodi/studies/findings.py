@@ -152,10 +152,10 @@ def against(runs: pd.DataFrame, other: str, variant: str = "zodi") -> str:
     found = compare(runs, variant)
     found = found[found["other"] == other]
     words = {
-        BETTER: "is better than it",
-        TIED: "ties with it",
+        BETTER: "is better",
+        TIED: "ties",
         WORSE: "is worse",
-        UNDECIDED: "cannot be told from it by one seed",
+        UNDECIDED: "has too few seeds to tell",
     }
     parts = []
     for kind, text in words.items():
@@ -164,7 +164,7 @@ def against(runs: pd.DataFrame, other: str, variant: str = "zodi") -> str:
             for _, line in found[found["verdict"] == kind].iterrows()
         ]
         parts += [f"{text} {listed(lines)}"] if lines else []
-    return f"{called(other)}: {called(variant)} {'; it '.join(parts)}." if parts else ""
+    return f"Against {called(other)}, {called(variant)} {'; it '.join(parts)}." if parts else ""
 
 
 def home_sentence(runs: pd.DataFrame, variant: str = "zodi", home: str = "clear") -> str:
