@@ -494,7 +494,7 @@ streets = "stay apart, so the features still tell them apart"
 if street_1 > street_0:
     streets = "have become more alike too, so a part of the rise comes from features "
     streets += "that say less about any image"
-than = "more" if pair_1 > street_1 else "still less"
+than = "more" if pair_1 > street_1 else "less"
 Markdown(
     f"The cosine of the pairs goes from {pair_0:.3f} to {pair_1:.3f}: they have "
     f"{closer}. That of *unrelated* streets goes from {street_0:.3f} to "

@@ -123,14 +123,14 @@ def test_labels_with_commas_do_not_divide_a_list():
 
 def test_one_row_against_another(runs):
     assert findings.against(runs, "photometric") == (
-        "photometric: ZoDi ties with it at night (+0.3 ± 1.2); it is worse in snow (-2.0 ± 0.0)."
+        "Against photometric, ZoDi ties at night (+0.3 ± 1.2); it is worse in snow (-2.0 ± 0.0)."
     )
     assert findings.against(runs, "source_only").startswith(
-        "source only: ZoDi is better than it at night (+15.3 ± 0.3)"
+        "Against source only, ZoDi is better at night (+15.3 ± 0.3)"
     )
     assert findings.against(runs, "sdedit") == ""
     one = record({"source_only": {"rain": [10]}, "zodi": {"rain": [20]}})
-    assert "cannot be told from it by one seed in rain (+10.0)" in findings.against(one, "source_only")
+    assert "ZoDi has too few seeds to tell in rain (+10.0)" in findings.against(one, "source_only")
 
 
 def test_the_table_of_differences_names_ties_and_what_is_missing(runs):
