@@ -21,8 +21,8 @@
 # **In one sentence.** The network sees every scene twice, in clear weather and transferred, with one label map for
 # both, and a third loss term asks for *similar features* in the two.
 #
-# **What you will learn:** the three terms of the loss and their gradient · why the two images go through the network
-# in two separate passes · reading training curves with several terms · where a gain comes from, class by class · what
+# **What you will learn:** the three terms of the loss and their gradient · when the two images should go through the
+# network in two separate passes · reading training curves with several terms · where a gain comes from, class by class · what
 # the deepest features of a pair have in common, before and after · which part of the method deserves the credit,
 # according to our recorded runs.
 #
@@ -70,7 +70,9 @@ import pandas as pd
 import seaborn as sns
 import torch
 from IPython.display import Markdown, display
+from IPython.utils.capture import capture_output
 from matplotlib.cm import ScalarMappable
+from torch import nn
 from torch.nn import functional as F
 
 # %% [markdown]
@@ -78,8 +80,8 @@ from torch.nn import functional as F
 # %% tags=["reader"]
 from zodi import segmentation
 from zodi.labels import IGNORE_INDEX
-from zodi.rows import ROWS
-from zodi.studies import tables
+from zodi.studies import findings, tables
+from zodi.studies.table_rows import TABLE_ROWS
 from zodi.support import plots
 from zodi.support.files import folder_name
 
@@ -89,18 +91,18 @@ plots.use_theme()
 # The parameters. `make reproduce` fills in other values; with these, the notebook runs on its own.
 
 # %% tags=["parameters"]
-data: str = "../results/course/data"  # folder of the data set; rendered there when it is missing
+data: str = "../results/course/data"  # the data set; rendered there when missing
 synth: str = ""  # folder with images/ transferred by 04, "" to transfer them now
 domain: str = "night"  # target domain
 variant: str = "zodi"  # row of the table, one of zodi.rows.ROWS
-network: str = "DeepLabV3Plus/tu-resnet10t"  # architecture/encoder, or hf:FOLDER; see segmentation.build_network
-seed: int = 0  # rules initial weights, batches and augmentation
+network: str = "DeepLabV3Plus/tu-resnet10t"  # architecture/encoder, or hf:FOLDER
+seed: int = 0  # decides initial weights, batches and augmentation
 recipe: str = "mini"  # settings of the training: "mini", "paper" or "transformer"
-changes: dict = {"steps": 200}  # settings of the recipe that shall have other values
-held_out: str = ""  # folder with transferred test/clear images; with it epochs are scored
+changes: dict = {"steps": 200}  # settings of the recipe that should have other values
+held_out: str = ""  # folder with transferred test/clear images, to score epochs on
 score_every: int = 1  # epochs from one score to the next
-rule: str = "best_synthetic"  # which epoch then counts, one of selection.RULES; without scores the last step does
-out: str = "../results/course/runs/zodi/night/DeepLabV3Plus-tu-resnet10t/seed0"  # folder of this run
+rule: str = "best_synthetic"  # which scored epoch counts, one of selection.RULES
+out: str = "../results/course/runs/zodi/night/DeepLabV3Plus-tu-resnet10t/seed0"  # run
 record: str = "records/full.csv"  # our recorded runs, for the table of ablations
 
 # %% [markdown]
@@ -127,7 +129,15 @@ if row.method and not synth:
     config = transfer.domain_config(domain, row.method, mini.defaults)
     synth = f"{out}/synth"
     images, labels = root / "train" / "images", root / "train" / "labels"
-    transfer_folder.transfer_folder(mini, images, labels, synth, config, label_set, progress=False)
+    transfer_folder.transfer_folder(
+        mini,
+        images,
+        labels,
+        synth,
+        config,
+        label_set,
+        progress=False,
+    )
 
 # %% [markdown]
 # A synthetic image has the same file name as its source and shares its label map. All labels, void included, apply to
@@ -143,9 +153,13 @@ target = sets.second or sets.first
 # %% tags=["reader"]
 pairs = [(source[i], target[i]) for i in range(min(3, len(source), len(target)))]
 rows = [[s.image, t.image, label_set.colorize(t.label)] for s, t in pairs]
-figure = plots.image_grid(rows, ["source image x_s", "synthesized image x_t", "label map y"], width=6.5)
+titles = ["source image x_s", "synthesized image x_t", "label map y"]
+figure = plots.image_grid(rows, titles, width=6.5)
 plots.label_legend(figure, [t.label for _, t in pairs], label_set)
-plots.show(figure, f"What the row “{row.label}” trains on, first three scenes.")
+plots.show(
+    figure,
+    f"What “{row.label}” trains on. You should find all that is labelled in both.",
+)
 
 # %% [markdown]
 # ## The loss
@@ -172,48 +186,59 @@ assert torch.allclose(cos.mean(), adaptation.similarity(f_s, f_t), atol=1e-6)
 #
 # $$ \frac{\partial \cos}{\partial g_s} = \frac{\hat g_t - \cos(g_s, g_t)\, \hat g_s}{|g_s|} . $$
 #
-# It is perpendicular to $g_s$. To first order it therefore turns the feature without changing its length (a finite
-# step makes it slightly longer), and it vanishes when both point in the same direction. Automatic differentiation
-# agrees:
+# It is perpendicular to $g_s$ and vanishes when both point in the same direction. So it turns the feature. Any step of
+# finite size also makes it longer, since the hypotenuse is longer than the leg, and by less the smaller the step is.
+# Automatic differentiation agrees:
 
 # %% tags=["reader"]
 a = g_s[0].clone().requires_grad_()
 F.cosine_similarity(a, g_t[0], dim=0).backward()
-by_hand = (F.normalize(g_t[0], dim=0) - cos[0] * F.normalize(g_s[0], dim=0)) / g_s[0].norm()
+unit_s, unit_t = (F.normalize(g[0], dim=0) for g in (g_s, g_t))
+by_hand = (unit_t - cos[0] * unit_s) / g_s[0].norm()
 assert torch.allclose(a.grad, by_hand, atol=1e-6)
 assert abs(torch.dot(a.grad, g_s[0])) < 1e-5
+assert (g_s[0] + 0.1 * a.grad).norm() > g_s[0].norm()
 
 # %% [markdown]
 # In two dimensions it can be drawn. At every point the arrow shows in which direction a feature $g_s$ at that point
 # is pulled when $g_t$ points to the right.
 
 # %% tags=["reader"]
-x, y = torch.meshgrid(torch.linspace(-2, 2, 15), torch.linspace(-2, 2, 15), indexing="xy")
-place = torch.stack([x, y], -1).reshape(-1, 2)
+axis = torch.linspace(-2, 2, 15)
+place = torch.cartesian_prod(axis, axis)
 place = place[place.norm(dim=1) > 0.3].requires_grad_()
 F.cosine_similarity(place, torch.tensor([[1.0, 0.0]])).sum().backward()
 arrows = place.grad
 figure, ax = plt.subplots(figsize=(4, 4), layout="constrained")
 ax.quiver(*place.detach().T, *arrows.T, color=plots.DOMAIN_COLORS[domain], width=0.005)
-ax.annotate("$g_t$", (2.2, 0), (0, 0), arrowprops={"arrowstyle": "<-"}, va="center")
-ax.set(xlabel="first component of $g_s$", ylabel="second component of $g_s$", aspect="equal")
-plots.show(figure, "Gradient of the cosine. Short features turn fast, long ones slowly, and none grows along itself.")
+arrow = {"arrowstyle": "-|>", "color": "0", "lw": 2}
+ax.annotate("", (2.2, 0), (0, 0), arrowprops=arrow)
+ax.text(2.25, 0, "$g_t$", va="center", fontsize=12)
+ax.set(xlim=(-2.3, 2.6), aspect="equal")
+ax.set(xlabel="first component of $g_s$", ylabel="second component of $g_s$")
+plots.show(
+    figure,
+    "Gradient of the cosine; the black arrow is $g_t$. You should see that all arrows "
+    "are perpendicular to $g_s$, and that short features turn faster than long ones.",
+)
 
 # %% [markdown]
 # ## Two passes
 #
-# Batch normalisation subtracts the mean of a *batch*. If day and night went through in one batch, both would be
-# normalised with a common mean, which fits neither. So there are two passes, one per domain. How different are the
-# two statistics? Compare the brightness of the two halves of a mixed batch.
+# Batch normalisation subtracts the mean of a *batch*. Where it is live, as in the paper's training, day and night in one
+# batch would be normalised with a common mean, which fits neither. So there are two passes, one per domain. How
+# different are the two statistics? Compare the brightness of the two halves of a mixed batch.
 #
 # One problem remains: at test time there is one set of statistics for both. The miniature trains for few steps on
-# domains that are far apart, so it keeps the statistics of the pretrained network (`freeze_norm`), and then the
-# number of passes makes no difference to them. The two passes matter where batch normalisation is live; exercise 4
-# shows what freezing it is worth.
+# domains that are far apart, so it keeps the statistics of the pretrained network (`freeze_norm`). Then one batch and
+# two passes give the same result; exercise 4 shows what freezing is worth.
 
 # %% tags=["reader"]
-brightness = pd.DataFrame({"clear": [s.image.mean() for s, _ in pairs], domain: [t.image.mean() for _, t in pairs]})
-brightness.mean().round(1).rename("mean grey value (0 to 255)").to_frame()
+brightness = {
+    "clear": np.mean([s.image.mean() for s, _ in pairs]),
+    domain: np.mean([t.image.mean() for _, t in pairs]),
+}
+pd.Series(brightness, name="mean grey value (0 to 255)").round(1).to_frame()
 
 # %% [markdown]
 # ## One step by hand
@@ -231,7 +256,8 @@ config = adaptation.recipe(recipe, variant, network=network, seed=seed, **change
 twins_of = adaptation.find_pairs(source, target, config)
 batches = adaptation.cut_batches(0, source, target, twins_of, config)
 (x_s, y_s), (x_t, y_t) = (adaptation.augment(batch, config) for batch in batches)
-h = segmentation.build_network(network, label_set.num_classes, void_output=config.void_output).eval()
+classes = label_set.num_classes
+h = segmentation.build_network(network, classes, void_output=config.void_output).eval()
 
 # %% [markdown]
 # Two passes, two cross-entropies, one cosine. With pairs the label maps $y_s$ and $y_t$ are the same.
@@ -242,7 +268,8 @@ ce_s = F.cross_entropy(logits_s, y_s, ignore_index=IGNORE_INDEX)
 ce_t = F.cross_entropy(logits_t, y_t, ignore_index=IGNORE_INDEX)
 cos = F.cosine_similarity(f_s.mean((2, 3)), f_t.mean((2, 3))).mean()
 loss = ce_s + ce_t - config.similarity_weight * cos
-terms = adaptation.adaptation_loss(h, (x_s, y_s), (x_t, y_t), config.similarity_weight)
+batch = ((x_s, y_s), (x_t, y_t))
+terms = adaptation.adaptation_loss(h, *batch, config.similarity_weight)
 assert torch.isclose(loss, terms["loss"], rtol=1e-5)
 
 # %% [markdown]
@@ -253,7 +280,7 @@ assert torch.isclose(loss, terms["loss"], rtol=1e-5)
 optimizer = torch.optim.SGD(h.parameters(), lr=1e-2)
 loss.backward()
 optimizer.step()
-after = adaptation.adaptation_loss(h, (x_s, y_s), (x_t, y_t), config.similarity_weight)["loss"]
+after = adaptation.adaptation_loss(h, *batch, config.similarity_weight)["loss"]
 assert after < loss
 
 # %% [markdown]
@@ -269,14 +296,30 @@ device = runs.best_device()
 epochs = None
 if held_out:
     splits = {"source": test["clear"], "target": test[domain]}
-    splits["synthetic"] = datasets.open_split(root, "test/clear", images=f"{held_out}/images")
-    epochs = EpochSelection(splits, adaptation.epoch_length(len(source), config), out, every=score_every)
+    splits["synthetic"] = datasets.open_split(
+        root,
+        "test/clear",
+        images=f"{held_out}/images",
+    )
+    epochs = EpochSelection(
+        splits,
+        adaptation.epoch_length(len(source), config),
+        out,
+        every=score_every,
+    )
 
 # %% [markdown]
 # With the same settings and seed the result is the same, for any number of worker processes.
 
 # %%
-trained = experiment.train_row(sets, config, out, callback=epochs, device=device, workers=runs.worker_count(device))
+trained = experiment.train_row(
+    sets,
+    config,
+    out,
+    callback=epochs,
+    device=device,
+    workers=runs.worker_count(device),
+)
 model, history = trained.network, trained.history
 if epochs and rule != "last":
     model = epochs.network(rule).to(device)
@@ -287,8 +330,9 @@ if epochs and rule != "last":
 # %% tags=["reader"]
 plots.show(
     plots.training_curves(history),
-    "Loss terms on the training batches; grey: each step, coloured: running mean. The loss is the sum of the two "
-    "cross-entropies minus the weighted similarity.",
+    "Loss terms on the training batches; grey: each step, coloured: running mean. The "
+    "loss is the sum of the two cross-entropies minus the weighted similarity. You "
+    "should see which of the two images the network finds harder.",
 )
 
 # %% [markdown]
@@ -298,43 +342,61 @@ plots.show(
 # there is none, one trained now.
 
 # %% tags=["reader"]
-partner_folder = Path(data).parent / "runs/source_only" / folder_name(network) / f"seed{seed}" / "network"
+place = Path("runs/source_only") / folder_name(network) / f"seed{seed}" / "network"
+partner_folder = Path(data).parent / place
 if partner_folder.exists():
     partner = segmentation.load_network(partner_folder)
 else:
-    alone = adaptation.recipe(recipe, "source_only", network=network, seed=seed, **changes)
+    settings = {"network": network, "seed": seed} | changes
+    alone = adaptation.recipe(recipe, "source_only", **settings)
     alone_sets = experiment.training_sets(get_row("source_only"), root)
-    partner = experiment.train_row(alone_sets, alone, None, device=device).network
+    with capture_output():  # the settings, which are those above without a second image
+        partner = experiment.train_row(alone_sets, alone, None, device=device).network
 
 # %% [markdown]
 # Scores on the target's true images and on clear ones:
 
 # %%
-scores = {name: evaluation.evaluate(model, split, label_set, batch_size=10) for name, split in test.items()}
+scores = {
+    name: evaluation.evaluate(model, split, label_set, batch_size=10)
+    for name, split in test.items()
+}  # fmt: skip
 
 # %% [markdown]
 # Next to its partner:
 
 # %% tags=["reader"]
-before = {name: evaluation.evaluate(partner, split, label_set, batch_size=10) for name, split in test.items()}
-comparison = pd.DataFrame({
-    "source only": {name: score["miou"] for name, score in before.items()},
-    row.label: {name: score["miou"] for name, score in scores.items()},
-})  # fmt: skip
-comparison["difference (points)"] = comparison[row.label] - comparison["source only"]
+before, miou = {}, {}
+for name, split in test.items():
+    before[name] = evaluation.evaluate(partner, split, label_set, batch_size=10)
+    miou[name] = {"source only": before[name]["miou"], row.label: scores[name]["miou"]}
+comparison = pd.DataFrame(miou).T
+difference = comparison[row.label] - comparison["source only"]
+comparison["difference (points)"] = difference
 comparison.rename_axis("mIoU (%) on").round(1)
 
 # %% [markdown]
-# The gain on the target has a price: the difference on clear is negative. One seed decides nothing;
-# [A3](A3_tables.ipynb) looks at several. But we can already see *where* the difference on the target comes from,
-# class by class.
+# What it gained, and what it cost:
 
 # %% tags=["reader"]
-gain = pd.Series(scores[domain]["iou"], dtype=float) - pd.Series(before[domain]["iou"], dtype=float)
-gain = gain.dropna().sort_values(ascending=False)
+gained, at_home = difference[domain], difference["clear"]
+price = "costs" if at_home < 0 else "costs nothing there: it brings"
+Markdown(
+    f"With this seed, adaptation to {domain} brings {gained:+.1f} points on {domain}. "
+    f"On clear images it {price} {abs(at_home):.1f} points."
+)
+
+# %% [markdown]
+# One seed decides nothing; [A3](A3_tables.ipynb) looks at several, at home too. But we can already see *where* the
+# difference on the target comes from, class by class.
+
+# %% tags=["reader"]
+ious = [pd.Series(found[domain]["iou"], dtype=float) for found in (scores, before)]
+gain = (ious[0] - ious[1]).dropna().sort_values(ascending=False)
 plots.show(
     plots.class_bars(gain.to_frame(), f"gain in IoU on {domain} (points)"),
-    f"Gain over source-only on {domain}, class by class: most in {gain.index[0]}, least in {gain.index[-1]}.",
+    f"Gain over source only on {domain}, class by class: most in {gain.index[0]}, "
+    f"least in {gain.index[-1]}; {(gain < 0).sum()} of {len(gain)} classes lose.",
 )
 
 # %% [markdown]
@@ -346,8 +408,12 @@ predictions = {
     name: [evaluation.predict(network_, sample.image) for sample in samples]
     for name, network_ in (("source only", partner), (row.label, model))
 }
-figure = plots.prediction_grid([s.image for s in samples], [s.label for s in samples], predictions, label_set)
-plots.show(figure, f"Test scenes in {domain}: image, truth, before and after adaptation.")
+images, truths = [s.image for s in samples], [s.label for s in samples]
+figure = plots.prediction_grid(images, truths, predictions, label_set)
+plots.show(
+    figure,
+    f"Test scenes in {domain}. You should see {gain.index[0]} improve most.",
+)
 
 # %% [markdown]
 # ## What the features say
@@ -364,10 +430,13 @@ if held_out:
 choices.append(("its synthesized image in training", source, target))
 # A data set without any pairs, as for an oracle on photographs, is left with strangers.
 strangers = ("an image of another scene", test["clear"], test[domain])
-kind, clear, other = next((choice for choice in choices if {*choice[1].keys} & {*choice[2].keys}), strangers)
+kind, clear, other = next(
+    (choice for choice in choices if {*choice[1].keys} & {*choice[2].keys}), strangers
+)  # fmt: skip
 shared = [key for key in clear.keys if key in {*other.keys}][:12]
-twins = [(clear[clear.keys.index(key)].image, other[other.keys.index(key)].image) for key in shared]
-twins = twins or [(clear[i].image, other[i].image) for i in range(min(3, len(clear), len(other)))]
+places = [(clear.keys.index(key), other.keys.index(key)) for key in shared]
+places = places or [(i, i) for i in range(min(3, len(clear), len(other)))]
+twins = [(clear[i].image, other[j].image) for i, j in places]
 
 # %% [markdown]
 # This function computes the deepest features of an image; averaged over the image, they are the $g$ of the loss.
@@ -375,18 +444,20 @@ twins = twins or [(clear[i].image, other[i].image) for i in range(min(3, len(cle
 
 # %% tags=["reader"]
 @torch.inference_mode()
-def deepest(network: segmentation.SegmentationNetwork, image: np.ndarray) -> torch.Tensor:
-    """Features (1, D, h, w) of an image (H, W, 3) whose sides are padded to multiples of 32."""
-    x = segmentation.normalise(torch.from_numpy(image)[None].to(next(network.parameters()).device))
+def deepest(network: nn.Module, image: np.ndarray) -> torch.Tensor:
+    """Features (1, D, h, w) of an image (H, W, 3), padded to multiples of 32."""
+    x = torch.from_numpy(image)[None].to(next(network.parameters()).device)
+    x = segmentation.normalise(x)
     x = F.pad(x, (0, -x.shape[3] % 32, 0, -x.shape[2] % 32), mode="replicate")
     return network.eval()(x)[1].cpu()
 
 
-networks = {"source only": partner, row.label: model}
-pooled = {
-    name: [torch.cat([deepest(network, image).mean((2, 3)) for image in images]) for images in zip(*twins, strict=True)]
-    for name, network in networks.items()
-}
+networks, pooled = {"source only": partner, row.label: model}, {}
+for name, network_ in networks.items():
+    pooled[name] = [
+        torch.cat([deepest(network_, pair[side]).mean((2, 3)) for pair in twins])
+        for side in (0, 1)
+    ]  # fmt: skip
 
 # %% [markdown]
 # A high cosine alone proves nothing: features that ignore the image have one too. So every clear image is also
@@ -402,18 +473,37 @@ cosines = pd.DataFrame([
     for cosine in F.cosine_similarity(g_s, g).tolist()
 ])  # fmt: skip
 figure, ax = plt.subplots(figsize=(5, 2), layout="constrained")
-sns.stripplot(cosines, x="cosine", y="network", hue="compared with", dodge=True, jitter=0.05, alpha=0.7, ax=ax)
+look = {"dodge": True, "jitter": 0.05, "alpha": 0.7, "ax": ax}
+sns.stripplot(cosines, x="cosine", y="network", hue="compared with", **look)
 ax.set(xlabel="cosine of the pooled deepest features", ylabel="")
 sns.move_legend(ax, "lower center", bbox_to_anchor=(0.4, 1), ncols=2)
-means = cosines.groupby(["network", "compared with"], sort=False)["cosine"].mean().unstack(sort=False)
-text = "; ".join(f"{name} {of_pair:.3f} and {of_scenes:.3f}" for name, (of_pair, of_scenes) in means.T.items())
-plots.show(figure, f"A clear image compared with {kind}, and with another clear scene. Means: {text}.")
+plots.show(
+    figure,
+    f"A clear image compared with {kind}, and with another clear scene. You should "
+    "look at both colours: the second is what the first has to be measured by.",
+)
 
 # %% [markdown]
-# The pairs have come much closer together, as they should. But the unrelated streets have moved closer together too,
-# which they should not: a part of the rise comes from features that say less about any image. Pooling hides *where*
-# two images differ. Before pooling, every location has its own feature, and $1 - \cos$ of the two is a map: it is
-# bright where the network sees something different in the other image.
+# What that means, computed from the dots:
+
+# %% tags=["reader"]
+means = cosines.groupby(["network", "compared with"], sort=False)["cosine"].mean()
+(pair_0, street_0), (pair_1, street_1) = means.unstack(sort=False).to_numpy()
+closer = "come closer, as they should" if pair_1 > pair_0 else "not come closer"
+streets = "stay apart, so the features still tell them apart"
+if street_1 > street_0:
+    streets = "have become more alike too, so a part of the rise comes from features "
+    streets += "that say less about any image"
+than = "more" if pair_1 > street_1 else "less"
+Markdown(
+    f"The cosine of the pairs goes from {pair_0:.3f} to {pair_1:.3f}: they have "
+    f"{closer}. That of *unrelated* streets goes from {street_0:.3f} to "
+    f"{street_1:.3f}: they {streets}. Pairs are now {than} alike than two streets."
+)
+
+# %% [markdown]
+# Pooling hides *where* two images differ. Before pooling, every location has its own feature, and $1 - \cos$ of the
+# two is a map: it is bright where the network sees something different in the other image.
 
 # %% tags=["reader"]
 colors = ScalarMappable(plt.Normalize(0, 1), "magma")
@@ -422,59 +512,64 @@ for pair in twins[:3]:
     height, width = pair[0].shape[:2]
     maps = []
     for network_ in networks.values():
-        distance = 1 - F.cosine_similarity(*(deepest(network_, image) for image in pair))
-        padded = F.interpolate(distance[None], (height + -height % 32, width + -width % 32), mode="bilinear")[0, 0]
-        maps.append(colors.to_rgba(padded[:height, :width], bytes=True)[..., :3])
+        features = [deepest(network_, image) for image in pair]
+        distance = 1 - F.cosine_similarity(*features)
+        size = (height + -height % 32, width + -width % 32)
+        padded = F.interpolate(distance[None], size, mode="bilinear")[0, 0]
+        shown = padded[:height, :width]
+        maps.append(colors.to_rgba(shown, bytes=True)[..., :3])
     rows.append([*pair, *maps])
 figure = plots.image_grid(rows, ["clear", domain, *networks])
 figure.colorbar(colors, ax=figure.axes, label="$1 - \\cos$", shrink=0.8, pad=0.01)
-plots.show(figure, f"Where the deepest features of a clear image and {kind} differ, before and after adaptation.")
+plots.show(
+    figure,
+    f"Where the deepest features of a clear image and {kind} differ, before and after "
+    "adaptation. You should see which parts the network still takes for others.",
+)
 
 # %% [markdown]
 # ## Which part does it?
 #
-# One run cannot say where its gain comes from: the new images or the similarity term? An *ablation* changes one thing
-# and repeats the experiment. This table is **not** from the run above. It comes from our recorded runs of the
-# miniature: mIoU (%) on the true target images, mean ± standard deviation over seeds.
+# One run cannot say where its gain comes from: the new images, their number, or the similarity term? An *ablation*
+# changes one thing and repeats the experiment. The table is **not** from the run above. It comes from our recorded runs
+# of the miniature: ZoDi minus each other row, in points of mIoU on the true target images, with the standard error of
+# the difference over seeds. A difference below two standard errors is a tie. [A3](A3_tables.ipynb) shows the rows
+# themselves.
 
 # %% tags=["reader"]
 frame = tables.read_record(record)
-table = tables.main_table(frame)
-parts = pd.DataFrame(
-    {"synthesized image": {v.label: v.method or "-" for v in ROWS.values()},
-     "augmentation": {v.label: v.augmentation or "-" for v in ROWS.values()},
-     "similarity": {v.label: "yes" if v.similarity_weight else "no" for v in ROWS.values()}}
-)  # fmt: skip
-parts.loc[ROWS["oracle"].label, "synthesized image"] = "true target image"
-table.join(parts)[[*parts.columns, *table.columns]]
+table = findings.comparison_table(frame)
+every = TABLE_ROWS.values()
+parts = pd.DataFrame({
+    "second image": {v.label: v.method or v.augmentation or "-" for v in every},
+    "similarity": {v.label: v.similarity_weight > 0 for v in every},
+})  # fmt: skip
+parts["similarity"] = parts["similarity"].map({True: "yes", False: "no"})
+parts.loc[TABLE_ROWS["oracle"].label, "second image"] = "true target image"
+parts.join(table, how="right")
 
 # %% [markdown]
-# ZoDi compared with each of the others, seed by seed:
+# Six questions and their answers, computed from these runs:
 
 # %% tags=["reader"]
-against = {}
-for name in ("zodi_no_similarity", "clear_prompt", "photometric", "source_only"):
-    gains = tables.gains(tables.paired(frame, name))
-    against[name] = gains[gains["variant"] == "zodi"]
-lines = [f"- {tables.statement(gain, name)}" for name, part in against.items() for _, gain in part.iterrows()]
+questions = {
+    "Is it just more training?": "source_only_long",
+    "Is the strongest plain augmentation as good?": findings.strongest(frame),
+    "Is it the redrawing, whatever the domain?": "clear_prompt",
+    "Is a change by hand as good?": "photometric",
+    "Is it the similarity term?": "zodi_no_similarity",
+    "Why train, if target images can be redrawn instead?": "redrawn",
+}
+answers = {text: findings.against(frame, name) for text, name in questions.items()}
+missing = "*not in this record*"
+lines = [f"- {text} {answer or missing}" for text, answer in answers.items()]
 display(Markdown("\n".join(lines)))
 
 # %% [markdown]
-# In one sentence, computed from these lines:
+# And what all of it costs on clear images:
 
 # %% tags=["reader"]
-worth = {
-    name: " and ".join(f"{gain:+.1f} ({domain})" for gain, domain in zip(part["mean"], part["domain"], strict=True))
-    for name, part in against.items()
-}
-in_all_seeds = {name: (part["positive"] == part["seeds"]).all() for name, part in against.items()}
-verdict = "in all seeds" if in_all_seeds["zodi_no_similarity"] else "which these seeds cannot tell from nothing"
-absent = [variant.label for name, variant in ROWS.items() if name not in set(frame["variant"])]
-Markdown(
-    f"In our recorded runs of the miniature, images of the target domain in place of redrawn clear ones are worth "
-    f"{worth['clear_prompt']} points; the similarity term on top of them {worth['zodi_no_similarity']}, {verdict}. Rows "
-    f"that are not in this record: {'; '.join(absent)}."
-)
+display(Markdown(findings.home_sentence(frame)))
 
 # %% [markdown]
 # This holds for the miniature, with its short training and frozen statistics. At the paper's scale **we have not run
@@ -511,11 +606,13 @@ Markdown(
 # <details><summary>Solution</summary>
 #
 # ```python
-# without = adaptation.recipe(recipe, "zodi_no_similarity", network=network, seed=seed, **changes)
-# trained, history_without = adaptation.train(without, source, target, None, device=device)
-# plots.show(plots.training_curves(history_without), "Without the similarity term.")
-# g_s, g_t = (torch.cat([deepest(trained, image).mean((2, 3)) for image in images]) for images in zip(*twins))
-# print(f"mean cosine of the pairs without the term: {F.cosine_similarity(g_s, g_t).mean():.3f}")
+# settings = {"network": network, "seed": seed} | changes
+# without = adaptation.recipe(recipe, "zodi_no_similarity", **settings)
+# trained, curves = adaptation.train(without, source, target, None, device=device)
+# plots.show(plots.training_curves(curves), "Without the similarity term.")
+# pooled_of = [[deepest(trained, image).mean((2, 3)) for image in pair] for pair in twins]
+# cosine = np.mean([F.cosine_similarity(*pair).item() for pair in pooled_of])
+# print(f"mean cosine of the pairs without the term: {cosine:.3f}")
 # ```
 # If the similarity rises here as well, the shared labels alone have brought it about, and little was left for the
 # term to do.
@@ -535,9 +632,11 @@ Markdown(
 # <details><summary>Solution</summary>
 #
 # ```python
-# moving = adaptation.recipe(recipe, variant, network=network, seed=seed, freeze_norm=False, **changes)
+# settings = {"network": network, "seed": seed, "freeze_norm": False} | changes
+# moving = adaptation.recipe(recipe, variant, **settings)
 # moved, _ = adaptation.train(moving, source, target, None)
-# {name: evaluation.evaluate(moved, split, label_set)["miou"] for name, split in test.items()}
+# found = {name: evaluation.evaluate(moved, s, label_set) for name, s in test.items()}
+# {name: score["miou"] for name, score in found.items()}
 # ```
 # The running statistics become a mixture of both domains, which fits neither. The longer the training and the closer
 # the domains, the less it matters.
@@ -547,13 +646,16 @@ Markdown(
 # ## Recap
 #
 # The loss has two cross-entropies for one label map, and one cosine that turns the features of a pair towards each
-# other. Two passes keep the statistics of the domains apart where batch normalisation is live. No target image was
-# used, unless the row is the oracle.
+# other. Two passes keep the statistics of the domains apart where batch normalisation is live. What adaptation gains on
+# the target it may cost at home. No target image was used, unless the row is the oracle.
 
 # %%
 for name, split in test.items():
     evaluation.write_predictions(model, split, f"{out}/predictions/{name}")
-choice = {"rule": rule if epochs else "last", "epochs": epochs.table().to_dict("records") if epochs else []}
+choice = {
+    "rule": rule if epochs else "last",
+    "epochs": epochs.table().to_dict("records") if epochs else [],
+}
 metrics = trained.record | choice | evaluation.by_domain(scores)
 settings = {"data": data, "synth": synth, "config": config}
 _ = runs.save_metrics(out, "adapt", settings, metrics, time.perf_counter() - start)

@@ -23,7 +23,8 @@
 #
 # **What you will learn:** reading label files in another format with a mapping, and what the checker says when files
 # are wrong · choosing a prompt and a strength without a target image · a transfer that may be killed at any time ·
-# adapting *any* PyTorch module · an honest estimate, and when not to use the method at all.
+# adapting *any* PyTorch module · an honest estimate · redrawing photographs for a network that stays as it is · when
+# not to use the method at all.
 #
 # **What you need:** [05 Adaptation](05_adaptation.ipynb) and [06 Performance
 # estimation](06_performance_estimation.ipynb). No data: if you have none, the notebook makes a stand-in folder.
@@ -64,13 +65,22 @@ from torch.nn import functional as F
 # %% [markdown]
 # And the modules of the course:
 # %%
-from zodi import adaptation, datasets, diffusion, estimation, evaluation, segmentation, transfer
+from zodi import (
+    adaptation,
+    datasets,
+    diffusion,
+    estimation,
+    evaluation,
+    segmentation,
+    transfer,
+)
 from zodi.labels import CITYSCAPES, get_label_set
 from zodi.miniature import scenes
 from zodi.networks.own import OwnNetwork
 from zodi.rows import get_row
-from zodi.support import plots, runs
+from zodi.support import pictures, plots, runs
 from zodi.support.bootstrap import bootstrap, resample_weights
+from zodi.tools import redrawing
 from zodi.transfer_folder import transfer_folder
 
 plots.use_theme()
@@ -81,10 +91,11 @@ start = time.perf_counter()
 
 # %% tags=["parameters"]
 images: str = ""  # your folder of images, "" for the stand-in
-labels: str = ""  # your folder of label maps (8-bit PNG, names of their images), "" for the stand-in
+labels: str = ""  # your folder of label maps (8-bit PNG), "" for the stand-in
 mapping: str = ""  # your mapping file, "" for the stand-in
 prompt: str = "driving at night"  # your sentence
-settings: dict = {"strength": 0.92, "num_inference_steps": 12}  # of the transfer, see zodi.transfer.TransferConfig
+settings: dict = {"strength": 0.75, "num_inference_steps": 12}  # of the transfer
+photographs: str = ""  # a few images of the target, without labels, if you have some
 count: int = 50  # images of the stand-in
 steps: int = 120  # length of every training
 repository: str = ".."  # folder of the repository, as seen from here
@@ -100,20 +111,21 @@ out: str = "../results/course/own"  # folder of this notebook's results
 # %%
 stand_in = not images
 mine, size = Path(out, "mine"), (96, 192)
-seeds = scenes.TEST_SEEDS[50_000 : 50_000 + count]
 numbers = np.zeros(256, np.uint8)
 numbers[: CITYSCAPES.num_classes] = 10 * np.arange(1, CITYSCAPES.num_classes + 1)
 if stand_in:
     shutil.rmtree(mine, ignore_errors=True)
-    for index, seed in enumerate(seeds):
+    for index, seed in enumerate(scenes.TEST_SEEDS[50_000 : 50_000 + count]):
         scene = scenes.render(seed, "clear", *size)
         raw = numbers[scene.label]
         raw[(scene.label == 0) & (scene.image.min(2) > 170)] = 11  # markings
-        for kind, array, suffix in (("images", scene.image, "jpg"), ("labels", raw, "png")):
+        for kind, array in (("images", scene.image), ("labels", raw)):
+            suffix = "jpg" if kind == "images" else "png"
             file = mine / kind / f"drive{index // 20}" / f"{index:03d}.{suffix}"
             file.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(array).save(file, quality=95)
-    images, labels, mapping = str(mine / "images"), str(mine / "labels"), str(mine / "mapping.yaml")
+    images, labels = str(mine / "images"), str(mine / "labels")
+    mapping = str(mine / "mapping.yaml")
 
 # %% [markdown]
 # A *mapping* says which Cityscapes class the numbers mean: one class per line with your pixel values, and the values
@@ -121,27 +133,35 @@ if stand_in:
 # to the nearest class that a layout can show.
 
 # %%
-text = "\n".join(f"  {name}: {10 * (index + 1)}" for index, name in enumerate(CITYSCAPES.names))
 if stand_in:
-    Path(mapping).write_text(
-        "classes:\n" + text.replace("road: 10", "road: [10, 11]") + "\nvoid: 0\n", encoding="utf-8"
-    )
+    lines = [f"  {name}: {10 * i}" for i, name in enumerate(CITYSCAPES.names, 1)]
+    text = "\n".join(lines).replace("road: 10", "road: [10, 11]")
+    Path(mapping).write_text(f"classes:\n{text}\nvoid: 0\n", encoding="utf-8")
 if mapping.endswith(".yaml"):  # a known label set has no file
-    print("\n".join(Path(mapping).read_text(encoding="utf-8").splitlines()[:4]), "\n  ...")
+    first = Path(mapping).read_text(encoding="utf-8").splitlines()[:4]
+    print("\n".join(first), "\n  ...")
 label_set = get_label_set(mapping)
 
 # %% [markdown]
 # Look before you trust it: an image, the label file as stored, and what the mapping makes of it.
 
+
 # %%
-found, found_labels = datasets.find_files(images), datasets.find_files(labels, (".png",))
+def values(file: Path) -> np.ndarray:
+    """The numbers of a label file as stored, read as the package reads them."""
+    return pictures.as_values(pictures.open_picture(file), file.name)
+
+
+found = datasets.find_files(images)
+found_labels = datasets.find_files(labels, (".png",))
 rows = []
 for key in list(found)[:2]:
-    raw = np.array(Image.open(found_labels[key]))
-    rows.append([datasets.read_image(found[key]), raw, CITYSCAPES.colorize(label_set.to_train_ids(raw, key))])
+    label = datasets.read_label(found_labels[key], label_set)
+    shown = [datasets.read_image(found[key]), values(found_labels[key])]
+    rows.append([*shown, CITYSCAPES.colorize(label)])
 plots.show(
-    plots.image_grid(rows, ["image", "label file, as stored", "read with the mapping"], width=7),
-    f"{len(found)} images, the first two. Wrong colours in the last column mean a wrong mapping.",
+    plots.image_grid(rows, ["image", "label file, as stored", "as mapped"], width=7),
+    f"{len(found)} images, the first two. Wrong colours on the right: a wrong mapping.",
 )
 
 # %% [markdown]
@@ -154,14 +174,16 @@ plots.show(
 # %%
 def say(*words: object) -> int:
     """Run Python with these words; print what it says; the exit code."""
-    result = subprocess.run([sys.executable, *map(str, words)], capture_output=True, text=True)
+    command = [sys.executable, *map(str, words)]
+    result = subprocess.run(command, capture_output=True, text=True)
     for line in (result.stdout + result.stderr).splitlines():
         if line.strip() and "%|" not in line:
-            print(textwrap.fill(line, 110, subsequent_indent="      "))
+            print(textwrap.fill(line, 88, subsequent_indent="      "))
     return result.returncode
 
 
-own = [f"{repository}/data_scripts/own.py", "--images", images, "--labels", labels, "--mapping", mapping]
+tool = f"{repository}/data_scripts/own.py"
+own = [tool, "--images", images, "--labels", labels, "--mapping", mapping]
 code = say(*own, "check")
 assert code == 0, "repair what is named above; the rest of the notebook needs it"
 
@@ -179,8 +201,8 @@ for kind, files in (("images", found), ("labels", found_labels)):
         shutil.copy(files[key], copy)
 lost, small, strange = (broken / "labels" / f"{key}.png" for key in few[:3])
 lost.unlink()
-Image.open(small).resize((64, 32), Image.Resampling.NEAREST).save(small)
-array = np.array(Image.open(strange))
+Image.fromarray(values(small)[::3, ::3]).save(small)
+array = values(strange).copy()
 array[:8, :8] = 250
 Image.fromarray(array).save(strange)
 
@@ -188,7 +210,8 @@ Image.fromarray(array).save(strange)
 # A missing partner stops the check at once; without it there is no pair to look at.
 
 # %%
-check_broken = [own[0], "--images", broken / "images", "--labels", broken / "labels", "--mapping", mapping, "check"]
+where = ["--images", broken / "images", "--labels", broken / "labels"]
+check_broken = [tool, *where, "--mapping", mapping, "check"]
 _ = say(*check_broken)
 
 # %% [markdown]
@@ -212,7 +235,10 @@ if stand_in:  # whose files are new, so that what an earlier run has prepared is
     shutil.rmtree(root, ignore_errors=True)
 code = say(*own, "prepare", "--out", root, "--height", size[0], "--width", size[1])
 assert code == 0
-train, held_out = datasets.open_split(root, "train"), datasets.open_split(root, "test/clear")
+train, held_out = (
+    datasets.open_split(root, "train"),
+    datasets.open_split(root, "test/clear"),
+)
 print(f"{len(train)} to train on, {len(held_out)} held out")
 
 # %% [markdown]
@@ -229,13 +255,17 @@ print(f"{len(train)} to train on, {len(held_out)} held out")
 # %%
 model = diffusion.load("mini")
 tries = [prompt, "driving in fog at night", "driving through a sandstorm"]
-pieces = {text: [len(model.tokenizer.tokenize(word)) for word in text.split()] for text in tries}
+pieces = {}
+for text in tries:
+    pieces[text] = [len(model.tokenizer.tokenize(word)) for word in text.split()]
+spelt = {
+    text: [w for w, n in zip(text.split(), found, strict=True) if n > 1]
+    for text, found in pieces.items()
+}  # fmt: skip
 table = pd.DataFrame({
     "words": {text: len(found) for text, found in pieces.items()},
-    "known words": {text: sum(n == 1 for n in found) for text, found in pieces.items()},
-    "unknown, spelled": {
-        text: ", ".join(w for w, n in zip(text.split(), found, strict=True) if n > 1) or "-" for text, found in pieces.items()
-    },
+    "known words": {text: len(pieces[text]) - len(w) for text, w in spelt.items()},
+    "unknown, spelled": {text: ", ".join(w) or "-" for text, w in spelt.items()},
 })  # fmt: skip
 table.rename_axis("prompt")
 
@@ -245,11 +275,21 @@ table.rename_axis("prompt")
 
 
 # %%
-def redraw(text: str, samples: list[datasets.Sample], **changes: object) -> list[np.ndarray]:
+def redraw(
+    text: str,
+    samples: list[datasets.Sample],
+    **changes: object,
+) -> list[np.ndarray]:
     """The samples redrawn by a prompt."""
     config = transfer.prompt_config(text, model.defaults, **settings | changes)
     layouts = [CITYSCAPES.colorize(sample.label) for sample in samples]
-    return transfer.transfer_images(model, [s.image for s in samples], layouts, [s.key for s in samples], config)
+    return transfer.transfer_images(
+        model,
+        [s.image for s in samples],
+        layouts,
+        [s.key for s in samples],
+        config,
+    )
 
 
 # %% [markdown]
@@ -259,10 +299,13 @@ def redraw(text: str, samples: list[datasets.Sample], **changes: object) -> list
 # %%
 shown = [held_out[i] for i in range(min(2, len(held_out)))]
 drawn = {text: redraw(text, shown) for text in ["driving in clear weather", *tries]}
-rows = [[sample.image, *(pictures[i] for pictures in drawn.values())] for i, sample in enumerate(shown)]
+rows = []
+for i, sample in enumerate(shown):
+    rows.append([sample.image, *(made[i] for made in drawn.values())])
 plots.show(
     plots.image_grid(rows, ["source", *(textwrap.fill(text, 18) for text in drawn)]),
-    "One strength, one noise, four sentences. An unknown sentence gives neither an error nor its meaning.",
+    "One strength, one noise, four sentences. You should see that an unknown sentence "
+    "gives neither an error nor its meaning.",
 )
 
 # %% [markdown]
@@ -271,19 +314,19 @@ plots.show(
 
 # %%
 plain = drawn["driving in clear weather"]
-work = {
-    text: np.mean([np.abs(a.astype(int) - b).mean() for a, b in zip(drawn[text], plain, strict=True)]) for text in tries
-}
-light = {text: np.mean(pictures) for text, pictures in drawn.items()}
-table = pd.DataFrame({"difference from the plain sentence": work, "mean grey level": light}).loc[tries]
-table.rename_axis("prompt, 0 to 255").round(1)
+work = {}
+for text in tries:
+    both = zip(drawn[text], plain, strict=True)
+    work[text] = np.mean([np.abs(a.astype(int) - b).mean() for a, b in both])
+light = {text: np.mean(made) for text, made in drawn.items()}
+effect = {"difference from the plain sentence": work, "mean grey level": light}
+pd.DataFrame(effect).loc[tries].rename_axis("prompt, 0 to 255").round(1)
 
 # %% [markdown]
-# The miniature can be used only within its vocabulary. A sentence with unknown words still changes the image, to
-# something grey between its domains, and no number here says that it is not a sandstorm. Even two known words that it
-# has never seen together, fog and night, give only a bit of each. Stable Diffusion was trained on captions of every
-# kind and knows far more. But there, too, your network learns from the picture, not from the sentence, so look at the
-# picture.
+# The miniature can be used only within its vocabulary. A sentence with unknown words still changes the image, and no
+# number here says that the result is not a sandstorm; even two known words that it has never seen together, fog and
+# night, need not give both. Stable Diffusion was trained on captions of every kind and knows far more. But there, too,
+# your network learns from the picture, not from the sentence, so look at the picture.
 #
 # ## A strength, without a target image
 #
@@ -291,14 +334,16 @@ table.rename_axis("prompt, 0 to 255").round(1)
 # checkpoint, or at 0.65 if there are none. Look at a strip first:
 
 # %%
-ladder = [0.4, 0.65, 0.8, 0.9, 0.97]
+ladder = [0.3, 0.45, 0.6, 0.75, 0.9]
 strip = [held_out[i] for i in range(min(4, len(held_out)))]
 frames = {s: redraw(prompt, strip, strength=s) for s in ladder}
-rows = [[strip[i].image, *(frames[s][i] for s in ladder)] for i in range(min(2, len(strip)))]
+rows = []
+for i, sample in enumerate(strip[:2]):
+    rows.append([sample.image, *(frames[s][i] for s in ladder)])
 plots.show(
     plots.image_grid(rows, ["source", *(f"strength {s}" for s in ladder)]),
-    f"“{prompt}” from hardly to almost completely redrawn. Too little: still the old domain. Too much: other things than "
-    "the labels say.",
+    f"“{prompt}”, from hardly to almost completely redrawn. You should look for two "
+    "limits: where the new domain is there, and where labelled objects are lost.",
 )
 
 # %% [markdown]
@@ -312,18 +357,30 @@ plots.show(
 violent = adaptation.recipe("mini", "source_only", steps=steps, jitter=0.9, hue=0.3)
 with capture_output():  # the settings, which train prints
     reference, _ = adaptation.train(violent, train, None, None)
-labelled = {
-    s: [datasets.Sample(picture, sample.label, sample.key) for picture, sample in zip(frames[s], strip, strict=True)]
-    for s in ladder
-}
-matrices = {s: evaluation.image_confusions(reference, part, CITYSCAPES.num_classes) for s, part in labelled.items()}
-swapped = [datasets.Sample(s.image, strip[i - 1].label, s.key) for i, s in enumerate(strip)]
-floor = 100 * estimation.fidelity(evaluation.image_confusions(reference, swapped, CITYSCAPES.num_classes)).mean()
-guide = pd.DataFrame({
-    "strength": ladder,
-    "fidelity": [100 * estimation.fidelity(matrices[s]).mean() for s in ladder],
-    "change": [np.mean([np.abs(p.astype(int) - s_.image).mean() for p, s_ in zip(frames[s], strip, strict=True)]) for s in ladder],
-})  # fmt: skip
+
+
+def found_in(drawn: list[np.ndarray], labels: list[np.ndarray]) -> float:
+    """Share of pixels, percent, in which the reference finds the label."""
+    both = enumerate(zip(drawn, labels, strict=True))
+    samples = [datasets.Sample(*pair, str(i)) for i, pair in both]
+    found = evaluation.image_confusions(reference, samples, CITYSCAPES.num_classes)
+    return float(100 * estimation.fidelity(found).mean())
+
+
+# %% [markdown]
+# Fidelity, floor, and how much each strength changes the image:
+
+# %%
+truth = [sample.label for sample in strip]
+floor = found_in([sample.image for sample in strip], truth[-1:] + truth[:-1])
+lines = []
+for s in ladder:
+    both = zip(frames[s], strip, strict=True)
+    change = np.mean([np.abs(a.astype(int) - b.image).mean() for a, b in both])
+    lines.append(
+        {"strength": s, "fidelity": found_in(frames[s], truth), "change": change},
+    )
+guide = pd.DataFrame(lines)
 
 # %% [markdown]
 # Both curves against the strength:
@@ -335,10 +392,15 @@ axes[0].set(xlabel="strength", ylabel="change of the image\n(grey levels)")
 axes[1].plot(guide["strength"], guide["fidelity"], marker="o", color="0.4")
 axes[1].axhline(floor, color="0.6", linewidth=1, label="labels of other images")
 axes[1].set(xlabel="strength", ylabel="fidelity (% of pixels)")
+line = {"color": plots.DOMAIN_COLORS["night"], "linestyle": ":", "label": "chosen"}
 for ax in axes:
-    ax.axvline(settings["strength"], color=plots.DOMAIN_COLORS["night"], linestyle=":", label="chosen")
-axes[1].legend()
-plots.show(figure, "How much changes, and how much of the labels a reference still finds. No target image was used.")
+    ax.axvline(settings["strength"], **line)
+axes[1].legend(loc="center left", bbox_to_anchor=(1, 0.5))
+plots.show(
+    figure,
+    "How much changes, and how much of the labels a reference still finds. No target "
+    "image was used. You should see more change and less fidelity from left to right.",
+)
 
 # %% [markdown]
 # Read them together. Where the change jumps, the new domain appears; where the fidelity falls to the floor, the
@@ -348,7 +410,8 @@ plots.show(figure, "How much changes, and how much of the labels a reference sti
 jump = int(guide["change"].diff().idxmax())
 before, after = guide.iloc[jump - 1], guide.iloc[jump]
 print(f"largest jump: from strength {before['strength']:g} to {after['strength']:g}")
-print(f"fidelity there: from {before['fidelity']:.0f} % to {after['fidelity']:.0f} %, floor {floor:.0f} %")
+there = f"from {before['fidelity']:.0f} % to {after['fidelity']:.0f} %"
+print(f"fidelity there: {there}, floor {floor:.0f} %")
 
 # %% [markdown]
 # ## The transfer
@@ -359,11 +422,13 @@ print(f"fidelity there: from {before['fidelity']:.0f} % to {after['fidelity']:.0
 
 # %%
 config = transfer.prompt_config(prompt, model.defaults, **settings)
-synth = Path(out, "synth")
-arguments = (model, root / "train" / "images", root / "train" / "labels", synth, config, CITYSCAPES)
-reports = {"stopped after a third": transfer_folder(*arguments, limit=max(1, len(train) // 3), progress=False)}
+synth, part = Path(out, "synth"), root / "train"
+arguments = (model, part / "images", part / "labels", synth, config, CITYSCAPES)
+third, reports = max(1, len(train) // 3), {}
+reports["a third"] = transfer_folder(*arguments, limit=third, progress=False)
 reports["called again"] = transfer_folder(*arguments, progress=False)
-pd.DataFrame({name: vars(report) for name, report in reports.items()}).T[["total", "done", "skipped"]]
+table = pd.DataFrame({name: vars(report) for name, report in reports.items()})
+table.T[["total", "done", "skipped"]]
 
 # %% [markdown]
 # Look at pairs. This is the last moment at which your eyes can save a training run.
@@ -372,10 +437,15 @@ pd.DataFrame({name: vars(report) for name, report in reports.items()}).T[["total
 second = datasets.open_split(root, "train", images=synth / "images")
 pairs = [(train[i], second[i]) for i in range(min(3, len(train)))]
 figure = plots.image_grid(
-    [[a.image, b.image, CITYSCAPES.colorize(a.label)] for a, b in pairs], ["yours", prompt, "labels of both"], width=6.5
+    [[a.image, b.image, CITYSCAPES.colorize(a.label)] for a, b in pairs],
+    ["yours", prompt, "labels of both"],
+    width=6.5,
 )
 plots.label_legend(figure, [a.label for a, _ in pairs], CITYSCAPES)
-plots.show(figure, "Pairs, as the training will see them. Is everything that is labelled still there?")
+plots.show(
+    figure,
+    "Pairs, as the training will see them. Is everything that is labelled still there?",
+)
 
 # %% [markdown]
 # ## Your own network
@@ -386,22 +456,31 @@ plots.show(figure, "Pairs, as the training will see them. Is everything that is 
 
 
 # %%
+def block(inputs: int, outputs: int, **how: int) -> nn.Sequential:
+    """Convolution, normalisation of one image alone, activation."""
+    layers = nn.Conv2d(inputs, outputs, 3, **how), nn.GroupNorm(8, outputs), nn.ReLU()
+    return nn.Sequential(*layers)
+
+
+# %% [markdown]
+# Of such blocks:
+
+
+# %%
 class Tiny(nn.Module):
     """Three steps down, one look around, one step up."""
 
     def __init__(self, classes: int, width: int = 32) -> None:
         super().__init__()
-
-        def block(inputs: int, outputs: int, **how: int) -> nn.Sequential:
-            return nn.Sequential(nn.Conv2d(inputs, outputs, 3, **how), nn.GroupNorm(8, outputs), nn.ReLU())
-
-        down = [block(a, b, stride=2, padding=1) for a, b in ((3, width), (width, 2 * width), (2 * width, 4 * width))]
-        self.encoder = nn.Sequential(*down, block(4 * width, 4 * width, padding=4, dilation=4))
+        sizes = ((3, width), (width, 2 * width), (2 * width, 4 * width))
+        down = [block(*pair, stride=2, padding=1) for pair in sizes]
+        around = block(4 * width, 4 * width, padding=4, dilation=4)
+        self.encoder = nn.Sequential(*down, around)
         self.head = nn.Conv2d(4 * width, classes, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Logits of the size of the images."""
-        return F.interpolate(self.head(self.encoder(x)), size=x.shape[2:], mode="bilinear")
+        return F.interpolate(self.head(self.encoder(x)), x.shape[2:], mode="bilinear")
 
 
 # %% [markdown]
@@ -413,10 +492,11 @@ torch.manual_seed(0)
 tiny = OwnNetwork(Tiny(CITYSCAPES.num_classes), features="encoder")
 x = torch.randn(2, 3, 64, 128)
 logits, features = tiny(x)
-assert torch.equal(logits, tiny.model(x)) and torch.equal(features, tiny.model.encoder(x))
-print(
-    f"logits {tuple(logits.shape)}, features {tuple(features.shape)}, {sum(p.numel() for p in tiny.parameters()):,} parameters"
-)
+assert torch.equal(logits, tiny.model(x))
+assert torch.equal(features, tiny.model.encoder(x))
+parameters = sum(p.numel() for p in tiny.parameters())
+print(f"logits {tuple(logits.shape)}, features {tuple(features.shape)}")
+print(f"{parameters:,} parameters")
 
 # %% [markdown]
 # The loss of [05](05_adaptation.ipynb) needs nothing more. One line trains the network; `network=` replaces the
@@ -428,11 +508,12 @@ print(
 def adapt(variant: str, own: bool) -> nn.Module:
     """Source-only or ZoDi, with the own network or one by its name."""
     pair = second if get_row(variant).method else None
-    recipe, network = adaptation.recipe("mini", variant, steps=steps), None
+    changes, network = {"steps": steps}, None
     if own:
         torch.manual_seed(0)
-        network = OwnNetwork(Tiny(CITYSCAPES.num_classes), features="encoder")
-        recipe = adaptation.recipe("mini", variant, network=network, steps=steps, learning_rate=5e-3)
+        network = OwnNetwork(Tiny(CITYSCAPES.num_classes), "encoder")
+        changes |= {"network": network, "learning_rate": 5e-3}
+    recipe = adaptation.recipe("mini", variant, **changes)
     with capture_output():
         return adaptation.train(recipe, train, pair, None, network=network)[0]
 
@@ -448,7 +529,10 @@ networks = {
 
 # %%
 by_name = adaptation.recipe("mini").network
-networks |= {(by_name, "source only"): adapt("source_only", own=False), (by_name, "ZoDi"): adapt("zodi", own=False)}
+networks |= {
+    (by_name, "source only"): adapt("source_only", own=False),
+    (by_name, "ZoDi"): adapt("zodi", own=False),
+}
 
 # %% [markdown]
 # ## How good will it be?
@@ -457,26 +541,22 @@ networks |= {(by_name, "source only"): adapt("source_only", own=False), (by_name
 # lines do this for any network:
 
 # %%
-found = estimation.estimate(
-    networks["Tiny (own)", "ZoDi"], root / "test/clear/images", root / "test/clear/labels", prompt,
-    out=Path(out, "estimate"), model=model, progress=False, **settings,
-)  # fmt: skip
-print(textwrap.fill(str(found), 110))
+where = root / "test/clear/images", root / "test/clear/labels"
+how = {"model": model, "progress": False} | settings
+place = Path(out, "estimate")
+network = networks["Tiny (own)", "ZoDi"]
+found = estimation.estimate(network, *where, prompt, place, **how)
+print(textwrap.fill(str(found), 88))
 
 # %% [markdown]
 # Now for all four networks. The generated images exist already, so this takes only four evaluations.
 
-
 # %%
-def estimate(network: nn.Module) -> estimation.Estimate:
-    """The five lines."""
-    where = root / "test/clear/images", root / "test/clear/labels"
-    place = Path(out, "estimate")
-    return estimation.estimate(network, *where, prompt, place, model=model, progress=False, **settings)
-
-
-estimates = {name: estimate(network) for name, network in networks.items()}
-summary = pd.DataFrame({name: {"low": e.low, "estimate": e.miou, "high": e.high} for name, e in estimates.items()}).T
+lines = {}
+for name, network in networks.items():
+    e = estimation.estimate(network, *where, prompt, place, **how)
+    lines[name] = {"low": e.low, "estimate": e.miou, "high": e.high}
+summary = pd.DataFrame(lines).T
 
 # %% [markdown]
 # Next to each estimate we need the mIoU at home, on the unchanged held-out images and over the same classes: a gain
@@ -486,13 +566,14 @@ summary = pd.DataFrame({name: {"low": e.low, "estimate": e.miou, "high": e.high}
 # %%
 def score(network: nn.Module, samples: object) -> float:
     """mIoU in percent over the classes of the estimate."""
-    return 100 * float(
-        np.nanmean(evaluation.iou(evaluation.confusion(network, samples, CITYSCAPES.num_classes))[common])
-    )
+    matrix = evaluation.confusion(network, samples, CITYSCAPES.num_classes)
+    return 100 * float(np.nanmean(evaluation.iou(matrix)[common]))
 
 
-common = [CITYSCAPES.names.index(name) for name in found.classes.index[~found.classes["rare"]]]
-summary.insert(0, "at home", {name: score(network, held_out) for name, network in networks.items()})
+kept = found.classes.index[~found.classes["rare"]]
+common = [CITYSCAPES.names.index(name) for name in kept]
+home = {name: score(network, held_out) for name, network in networks.items()}
+summary.insert(0, "at home", home)
 summary.rename_axis(["network", "trained"]).round(1)
 
 # %% [markdown]
@@ -502,9 +583,12 @@ summary.rename_axis(["network", "trained"]).round(1)
 # %%
 known = stand_in and prompt == "driving at night"
 if known:
-    rendered = {str(seed): scenes.render(seed, "night", *size) for seed in scenes.TEST_SEEDS[60_000 : 60_000 + count]}
-    target = [datasets.Sample(scene.image, scene.label, key) for key, scene in rendered.items()]
-    summary["truth"] = {name: score(network, target) for name, network in networks.items()}
+    target = []
+    for seed in scenes.TEST_SEEDS[60_000 : 60_000 + count]:
+        scene = scenes.render(seed, "night", *size)
+        target.append(datasets.Sample(scene.image, scene.label, str(seed)))
+    true = {name: score(network, target) for name, network in networks.items()}
+    summary["truth"] = true
 
 # %% [markdown]
 # Estimates with their 95 % intervals, and the truth as a cross:
@@ -512,14 +596,21 @@ if known:
 # %%
 figure, ax = plt.subplots(figsize=(7, 2.4), layout="constrained")
 places = np.arange(len(summary))[::-1]
-ax.hlines(places, summary["low"], summary["high"], color="0.6", linewidth=4, label="95 % interval")
+line = {"color": "0.6", "linewidth": 4, "label": "95 % interval"}
+ax.hlines(places, summary["low"], summary["high"], **line)
 ax.scatter(summary["estimate"], places, color="0.2", zorder=3, label="estimate")
 if known:
-    ax.scatter(summary["truth"], places, marker="x", s=50, color=plots.DOMAIN_COLORS["night"], zorder=4, label="truth")
-ax.set(yticks=places, yticklabels=[f"{name}, {how}" for name, how in summary.index], xlabel=f"mIoU, “{prompt}” (%)")
+    cross = {"marker": "x", "s": 50, "color": plots.DOMAIN_COLORS["night"]}
+    ax.scatter(summary["truth"], places, zorder=4, label="truth", **cross)
+names = [f"{name}, {how_}" for name, how_ in summary.index]
+ax.set(yticks=places, yticklabels=names, xlabel=f"mIoU, “{prompt}” (%)")
 ax.set_ylim(-0.6, len(summary) - 0.4)
 ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
-plots.show(figure, f"Estimates from {found.images} held-out images, {found.seeds} transfers of each.")
+plots.show(
+    figure,
+    f"Estimates from {found.images} held-out images, {found.seeds} transfers of each. "
+    "Where intervals overlap, you should not rank the networks by them.",
+)
 
 # %% [markdown]
 # Was the estimate right? We compute two answers: is the *order* of the networks correct, and is the *level*?
@@ -527,12 +618,14 @@ plots.show(figure, f"Estimates from {found.images} held-out images, {found.seeds
 # %%
 if known:
     inside = int(summary["truth"].between(summary["low"], summary["high"]).sum())
-    order = list(summary["estimate"].sort_values().index) == list(summary["truth"].sort_values().index)
+    by_estimate, by_truth = (
+        list(summary[kind].sort_values().index) for kind in ("estimate", "truth")
+    )  # fmt: skip
+    order = "right" if by_estimate == by_truth else "wrong"
     too_high = (summary["estimate"] - summary["truth"]).mean()
-    print(f"order of the {len(summary)} networks: {'right' if order else 'wrong'}")
-    print(
-        f"truth inside the interval: {inside} of {len(summary)}; estimate − truth: {too_high:+.1f} points in the mean"
-    )
+    print(f"order of the {len(summary)} networks: {order}")
+    print(f"truth inside the interval: {inside} of {len(summary)}")
+    print(f"estimate − truth: {too_high:+.1f} points in the mean")
 
 # %% [markdown]
 # Generated images are not real ones: a network may do better or worse on them than on real ones, and a network
@@ -549,15 +642,23 @@ if known:
 
 
 # %%
-def difference(first: nn.Module, second: nn.Module, parts: list) -> tuple[float, float, float]:
-    """Difference of mIoU in points and its 95 % interval; the parts are transfers of the same images."""
-    a, b = (
-        np.stack([evaluation.image_confusions(network, part, CITYSCAPES.num_classes) for part in parts])
-        for network in (first, second)
-    )
-    weights = resample_weights(a.shape[1], len(parts))
-    drawn = 100 * np.nanmean((bootstrap(a, weights) - bootstrap(b, weights))[:, common], axis=1)
+def matrices(network: nn.Module, parts: list) -> np.ndarray:
+    """Confusion matrices, one per part and image; parts have the same images."""
+    classes = CITYSCAPES.num_classes
+    return np.stack([evaluation.image_confusions(network, p, classes) for p in parts])
+
+
+def difference(a: np.ndarray, b: np.ndarray) -> tuple[float, float, float]:
+    """Difference of mIoU, a minus b, in points, and its 95 % interval."""
+    weights = resample_weights(a.shape[1], len(a))
+    points = 100 * (bootstrap(a, weights) - bootstrap(b, weights))
+    drawn = np.nanmean(points[:, common], axis=1)
     return float(drawn.mean()), *np.percentile(drawn, [2.5, 97.5]).tolist()
+
+
+def verdict(low: float, high: float) -> str:
+    """What an interval of a difference says."""
+    return "helped" if low > 0 else "hurt" if high < 0 else "undecided"
 
 
 # %% [markdown]
@@ -566,9 +667,10 @@ def difference(first: nn.Module, second: nn.Module, parts: list) -> tuple[float,
 
 # %%
 judges = {"home": [held_out]}
+generated = [place / f"seed{seed}" / "images" for seed in (0, 1)]
 judges["generated"] = [
-    datasets.open_split(root, "test/clear", images=Path(out, "estimate", f"seed{s}", "images")) for s in (0, 1)
-]
+    datasets.open_split(root, "test/clear", images=folder) for folder in generated
+]  # fmt: skip
 if known:
     judges["true"] = [target]
 
@@ -580,9 +682,11 @@ if known:
 lines = []
 for name in dict.fromkeys(name for name, _ in networks):
     for judge, parts in judges.items():
-        gain, low, high = difference(networks[name, "ZoDi"], networks[name, "source only"], parts)
-        verdict = "helped" if low > 0 else "hurt" if high < 0 else "undecided"
-        lines.append({"network": name, "images": judge, "gain": gain, "low": low, "high": high, "ZoDi": verdict})
+        both = [matrices(networks[name, how], parts) for how in ("ZoDi", "source only")]
+        gain, low, high = difference(*both)
+        line = {"network": name, "images": judge, "gain": gain}
+        line |= {"low": low, "high": high, "ZoDi": verdict(low, high)}
+        lines.append(line)
 gains = pd.DataFrame(lines).set_index(["network", "images"])
 gains.round(1).rename(columns={"gain": "ZoDi − source only (points)"})
 
@@ -593,9 +697,76 @@ gains.round(1).rename(columns={"gain": "ZoDi − source only (points)"})
 judged = "true" if known else "generated"
 for name, line in gains.xs(judged, level="images").iterrows():
     at_home = gains.loc[(name, "home"), "gain"]
-    print(
-        f"{name}: {line['ZoDi']}, {line['gain']:+.1f} points on {judged} images of “{prompt}”, {at_home:+.1f} at home"
+    there = f"{line['gain']:+.1f} points on {judged} images of “{prompt}”"
+    print(f"{name}: {line['ZoDi']}, {there}, {at_home:+.1f} at home")
+
+# %% [markdown]
+# ## The other way round
+#
+# Everything so far taught the network about the target. If you have a few *photographs* of it, without labels, you may
+# leave the network as it is and change the photograph instead: redraw it in the source's domain, with the prompt of
+# the source, and let the source-only network segment what it knows. This is *test-time transfer*. The layout cannot
+# come from labels. It is what the network sees in the photograph, mistakes included, or nothing (`layout="none"`).
+#
+# For the stand-in the photographs are the rendered night images.
+
+# %%
+if known and not photographs:
+    photographs = str(Path(out, "photographs"))
+    Path(photographs).mkdir(parents=True, exist_ok=True)
+    for sample in target:
+        Image.fromarray(sample.image).save(Path(photographs, f"{sample.key}.png"))
+unchanged, redrawn = networks[by_name, "source only"], Path(out, "redrawn")
+if photographs:
+    # The network is new with every run of this notebook, and so are its layouts.
+    shutil.rmtree(redrawn, ignore_errors=True)
+    those = (unchanged, photographs, redrawn, model, CITYSCAPES)
+    report = redrawing.redraw_target(*those, progress=False, **settings)
+    print(f"{report.done} redrawn, {report.seconds / report.done:.1f} s per photograph")
+
+# %% [markdown]
+# What the network sees before and after:
+
+# %%
+if photographs:
+    before = datasets.find_files(photographs)
+    after = datasets.find_files(redrawn / redrawing.REDRAWN_FOLDER / "images")
+    rows = []
+    for key in list(before)[:3]:
+        pair = [datasets.read_image(files[key]) for files in (before, after)]
+        seen = [CITYSCAPES.colorize(evaluation.predict(unchanged, x)) for x in pair]
+        rows.append([pair[0], seen[0], pair[1], seen[1]])
+    titles = ["photograph", "what it sees: the layout", "redrawn", "what it sees then"]
+    plots.show(
+        plots.image_grid(rows, titles),
+        "Test-time transfer. What the network misses in the photograph, the layout "
+        "misses. You should look for what is found, or invented, on the right.",
     )
+
+# %% [markdown]
+# Is it worth it? With the truth of the stand-in we can say. For comparison: the adapted network on the photographs as
+# they are.
+
+# %%
+if known:
+    samples = []
+    for sample in target:
+        image = datasets.read_image(after[sample.key])
+        samples.append(datasets.Sample(image, sample.label, sample.key))
+    plain = matrices(unchanged, [target])
+    ways = {"redrawn, source only": matrices(unchanged, [samples])}
+    ways["as they are, ZoDi"] = matrices(networks[by_name, "ZoDi"], [target])
+    lines = {name: difference(way, plain) for name, way in ways.items()}
+    worth = pd.DataFrame(lines, ["gain", "low", "high"]).T
+    for name, (gain, low, high) in lines.items():
+        said = f"{gain:+.1f} points ({low:+.1f} to {high:+.1f}), {verdict(low, high)}"
+        print(f"photographs {name}: {said}")
+
+# %% [markdown]
+# Two things speak for redrawing: no training, and no label. Two speak against it: every new photograph costs a
+# transfer, and the layout is as good as the network that drew it, so where the network sees nothing there is nothing to
+# redraw. [A3](A3_tables.ipynb) has the row for all five domains and three seeds. On the command line it is
+# `python -m zodi redraw --network DIR --images PHOTOGRAPHS --out DIR`.
 
 # %% [markdown]
 # ## The same without a notebook
@@ -626,12 +797,11 @@ assert code == 0
 # held-out images. Extrapolated from the one above:
 
 # %%
-width = summary.loc[("Tiny (own)", "ZoDi"), "high"] - summary.loc[("Tiny (own)", "ZoDi"), "low"]
+line = summary.loc[("Tiny (own)", "ZoDi")]
 numbers_of_images = pd.Series([found.images, 50, 100, 200, 500])
-pd.DataFrame({
-    "held-out images": numbers_of_images,
-    "width of the interval (points), by the square root": (width * (found.images / numbers_of_images) ** 0.5).round(1),
-}).set_index("held-out images")  # fmt: skip
+widths = (line["high"] - line["low"]) * (found.images / numbers_of_images) ** 0.5
+columns = {"held-out images": numbers_of_images, "width (points)": widths}
+pd.DataFrame(columns).round(1).set_index("held-out images")
 
 # %% [markdown]
 # **Which sizes?** Any size will do, but the diffusion model works at its own size and the result is scaled back. The
@@ -639,17 +809,19 @@ pd.DataFrame({
 # smaller is invented.
 
 # %%
-kinds = {"miniature": (model.defaults, 4), "Stable Diffusion 1.5": (diffusion.TransferDefaults(), 8)}
-lines = []
-for height, width_ in ((192, 96), (480, 360)[::-1], (1080, 1920), (1024, 2048), (2160, 3840)):
-    height, width_ = sorted((height, width_))
-    for kind, (defaults, cell) in kinds.items():
-        h, w = transfer.working_size(height, width_, defaults.short_side, defaults.multiple)
-        lines.append((f"{width_}x{height}", kind, f"{w}x{h}", round(cell * height / h, 1)))
-sizes = pd.DataFrame(lines, columns=["your images", "model", "works at", "one cell (your pixels)"])
-sizes.pivot(index="your images", columns="model", values=["works at", "one cell (your pixels)"]).loc[
-    list(dict.fromkeys(sizes["your images"]))
-]
+sd = diffusion.TransferDefaults()
+kinds = {"miniature": (model.defaults, 4), "Stable Diffusion 1.5": (sd, 8)}
+cell, lines = "one cell (your pixels)", []
+for h, w in ((96, 192), (360, 480), (1080, 1920), (1024, 2048), (2160, 3840)):
+    for kind, (defaults, pixels) in kinds.items():
+        size_ = transfer.working_size(h, w, defaults.short_side, defaults.multiple)
+        line = {"your images": f"{w}x{h}", "model": kind}
+        line |= {"works at": f"{size_[1]}x{size_[0]}"}
+        lines.append(line | {cell: round(pixels * h / size_[0], 1)})
+sizes = pd.DataFrame(lines)
+order = list(dict.fromkeys(sizes["your images"]))
+wide = sizes.pivot(index="your images", columns="model", values=["works at", cell])
+wide.loc[order]
 
 # %% [markdown]
 # - **Memory.** It grows with the working size and the batch size, not with the number of images. Stable Diffusion
@@ -693,10 +865,8 @@ sizes.pivot(index="your images", columns="model", values=["works at", "one cell 
 # alone.
 # ```python
 # plain = redraw("driving in clear weather", strip, strength=0.9)
-# as_samples = [datasets.Sample(p, s.label, s.key) for p, s in zip(plain, strip)]
 # lost_light = guide.set_index("strength")["fidelity"].get(0.9)
-# found_plain = estimation.fidelity(evaluation.image_confusions(reference, as_samples, CITYSCAPES.num_classes)).mean()
-# print(f"plain {100 * found_plain:.0f} %, “{prompt}” {lost_light:.0f} %")
+# print(f"plain {found_in(plain, truth):.0f} %, “{prompt}” {lost_light:.0f} %")
 # ```
 # </details>
 #
@@ -740,13 +910,15 @@ sizes.pivot(index="your images", columns="model", values=["works at", "one cell 
 # ## Recap
 #
 # We went through a mapping, a sentence, a strength chosen by eye and by fidelity, a transfer, a network, and an
-# estimate with an interval. Each stage checks its input and says what is wrong; and the final comparison said whether
-# it was worth it.
+# estimate with an interval; and, in the opposite direction, from a photograph back to what the network knows. Each stage
+# checks its input and says what is wrong, and the final comparisons said whether it was worth it.
 
 # %%
 metrics = {
     "images": len(train), "held_out": len(held_out), "guide": guide.to_dict("records"),
-    "networks": summary.reset_index().to_dict("records"), "gains": gains.reset_index().to_dict("records"),
+    "networks": summary.reset_index().to_dict("records"),
+    "gains": gains.reset_index().to_dict("records"),
+    "redrawn": worth.reset_index().to_dict("records") if known else [],
 }  # fmt: skip
 used = {"prompt": prompt, "settings": settings, "stand_in": stand_in, "steps": steps}
 _ = runs.save_metrics(out, "own_domain", used, metrics, time.perf_counter() - start)

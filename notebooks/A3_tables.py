@@ -22,7 +22,7 @@
 # it is a sentence that this notebook computes.
 #
 # **What you will learn:** why a single run proves nothing · how to compare two methods seed by seed · which rows a
-# table needs so that a gain can be *explained*.
+# table needs so that a gain can be *explained* · when two rows tie.
 #
 # **What you need:** [01](01_domain_gap.ipynb) for mIoU, [05](05_adaptation.ipynb) for the rows. No GPU; if you have
 # no runs of your own, the notebook reads the record of ours.
@@ -44,14 +44,17 @@ if "google.colab" in sys.modules and not Path("../pyproject.toml").exists():
 
 # %% [markdown]
 # The module `zodi.studies.tables` turns run folders into one tidy frame; everything below is a selection from it.
+# `zodi.studies.findings` says in words what a table says.
 
 # %%
 import time
 
+import matplotlib.pyplot as plt
+import seaborn as sns
 from IPython.display import Markdown, display
 
 from zodi import datasets
-from zodi.studies import tables
+from zodi.studies import findings, tables
 from zodi.support import plots, runs
 
 plots.use_theme()
@@ -61,8 +64,8 @@ start = time.perf_counter()
 # The parameters. `make reproduce` fills in other values; with these, the notebook runs on its own.
 
 # %% tags=["parameters"]
-results: str = "../results/mini"  # results folder of a profile; its runs/ are read
-record: str = "records/mini.csv"  # our recorded runs, read when `results` has none
+results: str = "../results/full"  # results folder of a profile; its runs/ are read
+record: str = "records/full.csv"  # our recorded runs, read when `results` has none
 out: str = "../results/course/tables"  # folder of the tables and figures
 
 # %% [markdown]
@@ -74,9 +77,8 @@ out: str = "../results/course/tables"  # folder of the tables and figures
 # %%
 frame, origin = tables.load_runs(results, record)
 display(Markdown(f"These tables are made from **{origin}**."))
-frame.groupby(["variant", "domain"], sort=False)["seed"].nunique().unstack().dropna(axis=1, how="all").rename(
-    tables.label
-)
+seeds = frame.groupby(["variant", "domain"], sort=False)["seed"].nunique().unstack()
+seeds.dropna(axis=1, how="all").fillna(0).astype(int).rename(tables.label)
 
 # %% [markdown]
 # ## The table
@@ -95,15 +97,20 @@ _ = tables.write_table(table, Path(out) / "main")
 display(table)
 
 # %% [markdown]
-# The standard deviation of three numbers is only a rough guide. Look at the numbers themselves: each dot is a run.
+# What it says. A difference below two of its standard errors is called a tie, and the rows that tie with the best one
+# are named beside it.
 
 # %%
-tested = tables.on_target(frame)
-plots.show(
-    plots.row_points(tested),
-    "mIoU on the true target images. Dots are runs (seeds), ticks their means. Overlapping clouds are not a ranking.",
-    Path(out) / "figures" / "rows.png",
-)
+said = findings.paragraph(frame)
+display(Markdown(said))
+
+# %% [markdown]
+# The row *test-time transfer* needs a word. Nothing is trained for it: every test image is redrawn in the *source's*
+# domain, and the source-only network, unchanged, segments what it knows. The layout is what this network sees in the
+# image, since nobody has labels there ([09](09_bring_your_own_domain.ipynb) does it step by step).
+
+# %%
+display(Markdown(findings.standing(frame, "redrawn")))
 
 # %% [markdown]
 # ## Seed by seed
@@ -112,22 +119,30 @@ plots.show(
 # subtract *before* we average:
 #
 # $$ d_i = m_i^{\text{variant}} - m_i^{\text{source only}} . $$
+#
+# The standard error of the mean difference is $s_d / \sqrt n$. For three seeds that is still only a rough guide, so
+# look at the numbers themselves: each dot is one seed.
 
 # %%
 pairs = tables.paired(frame)
-plots.show(
-    plots.row_points(pairs, "gain", "gain over source only (points)"),
-    "Gain over source only, every seed minus its own partner. A row is better when all its dots lie right of zero.",
-    Path(out) / "figures" / "gains.png",
-)
+domains = list(dict.fromkeys(pairs["domain"]))
+for part in filter(None, (domains[:3], domains[3:])):
+    plots.show(
+        plots.row_points(pairs[pairs["domain"].isin(part)], "gain", "gain (points)"),
+        f"Gain over source only ({', '.join(part)}), every seed minus its own partner. "
+        "A row whose dots all lie right of zero is better in every seed.",
+        Path(out) / "figures" / f"gains_{part[0]}.png",
+    )
 
 # %% [markdown]
-# The same as sentences. They are computed from the runs, so they change with the runs.
+# The same as numbers, for those who want to go on from here. Where do the seeds disagree?
 
 # %%
 gains = tables.gains(pairs)
 _ = tables.write_table(gains.set_index(["variant", "domain"]), Path(out) / "gains")
-display(Markdown("\n".join(f"- {tables.statement(gain, 'source_only')}" for _, gain in gains.iterrows())))
+split = gains[(gains["positive"] > 0) & (gains["positive"] < gains["seeds"])]
+lines = [f"- {tables.statement(gain, 'source_only')}" for _, gain in split.iterrows()]
+display(Markdown("\n".join(lines) or "Nowhere: every row's seeds agree on the sign."))
 
 # %% [markdown]
 # ## What explains the gain?
@@ -141,18 +156,16 @@ display(Markdown("\n".join(f"- {tables.statement(gain, 'source_only')}" for _, g
 # - *RandAugment*, *AugMix*, *random weather*: the image itself, changed differently at every step by operations that
 #   know no domain. Is strong plain augmentation as good?
 # - *photometric*: darkened or veiled by hand. Is a diffusion model needed at all?
-# - *without similarity*: without the third term of the loss. Is it the similarity term?
+# - *SDEdit*, *ControlNet only*: the image without the inverted noise, or the layout without the image. Is the
+#   stochastic inversion needed?
+# - *without similarity*: without the similarity term of the loss. Is it this term?
+#
+# The table shows ZoDi minus each row, in points, with the standard error.
 
 # %%
-plain = ["randaugment", "augmix", "weather", "photometric"]
-questions = ["source_only_long", "clear_prompt", *plain, "zodi_no_similarity"]
-against = {name: tables.gains(tables.paired(frame, name)) for name in questions if name in set(frame["variant"])}
-lines = [
-    f"- {tables.statement(gain, name)}"
-    for name, part in against.items()
-    for _, gain in part[part["variant"] == "zodi"].iterrows()
-]
-display(Markdown("\n".join(lines) or "No ZoDi runs to compare with these rows."))
+differences = findings.comparison_table(frame)
+_ = tables.write_table(differences, Path(out) / "differences")
+differences if len(differences) else Markdown("No ZoDi runs to compare with.")
 
 # %% [markdown]
 # The **oracle** trains on true target images of the training scenes. No zero-shot method can be expected to surpass
@@ -175,9 +188,17 @@ closed.round(0)
 home = frame[(frame["test_domain"] == "clear") & (frame["class"] == tables.MEAN)]
 clear = tables.summary(home.replace({"domain": {"": "(none)"}}))
 clear["row"] = clear["variant"].map(tables.label)
-clear["cell"] = [tables.plus_minus(mean, std) for mean, std in zip(clear["mean"], clear["std"], strict=True)]
+spread = zip(clear["mean"], clear["std"], strict=True)
+clear["cell"] = [tables.plus_minus(mean, std) for mean, std in spread]
 index = ["network", "row"] if clear["network"].nunique() > 1 else ["row"]
-clear.pivot(index=index, columns="domain", values="cell").reindex(clear.set_index(index).index.unique()).fillna("-")
+cost = clear.pivot(index=index, columns="domain", values="cell")
+cost.reindex(clear.set_index(index).index.unique()).fillna("-")
+
+# %% [markdown]
+# In words:
+
+# %%
+display(Markdown(findings.home_sentence(frame) or "No ZoDi runs were tested on clear."))
 
 # %% [markdown]
 # ## Class by class
@@ -186,30 +207,46 @@ clear.pivot(index=index, columns="domain", values="cell").reindex(clear.set_inde
 
 # %%
 classes = tables.gains(tables.paired(frame, classes=None))
-zodi = classes[classes["variant"] == "zodi"].pivot_table("mean", "class", "domain", sort=False)
+zodi = classes[classes["variant"] == "zodi"]
+zodi = zodi.pivot_table("mean", "class", "domain", sort=False)
 if len(zodi):
+    zodi = zodi.loc[zodi.mean(axis=1).sort_values(ascending=False).index]
+    size = (2 + 0.8 * len(zodi.columns), 0.8 + 0.24 * len(zodi))
+    figure, ax = plt.subplots(figsize=size, layout="constrained")
+    look = {"center": 0, "cmap": "RdBu", "annot": True, "fmt": ".0f"}
+    sns.heatmap(zodi, ax=ax, cbar_kws={"label": "gain in IoU (points)"}, **look)
+    ax.set(xlabel="adapted to", ylabel="")
     plots.show(
-        plots.class_bars(zodi.sort_values(zodi.columns[0], ascending=False), "gain of ZoDi in IoU (points)"),
-        "Gain of ZoDi over source only, class by class, mean over seeds.",
+        figure,
+        "Gain of ZoDi over source only, class by class, seeds averaged; blue gains. "
+        f"Averaged over domains, {zodi.index[0]} gains most, {zodi.index[-1]} least.",
         Path(out) / "figures" / "classes.png",
     )
 
 # %% [markdown]
 # ## In pictures
 #
-# Numbers say how much, pictures say what. Here are the first test images of every domain, and the predictions of the
-# networks of one seed. Look for objects that appear from left to right, and for what even the oracle misses.
+# Numbers say how much, pictures say what. Here is the first test image of every domain, and the predictions of the
+# networks of one seed. Look for objects that appear from left to right, and for what even the oracle misses. (There is
+# a picture only where the runs are on this machine: the record has numbers.)
 
 # %%
-shown = ["source_only", "photometric", "zodi", "oracle"]
-for name in dict.fromkeys(tested["domain"] if origin.startswith("the runs") else []):
-    samples, predictions = tables.read_predictions(results, name, shown)
-    label_set = datasets.label_set_of(f"{results}/data")
+shown = ["source_only", "redrawn", "zodi", "oracle"]
+samples, seen = [], {}
+for name in domains if origin.startswith("the runs") else []:
+    first, predictions = tables.read_predictions(results, name, shown, limit=1)
+    samples += first
+    for row, maps in predictions.items():
+        seen.setdefault(row, []).extend(maps)
+if samples:
     images, truths = [s.image for s in samples], [s.label for s in samples]
+    seen = {row: maps for row, maps in seen.items() if len(maps) == len(samples)}
+    label_set = datasets.label_set_of(f"{results}/data")
     plots.show(
-        plots.prediction_grid(images, truths, predictions, label_set),
-        f"Test images in {name}: truth, and what networks of one seed predict.",
-        Path(out) / "figures" / f"predictions_{name}.png",
+        plots.prediction_grid(images, truths, seen, label_set),
+        f"One test image each of {', '.join(domains)}: truth, and what networks of one "
+        "seed predict. The nearer a column is to the truth, the better the row.",
+        Path(out) / "figures" / "predictions.png",
     )
 
 # %% [markdown]
@@ -221,10 +258,12 @@ for name in dict.fromkeys(tested["domain"] if origin.startswith("the runs") else
 # is `-` where it was not run. [07](07_published_tables.ipynb) analyses the logs.
 
 # %%
-comparison = tables.beside_published(tables.collect_epochs(results), tables.published_logs())
+reproduced, logs = tables.collect_epochs(results), tables.published_logs()
+comparison = tables.beside_published(reproduced, logs)
 _ = tables.write_table(comparison, Path(out) / "published")
 network = "DeepLabv3+-resnet50"
-comparison.xs(network, level="network").rename_axis(index=["domain", f"rule ({network})"])
+named = comparison.xs(network, level="network")
+named.rename_axis(index=["domain", f"rule ({network})"])
 
 # %% [markdown]
 # Where runs have scored their epochs (with held-out transferred images, as at the paper's scale), each rule has a
@@ -234,14 +273,16 @@ comparison.xs(network, level="network").rename_axis(index=["domain", f"rule ({ne
 # %%
 epochs = tables.epoch_regret(tables.collect_epochs(results))
 _ = tables.write_table(epochs, Path(out) / "epoch_regret")
-epochs.round(2) if len(epochs) else Markdown("No run in these results has scored its epochs.")
+epochs.round(2) if len(epochs) else Markdown("No run here has scored its epochs.")
 
 # %% [markdown]
 # ## Pitfalls
 #
 # - **Comparing the best epoch of one row with the last of another.** For rows whose epochs were scored, the epoch
 #   that is best on synthetic images counts, for all others the last; the table of rules says how much that matters.
-# - **Reading ± as certainty.** With three seeds, a difference of one standard deviation often arises by chance.
+# - **Reading ± as certainty.** With three seeds, a difference of one standard deviation often arises by chance. The
+#   table has standard deviations of runs; the differences have standard errors of means, which are smaller.
+# - **Counting the wins.** Among many rows and domains some differences exceed two standard errors by chance alone.
 # - **A weak baseline.** Source-only has to converge, and has to be allowed to train for as long as the method: 01
 #   shows the curve, and the row *source only, as many images* is the check.
 # - **Absent classes.** A class without a pixel in the truth has no IoU. It is left out, not counted as zero.
@@ -277,6 +318,7 @@ epochs.round(2) if len(epochs) else Markdown("No run in these results has scored
 # <details><summary>Solution</summary>
 #
 # ```python
+# tested = tables.on_target(frame)
 # worst = tested[tested["variant"] == "source_only"].groupby("domain")["iou"].min()
 # tested[tested["variant"] == "zodi"].groupby("domain")["iou"].mean() - worst
 # ```
@@ -287,19 +329,20 @@ epochs.round(2) if len(epochs) else Markdown("No run in these results has scored
 # %% [markdown]
 # ## Recap
 #
-# Differences are taken seed by seed, explained by rows that remove one cause each, and bounded by the oracle. The
-# tables, figures and numbers are now stored in files.
+# Differences are taken seed by seed, explained by rows that remove one cause each, and bounded by the oracle. What the
+# table says is computed from it. The tables, figures and numbers are now stored in files.
 
 # %%
-means = tables.summary(tested)
-metrics = {"origin": origin, "miou": means.drop(columns=["class"]).to_dict("records")}
+means = tables.summary(tables.on_target(frame)).drop(columns=["class"])
+metrics = {"origin": origin, "miou": means.to_dict("records"), "said": said}
 if origin.startswith("the runs"):
     tables.write_record(frame, Path(out) / "record.csv")
 settings = {"results": results, "record": record}
 _ = runs.save_metrics(out, "tables", settings, metrics, time.perf_counter() - start)
 
 # %% [markdown]
-# **Back to:** [05 Adaptation](05_adaptation.ipynb), or on to [07 The paper's tables, and what they hide](07_published_tables.ipynb).
+# **Back to:** [05 Adaptation](05_adaptation.ipynb), or on to [07 The paper's tables, and what they
+# hide](07_published_tables.ipynb).
 #
 # **References.** The paper, Section 4 · J. Demšar, *Statistical Comparisons of Classifiers over Multiple Data Sets*,
 # JMLR 2006 · X. Bouthillier et al., *Accounting for Variance in Machine Learning Benchmarks*, MLSys 2021 · sources of

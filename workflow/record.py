@@ -1,23 +1,25 @@
-"""Put results where readers see them: the records that the notebooks read, and the README's table.
+"""Put results where readers see them: the records that the notebooks read, and the README's tables.
 
-    make reproduce && make record      results/mini -> notebook A3 and the README
-    make reproduce PROFILE=full && make record                  results/full -> notebooks 05 and A1
+    make reproduce && make record      results/mini -> the README
+    make reproduce PROFILE=full && make record                  results/full -> notebooks 05, A1 and A3, and the README
     make reproduce PROFILE=estimation && make record            results/estimation -> notebook 06
     make reproduce PROFILE=camvid DATA=path && make record      results/camvid -> notebook 08
 
-`make records` does all of it. The README's table is what stands between its two `record` comments; nobody types it.
+`make records` does all of it. The README's tables, and the sentences on them, are what stands between its `record`
+comments; nobody types them.
 """
 
 import re
 import shutil
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from zodi import diffusion, estimation
-from zodi.studies import estimates, evidence, tables
+from zodi.studies import estimates, evidence, findings, tables
 from zodi.studies.quality import RESULT_TABLES
 from zodi.support.files import read_json, write_json
 from zodi.support.runs import METRICS_FILE
@@ -37,19 +39,29 @@ CAMVID_RECORD = ROOT / "notebooks" / "records" / "camvid"
 README = ROOT / "README.md"
 MAIN_JOB = ROOT / "benchmarks" / "main_job.json"
 DURATION = re.compile(r"(?<=`make reproduce` takes )[\d.]+ minutes on \d+ cores")
-BETWEEN_MARKS = re.compile(r"(?<=<!-- record: made by `make record` -->\n).*?(?=<!-- end of record -->)", re.DOTALL)
+# The README's tables: what their marks are called -> the record that they show.
+SHOWN = {"record": MINI_RECORD, "full record": FULL_RECORD}
+WIDTH = 120
 
 
-def readme_with_table(readme: str, record: Path) -> str:
-    """The text of the README with the main table of `record` between its marks.
+def readme_with_table(readme: str, name: str, record: Path) -> str:
+    """The text of the README with the main table of `record`, and what it says, between its marks.
+
+    Args:
+        readme: its text.
+        name: what the marks are called, a key of `SHOWN`.
+        record: the runs, from `zodi.studies.tables.write_record`.
 
     Raises:
         ValueError: if there is not exactly one place for it.
     """
-    table = tables.main_table(tables.read_record(record)).to_markdown(disable_numparse=True)
-    text, count = BETWEEN_MARKS.subn(f"\n{table}\n\n", readme)
+    runs = tables.read_record(record)
+    table = tables.main_table(runs).to_markdown(disable_numparse=True)
+    says = textwrap.fill(findings.paragraph(runs), WIDTH, break_on_hyphens=False)
+    marks = f"(?<=<!-- {name}: made by `make record` -->\n).*?(?=<!-- end of {name} -->)"
+    text, count = re.subn(marks, lambda found: f"\n{table}\n\n{says}\n\n", readme, flags=re.DOTALL)
     if count != 1:
-        raise ValueError(f"README.md: found {count} pairs of record comments, expected one")
+        raise ValueError(f"README.md: found {count} pairs of comments {name!r}, expected one")
     return text
 
 
@@ -76,10 +88,12 @@ def record_runs(results: Path, record: Path) -> bool:
 
 
 def record_readme() -> None:
-    """The README's table, from the record of PROFILE=mini, and how long it takes to make, from the benchmark."""
-    text = readme_with_table(README.read_text(encoding="utf-8"), MINI_RECORD)
-    README.write_text(readme_with_duration(text, read_json(MAIN_JOB)), encoding="utf-8")
-    print(f"written: the table of {README.name}, and what it takes")
+    """The README's tables, from the records, and how long the main one takes to make, from the benchmark."""
+    text = readme_with_duration(README.read_text(encoding="utf-8"), read_json(MAIN_JOB))
+    for name, record in SHOWN.items():
+        text = readme_with_table(text, name, record)
+    README.write_text(text, encoding="utf-8")
+    print(f"written: the tables of {README.name}, and what the first one takes")
 
 
 def record_quality() -> None:
@@ -127,9 +141,9 @@ def record_camvid() -> None:
 def main() -> int:
     """Command line; returns the exit code."""
     try:
-        if record_runs(MINI, MINI_RECORD):
+        written = [record_runs(MINI, MINI_RECORD), record_runs(FULL, FULL_RECORD)]
+        if any(written):
             record_readme()
-        record_runs(FULL, FULL_RECORD)
         record_quality()
         record_estimation()
         record_camvid()

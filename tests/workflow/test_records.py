@@ -9,7 +9,7 @@ import record
 import records
 import reproduce
 
-from zodi.studies import estimates
+from zodi.studies import estimates, findings, tables
 
 
 @pytest.fixture
@@ -100,15 +100,30 @@ def test_every_profile_of_a_record_is_there():
 
 def test_the_readme_shows_the_record_and_what_it_took_to_make():
     readme, measured = record.README.read_text(encoding="utf-8"), json.loads(record.MAIN_JOB.read_text())
-    assert record.readme_with_table(readme, record.MINI_RECORD) == readme
+    for name, file in record.SHOWN.items():
+        assert record.readme_with_table(readme, name, file) == readme, "run `make record`"
     assert record.readme_with_duration(readme, measured) == readme
     assert measured["minutes"] <= 10 and measured["cores"] == 2
     other = record.readme_with_duration(readme, {"minutes": 12.34, "cores": 4})
     assert "takes 12.3 minutes on 4 cores" in other
     with pytest.raises(ValueError, match="found 0 sentences"):
         record.readme_with_duration("nothing", measured)
-    with pytest.raises(ValueError, match="found 0 pairs"):
-        record.readme_with_table("nothing", record.MINI_RECORD)
+    with pytest.raises(ValueError, match="found 0 pairs of comments 'record'"):
+        record.readme_with_table("nothing", "record", record.MINI_RECORD)
+
+
+def test_the_readme_says_what_its_tables_say(tmp_path):
+    runs = tables.read_record(record.MINI_RECORD)
+    # Made up: photometric takes ZoDi's place, and the reverse.
+    names = {"zodi": "photometric", "photometric": "zodi"}
+    tables.write_record(runs.assign(variant=runs["variant"].replace(names)), tmp_path / "other.csv")
+    marks = "<!-- record: made by `make record` -->\n<!-- end of record -->\n"
+    texts = [record.readme_with_table(marks, "record", file) for file in (record.MINI_RECORD, tmp_path / "other.csv")]
+    for text, frame in zip(texts, (runs, tables.read_record(tmp_path / "other.csv")), strict=True):
+        assert findings.paragraph(frame) in " ".join(text.split())
+        assert all(len(line) <= 120 or line.startswith("|") for line in text.splitlines())
+        assert record.readme_with_table(text, "record", record.MINI_RECORD) == texts[0]
+    assert texts[0] != texts[1]
 
 
 def test_what_corrections_came_to_replaces_what_an_earlier_record_said_of_them(tmp_path, monkeypatch):

@@ -17,7 +17,7 @@ import pytest
 import reproduce
 import yaml
 
-from zodi.rows import ROWS
+from zodi.studies.table_rows import TABLE_ROWS
 
 ROOT = Path(__file__).parents[2]
 PROFILES = ROOT / "workflow" / "profiles"
@@ -107,12 +107,16 @@ def plan(profile: str, results: Path) -> dict[str, int]:
 @pytest.mark.parametrize(
     ("profile", "jobs"),
     [
-        ("smoke", {"data": 1, "start": 1, "miniature": 1, "published": 1, "transfer": 2, "source_only": 1, "adapt": 3}),
+        (
+            "smoke",
+            {"data": 1, "start": 1, "miniature": 1, "published": 1, "transfer": 2, "source_only": 1, "adapt": 3}
+            | {"redrawn": 1},
+        ),
         ("mini", {"data": 1, "transfer": 4, "source_only": 3, "adapt": 18, "tables": 1}),
         (
             "full",
             {"data": 1, "start": 1, "miniature": 1, "published": 1, "transfer": 30, "source_only": 15, "adapt": 110}
-            | {"tables": 1, "images": 1, "quality": 1},
+            | {"redrawn": 3, "tables": 1, "images": 1, "quality": 1},
         ),
         ("camvid", {"data": 1, "transfer": 3, "source_only": 3, "adapt": 9, "candidate": 3, "photographs": 1}),
         ("estimation", {"data": 1, "transfer": 38, "candidate": 20, "estimation": 1}),
@@ -171,13 +175,13 @@ def test_a_profile_takes_its_upgrade_where_this_machine_can(monkeypatch):
     names, settings, sentence = reproduce.with_upgrade("camvid", profile, "")
     assert names == ["camvid", "with_diffusion/camvid"] and settings["gpu"] and "zodi" in settings["variants"]
     assert sentence == "the transfer is Stable Diffusion 1.5 with ControlNet"
-    assert settings["variants"] == [name for name in ROWS if name in settings["variants"]]
+    assert settings["variants"] == [name for name in TABLE_ROWS if name in settings["variants"]]
 
 
 @pytest.mark.parametrize("profile", sorted(path.stem for path in PROFILES.glob("*.yaml")))
 def test_profiles_name_rows_of_the_table_in_its_order(profile):
     variants = reproduce.read_profile(profile)["variants"]
-    assert variants == [name for name in ROWS if name in variants]
+    assert variants == [name for name in TABLE_ROWS if name in variants]
 
 
 def test_slurm_profile_is_accepted(tmp_path):
@@ -212,6 +216,9 @@ def project(tmp_path_factory) -> Path:
     (root / "zodi" / "support").mkdir()
     for name in ("__init__.py", "files.py"):
         shutil.copy(ROOT / "zodi" / "support" / name, root / "zodi" / "support" / name)
+    (root / "zodi" / "studies").mkdir()
+    for name in ("__init__.py", "table_rows.py"):
+        shutil.copy(ROOT / "zodi" / "studies" / name, root / "zodi" / "studies" / name)
     for module in {name for names in MODULES.values() for name in names}:
         (root / module).parent.mkdir(exist_ok=True)
         (root / module).write_text(MODULE)

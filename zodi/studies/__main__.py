@@ -50,6 +50,28 @@ def _candidate(options: argparse.Namespace) -> int:
     return 0
 
 
+def _redrawn_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--results", type=folder, required=True, help="the profile's results folder")
+    sub.add_argument("--network", required=True, help="ARCHITECTURE/ENCODER")
+    sub.add_argument("--seed", type=int, default=0, help="of the source-only run (default: 0)")
+    sub.add_argument("--domains", nargs="+", required=True, help="test domains")
+    sub.add_argument("--model", default="mini", help="mini (default) or a folder in diffusers' format")
+    sub.add_argument("--steps", type=int, help="denoising steps (default: the model's)")
+    _place_options(sub)
+
+
+def _redrawn(options: argparse.Namespace) -> int:
+    from zodi import diffusion
+    from zodi.studies import redrawn
+
+    place = _place(options)
+    model = diffusion.load(options.model, **place)
+    changes = {"num_inference_steps": options.steps} if options.steps else {}
+    run = (options.results, options.network, options.seed, options.domains)
+    print(f"metrics: {redrawn.run_redrawn(*run, model, place['device'], **changes)}")
+    return 0
+
+
 def _results_and_model(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--results", type=folder, default=Path("results/quality"), help="(default: results/quality)")
     sub.add_argument("--model", default="mini", help="mini (default) or a folder in diffusers' format")
@@ -156,6 +178,7 @@ def _bench(options: argparse.Namespace) -> int:
 
 COMMANDS = {
     "candidate": Command("train and score one network on which estimates are tested", _candidate_options, _candidate),
+    "redrawn": Command("score a source-only run on redrawn test images", _redrawn_options, _redrawn),
     "images": Command("grade the transfers of the profile quality: domain and layout", _images_options, _images),
     "quality": Command("make the tables and verdicts of the profile quality", _quality_options, _quality),
     "estimates": Command("print corrections and verdicts of the profile estimation", _estimates_options, _estimates),
