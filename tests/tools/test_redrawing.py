@@ -61,7 +61,7 @@ def test_the_layout_is_what_the_network_sees_and_labels_are_not_read(data, model
     redrawn = images_of(tmp_path / "out")
     assert redrawn.keys() == layouts.keys() and all(image.shape == (96, 192, 3) for image in redrawn.values())
     photographs = [np.asarray(Image.open(file)) for file in find_files(night).values()]
-    assert np.mean(list(redrawn.values())) > 1.3 * np.mean(photographs), "a clear day is brighter than a night"
+    assert np.mean(list(redrawn.values())) > 1.1 * np.mean(photographs), "a clear day is brighter than a night"
     again = redraw_target(UpAndDown(), night, tmp_path / "out", model, CITYSCAPES, progress=False, **QUICK)
     assert (again.done, again.skipped) == (0, 2)
 
