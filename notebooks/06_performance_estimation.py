@@ -286,23 +286,23 @@ Markdown(
 # ## When an estimate must be refused
 #
 # If the generator loses the layout, the labels no longer describe the image and the estimate is meaningless. The
-# redrawn source notices this too: the network would lose nearly all of its score there. So the estimate is refused
-# where redrawing costs a network more than it cost any network in any known domain. To see what a lost layout looks
-# like, the redrawn images are also given the label maps of *other* scenes.
+# redrawn source notices this too: little of the network's score would be left there. So the estimate is refused where
+# redrawing leaves a smaller share of the score than it left any network in any known domain. To see what a lost layout
+# looks like, the redrawn images are also given the label maps of *other* scenes.
 
 # %%
 refused = estimates.abstentions(last)
 figure, ax = plt.subplots(figsize=(7, 2.6), layout="constrained")
 for column, label in {agreement.REDRAWN: "own labels", agreement.LOST: "other scenes' labels"}.items():
-    sns.stripplot(x=last["domain"], y=last["source"] - last[column], ax=ax, size=3, label=label,
+    sns.stripplot(x=last["domain"], y=100 * last[column] / last["source"], ax=ax, size=3, label=label,
                   color={agreement.REDRAWN: "C0", agreement.LOST: "C3"}[column])  # fmt: skip
 handles, labels = ax.get_legend_handles_labels()
 shown = dict(zip(labels, handles, strict=True))
 ax.legend(shown.values(), shown.keys(), loc="center left", bbox_to_anchor=(1, 0.5))
-ax.set(xlabel="", ylabel="loss (points)")
+ax.set(xlabel="", ylabel="score left (%)")
 plots.show(
     figure,
-    f"What redrawing the source costs each network. Refused, had its domain and its training been new: "
+    f"What redrawing the source leaves of each network's score. Refused, had its domain and its training been new: "
     f"{refused['abstains'].mean():.0f} % with the images' own labels, "
     f"{refused['abstains_lost'].mean():.0f} % with those of other scenes.",
 )
@@ -570,7 +570,7 @@ explore.Explorer(
 # 2. Because that is how it will be used: a new domain and a new network. With either of them among the known ones, the
 #    interval would have seen the error that it has to cover.
 # 3. Most of the generator's error moves both scores alike and cancels.
-# 4. What redrawing costs this network, and so whether the layout is gone. It cannot tell whether the weather is right.
+# 4. What redrawing leaves of this network's score, and so whether the layout is gone. It cannot tell whether the weather is right.
 # 5. They share weights, data and seed, so they err alike; counted as independent they make every result look surer.
 # </details>
 

@@ -122,15 +122,16 @@ def test_an_estimate_without_layout_abstains():
 
 
 @pytest.mark.parametrize(
-    ("loss", "measured", "largest"), [(5, True, 6), (7, True, 6), (14, False, 15), (16, False, 15)]
+    ("kept", "measured", "least"), [(0.85, True, 0.8), (0.75, True, 0.8), (0.55, False, 0.5), (0.45, False, 0.5)]
 )
-def test_an_estimate_abstains_where_redrawing_the_source_costs_too_much(loss, measured, largest):
-    error = estimation.GeneratorError("0123456789ab", 0.95, 4.0, 1.5, 5, 22, loss=6.0) if measured else None
+def test_an_estimate_abstains_where_redrawing_the_source_costs_too_much(kept, measured, least):
+    error = estimation.GeneratorError("0123456789ab", 0.95, 4.0, 1.5, 5, 22, score_kept=0.8) if measured else None
     found = estimation.estimate_from(simulated(np.random.default_rng(7), 20), NAMES)
-    assert found.reliable and np.isnan(found.loss), "nothing is checked"
-    found = dataclasses.replace(found, error=error, source=30.0, redrawn=30.0 - loss)
-    assert found.loss == loss and found.largest_loss == largest and found.reliable == (loss <= largest)
-    assert found.reliable or f"costs the network {loss}.0 points of 30.0, more than {largest}.0" in str(found)
+    assert found.reliable and np.isnan(found.score_kept), "nothing is checked"
+    found = dataclasses.replace(found, error=error, source=40.0, redrawn=40.0 * kept)
+    assert found.score_kept == pytest.approx(kept) and found.least_score_kept == least
+    assert found.reliable == (kept >= least)
+    assert found.reliable or f"leaves {100 * kept:.0f} % of the network's 40.0 points, less than" in str(found)
 
 
 def test_calibration_learns_a_line_from_the_other_domains():
@@ -356,7 +357,9 @@ def test_one_image_has_no_interval_of_a_difference():
 
 # ---------------------------------------------------------------- what the generator does to scores
 
-ERROR = estimation.GeneratorError("0123456789ab", 0.95, estimate=4.0, difference=1.5, domains=5, trainings=22, loss=6.0)
+ERROR = estimation.GeneratorError(
+    "0123456789ab", 0.95, estimate=4.0, difference=1.5, domains=5, trainings=22, score_kept=0.8
+)
 
 
 def test_an_interval_without_known_errors_is_called_sampling_only():
@@ -442,7 +445,7 @@ def test_estimate_transfers_and_resumes(results, tmp_path):
     assert found.images == 3 and found.seeds == 2 and 0 < found.miou < 20
     written = {file: file.stat().st_mtime_ns for file in tmp_path.glob("night/seed*/images/*.png")}
     assert len(written) == 6 and len(list(tmp_path.glob("night/redrawn/images/*.png"))) == 3
-    assert found.loss == 0 and found.reliable, "a network that sees only road sees it everywhere"
+    assert found.score_kept == 1 and found.reliable, "a network that sees only road sees it everywhere"
     prompt = read_json(tmp_path / "night" / "redrawn" / "settings.json")["settings"]["prompt"]
     assert prompt == DOMAINS[SOURCE].prompt
     again = estimation.estimate(*arguments, seeds=(0, 1), reference=network, check=False, progress=False)

@@ -8,7 +8,7 @@ The images must not have been trained on. Resampling images and noise says how f
 ("sampling only"); what the generator does to scores can only be measured where the truth is known, and `GeneratorError`
 holds what was found there. If the layout is gone, the labels mean nothing. Then the same network also fails on the
 source images redrawn with the source's own prompt, where its score should be the one on the images themselves: this
-loss is checked. Nothing here looks at a target image; how good estimates are is measured in `zodi.studies`.
+is checked. Nothing here looks at a target image; how good estimates are is measured in `zodi.studies`.
 """
 
 from collections.abc import Sequence
@@ -52,7 +52,7 @@ class GeneratorError:
         estimate: half width of the interval of an estimate, points of mIoU.
         difference: the same for the difference of two networks' estimates.
         domains, trainings: numbers of domains and of trained networks that it was measured on.
-        loss: largest `Estimate.loss` among them, points of mIoU; beyond it nothing is known.
+        score_kept: smallest `Estimate.score_kept` among them, a share; below it nothing is known.
         correction: key of `CORRECTIONS` that lowered the error there, and is applied; "raw" = none did.
     """
 
@@ -62,7 +62,7 @@ class GeneratorError:
     difference: float
     domains: int
     trainings: int
-    loss: float
+    score_kept: float
     correction: str = "raw"
 
     def __post_init__(self) -> None:
@@ -119,19 +119,19 @@ class Estimate:
     redrawn: float = float("nan")
 
     @property
-    def loss(self) -> float:
-        """What redrawing costs the network where the truth is known, points of mIoU; NaN = not checked."""
-        return self.source - self.redrawn
+    def score_kept(self) -> float:
+        """What redrawing leaves of the network's score where the truth is known, a share; NaN = not checked."""
+        return self.redrawn / self.source if self.source else float("nan")
 
     @property
-    def largest_loss(self) -> float:
-        """The loss beyond which there is no estimate: the largest measured one, or else half of the score."""
-        return (1 - MIN_SCORE_KEPT) * self.source if self.error is None else self.error.loss
+    def least_score_kept(self) -> float:
+        """The share below which there is no estimate: the smallest measured one, or else half."""
+        return MIN_SCORE_KEPT if self.error is None else self.error.score_kept
 
     @property
     def reliable(self) -> bool:
         """False = abstains: too few images kept their layout, or redrawing costs too much; True if neither is known."""
-        return not (self.kept < MIN_KEPT or self.loss > self.largest_loss)
+        return not (self.kept < MIN_KEPT or self.score_kept < self.least_score_kept)
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -147,11 +147,11 @@ class Estimate:
         if self.kept < MIN_KEPT:
             return f"no estimate: only {100 * self.kept:.0f} % of the generated images kept their layout"
         if not self.reliable:
-            known = "half of its score" if self.error is None else "the most that was measured with this generator"
+            known = "half" if self.error is None else "the least that was measured with this generator"
             return (
-                f"no estimate: redrawing the source images with their own prompt costs the network {self.loss:.1f} "
-                f"points of {self.source:.1f}, more than {self.largest_loss:.1f}, {known}; look at the images, and "
-                "lower the strength or change the generator"
+                f"no estimate: redrawing the source images with their own prompt leaves {100 * self.score_kept:.0f} % "
+                f"of the network's {self.source:.1f} points, less than {100 * self.least_score_kept:.0f} % ({known}); "
+                "look at the images, and lower the strength or change the generator"
             )
         limit = min(MIN_IMAGES, self.images)
         rare = f"; left out, in fewer than {limit} images and so too rare: {', '.join(self.rare)}" if self.rare else ""

@@ -23,7 +23,7 @@ def frame_of(bias=BIAS, trainings=20, noise=0.4, seed=0):
     photometric = frame["truth"] + rng.normal(0, 6, len(frame))
     loss = rng.uniform(1, 5, len(frame))
     return frame.assign(
-        estimate=frame["truth"] - missed, photometric=photometric, source=60.0, clear_prompt=60 - loss, lost=3.0
+        estimate=frame["truth"] - missed, photometric=photometric, source=50.0, clear_prompt=50 - loss, lost=15.0
     )
 
 
@@ -98,15 +98,15 @@ def test_what_the_tool_is_given_comes_from_all_domains():
     assert widths.min() * 0.7 < error.estimate < widths.max() * 1.3
     assert error.difference < error.estimate / 2
     assert (error.generator, error.domains, error.trainings) == ("0123456789ab", 5, 20)
-    assert error.loss == (frame["source"] - frame["clear_prompt"]).max()
+    assert error.score_kept == (frame["clear_prompt"] / 50).min()
 
 
 def test_a_generator_that_loses_the_layout_or_is_worse_than_all_others_is_refused():
     frame = frame_of()
     found = estimates.abstentions(frame)
     assert (found["abstains"] <= 5).all() and (found["abstains_lost"] == 100).all()
-    assert found["loss"].between(2, 4).all() and (found["lost"] == 57).all()
-    frame.loc[frame["domain"] == "game", "clear_prompt"] = 40.0
+    assert found["kept"].between(90, 98).all() and (found["kept_lost"] == 30).all()
+    frame.loc[frame["domain"] == "game", "clear_prompt"] = 30.0
     found = estimates.abstentions(frame)
     assert found.loc["game", "abstains"] == 100 and (found.drop("game")["abstains"] == 0).all()
 

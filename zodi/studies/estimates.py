@@ -5,8 +5,6 @@ looked at where something is judged, and where other domains and other trainings
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -177,7 +175,7 @@ def measured_error(frame: pd.DataFrame, generator: str, correction: str = "raw")
         agreement.new_domain_factor(differences["truth"] - differences["difference"], differences["domain"], LEVEL),
         frame["domain"].nunique(),
         frame["training"].nunique(),
-        float((frame["source"] - frame[agreement.REDRAWN]).max()),
+        float((frame[agreement.REDRAWN] / frame["source"]).min()),
         correction,
     )
 
@@ -185,54 +183,28 @@ def measured_error(frame: pd.DataFrame, generator: str, correction: str = "raw")
 def abstentions(frame: pd.DataFrame) -> pd.DataFrame:
     """Would the tool have abstained, had it seen neither the domain nor the training? And with labels of other images?
 
-    The rule is that of `zodi.estimation.Estimate.reliable`: no estimate where redrawing the source costs a network more
-    than it cost any other training in any other domain.
+    The rule is that of `zodi.estimation.Estimate.reliable`: no estimate where redrawing the source leaves less of a
+    network's score than it left any other training in any other domain.
 
     Args:
         frame: from `zodi.studies.evidence.last_steps`.
 
     Returns:
-        A line per domain: `loss`, mean, and `lost`, mean loss with the labels of other images, points; `abstains` and
-        `abstains_lost`, percent of the trainings.
+        A line per domain: mean `kept` of the score, and `kept_lost` with the labels of other images; `abstains` and
+        `abstains_lost`: how many of the trainings; all percent.
     """
-    loss, lost = (frame["source"] - frame[name] for name in (agreement.REDRAWN, agreement.LOST))
+    kept, lost = (100.0 * frame[name] / frame["source"] for name in (agreement.REDRAWN, agreement.LOST))
     known = [
-        loss[(frame["domain"] != domain) & (frame["training"] != training)].max()
+        kept[(frame["domain"] != domain) & (frame["training"] != training)].min()
         for domain, training in zip(frame["domain"], frame["training"], strict=True)
     ]
-    measures = {"loss": loss, "lost": lost, "abstains": 100.0 * (loss > known), "abstains_lost": 100.0 * (lost > known)}
+    measures = {
+        "kept": kept,
+        "kept_lost": lost,
+        "abstains": 100.0 * (kept < known),
+        "abstains_lost": 100.0 * (lost < known),
+    }
     return pd.DataFrame(measures).groupby(frame["domain"], sort=False).mean()
-
-
-@dataclass(frozen=True)
-class Judged:
-    """What came of all candidates.
-
-    Attributes:
-        last: last steps, with the column `given`.
-        errors: from `corrected_errors`.
-        correction: the one that is applied; "raw" = none.
-        verdicts: from `verdicts`.
-    """
-
-    last: pd.DataFrame
-    errors: pd.DataFrame
-    correction: str
-    verdicts: pd.DataFrame
-
-
-def judge(results: str | Path, record: str | Path) -> Judged:
-    """Everything that is promised, judged on the candidates of `results`, or on the recorded ones.
-
-    Raises:
-        FileNotFoundError: if there is neither.
-    """
-    frame, _, _ = evidence.load(results, record)
-    corrected = agreement.corrections(evidence.load_classes(results, record))
-    errors = corrected_errors(corrected, list(agreement.CORRECTIONS))
-    correction = best_correction(errors)
-    last = as_given(evidence.last_steps(frame), corrected, correction)
-    return Judged(last, errors, correction, verdicts(last, errors, correction, "given"))
 
 
 # ---------------------------------------------------------------- the verdict
