@@ -33,6 +33,8 @@
 # **Level:** introductory. **What you need:** Python and some PyTorch; no GPU, no download, no knowledge of diffusion.
 #
 # **How long it takes:** a few minutes to read, well under a minute to run on two CPU cores.
+#
+# Words and symbols are in the [glossary](glossary.md), errors in [troubleshooting](troubleshooting.md).
 
 # %% [markdown]
 # On Google Colab this cell fetches the course and installs what is missing; elsewhere it does nothing.
@@ -224,13 +226,15 @@ if script.exists():
 # | [04 Transferring a data set] | What changes when it is three thousand images, and which of them failed? | Section 3, transfer |
 # | [05 Adaptation] | How does a network learn from both images of a pair? | Section 3, adaptation |
 # | [06 Performance estimation] | How good will it be where nobody has been? | Section 4 |
-# | [07 The paper's tables, and what they hide] | What does the choice of the epoch do to a published number? | Section 4 |
+# | [07 Published results] | What does the choice of the epoch do to a published number? | Section 4 |
 # | [08 Real photographs] | Does it work on photographs, from day to dusk? | not in the paper |
 # | [09 Bring your own domain] | Your images, your sentence, your network: where to start? | not in the paper |
 # | [10 Generators and networks of today] | What may take the place of Stable Diffusion 1.5 and of the ResNets? | not in the paper |
+# | [11 Stable Diffusion on a graphics card] | Five streets, five sentences, three strengths: does it work with the real model? | Section 3, transfer |
 # | [A1 How the miniature was made] | Where do the scenes and the small model come from? | not in the paper |
 # | [A2 Running at paper scale] | What does it take on a GPU or a cluster, and what to check first? | not in the paper |
 # | [A3 Tables] | Does it help, by how much, and can we be sure? | Section 4 |
+# | [A4 Accounting] | How were the hours, the memory and the disk space calculated? | not in the paper |
 #
 # [01 The domain gap]: 01_domain_gap.ipynb
 # [02 Diffusion in one hour]: 02_diffusion.ipynb
@@ -238,15 +242,17 @@ if script.exists():
 # [04 Transferring a data set]: 04_transferring_a_data_set.ipynb
 # [05 Adaptation]: 05_adaptation.ipynb
 # [06 Performance estimation]: 06_performance_estimation.ipynb
-# [07 The paper's tables, and what they hide]: 07_published_tables.ipynb
+# [07 Published results]: 07_published_tables.ipynb
 # [08 Real photographs]: 08_real_photographs.ipynb
 # [09 Bring your own domain]: 09_bring_your_own_domain.ipynb
 # [10 Generators and networks of today]: 10_generators_and_networks.ipynb
+# [11 Stable Diffusion on a graphics card]: 11_stable_diffusion.ipynb
 # [A1 How the miniature was made]: A1_how_the_miniature_was_made.ipynb
 # [A2 Running at paper scale]: A2_paper_scale.ipynb
 # [A3 Tables]: A3_tables.ipynb
+# [A4 Accounting]: A4_accounting.ipynb
 #
-# Read 01 to 10 in this order, and the appendix whenever you wonder about the miniature, the GPU or the numbers. `make
+# Read 01 to 11 in this order, and the appendix whenever you wonder about the miniature, the GPU or the numbers. `make
 # reproduce` runs the experiments and ends with the table. With Stable Diffusion and real photographs the experiments
 # need other parameters, not other code. This holds for 02 and 03 too, which read from the checkpoint whether its
 # network predicts the noise, as Stable Diffusion 1.5 does, or the velocity, as the miniature does.

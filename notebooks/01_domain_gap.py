@@ -28,6 +28,8 @@
 # **Level:** introductory. **What you need:** some PyTorch; [00 Start here](00_start_here.ipynb) checks your machine.
 #
 # **How long it takes:** half an hour to read, a few minutes to run on two CPU cores.
+#
+# Words and symbols are in the [glossary](glossary.md), errors in [troubleshooting](troubleshooting.md).
 
 # %% [markdown]
 # On Google Colab this cell fetches the course and installs what is missing; elsewhere it does nothing.

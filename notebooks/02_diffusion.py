@@ -30,6 +30,8 @@
 # [01 The domain gap](01_domain_gap.ipynb); no knowledge of diffusion.
 #
 # **How long it takes:** an hour to read, two to three minutes to run on two CPU cores.
+#
+# Words and symbols are in the [glossary](glossary.md), errors in [troubleshooting](troubleshooting.md).
 
 # %% [markdown]
 # On Google Colab this cell fetches the course and installs what is missing; elsewhere it does nothing.

@@ -30,6 +30,8 @@
 # $\sigma_t$, the DDIM step, guidance.
 #
 # **How long it takes:** an hour to read, two minutes to run on two CPU cores.
+#
+# Words and symbols are in the [glossary](glossary.md), errors in [troubleshooting](troubleshooting.md).
 
 # %% [markdown]
 # On Google Colab this cell fetches the course and installs what is missing; elsewhere it does nothing.

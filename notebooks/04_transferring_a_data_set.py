@@ -29,6 +29,8 @@
 # image; no GPU.
 #
 # **How long it takes:** half an hour to read, two minutes to run on two CPU cores.
+#
+# Words and symbols are in the [glossary](glossary.md), errors in [troubleshooting](troubleshooting.md).
 
 # %% [markdown]
 # On Google Colab this cell fetches the course and installs what is missing; elsewhere it does nothing.
@@ -738,7 +740,7 @@ Markdown(
 )
 
 # %% [markdown]
-# Whether cleaning the training set *helps* is another question; [06](06_performance_estimation.ipynb) tries it.
+# Whether cleaning the training set *helps* is another question: train the rows `zodi` and `zodi_faithful` and compare.
 #
 # **Draw again.** Another seed gives another image. Is the scene difficult, or was it bad luck? We draw the worst
 # images with three more seeds:

@@ -26,11 +26,13 @@
 # the deepest features of a pair have in common, before and after · which part of the method deserves the credit,
 # according to our recorded runs.
 #
-# **What you need:** [01 The domain gap](01_domain_gap.ipynb), [03 Layout-to-image](03_layout_to_image.ipynb) and [04
+# **Level:** intermediate. **What you need:** [01 The domain gap](01_domain_gap.ipynb), [03 Layout-to-image](03_layout_to_image.ipynb) and [04
 # Transferring a data set](04_transferring_a_data_set.ipynb); the results of 01 and 04 are used if they exist and made
 # again if not.
 #
 # **How long it takes:** half an hour to read, a few minutes to run on two CPU cores.
+#
+# Words and symbols are in the [glossary](glossary.md), errors in [troubleshooting](troubleshooting.md).
 
 # %% [markdown]
 # On Google Colab this cell fetches the course and installs what is missing; elsewhere it does nothing.

@@ -24,9 +24,11 @@
 # **What you will learn:** estimating the mIoU without a target image · what an interval is, why the obvious one fails
 # and which one holds · when an estimate must be refused · choosing between two networks without labels.
 #
-# **What you need:** [05 Adaptation](05_adaptation.ipynb).
+# **Level:** intermediate. **What you need:** [05 Adaptation](05_adaptation.ipynb).
 #
 # **How long it takes:** half an hour to read, four minutes to run on two CPU cores.
+#
+# Words and symbols are in the [glossary](glossary.md), errors in [troubleshooting](troubleshooting.md).
 
 # %% [markdown]
 # On Google Colab this cell fetches the course and installs what is missing; elsewhere it does nothing.
@@ -46,6 +48,7 @@ if "google.colab" in sys.modules and not Path("../pyproject.toml").exists():
 # collects scores of networks whose truth is known, `estimates` judges what may be promised.
 
 # %%
+import functools
 import time
 
 import ipywidgets as widgets
@@ -58,7 +61,7 @@ from IPython.display import Markdown, display
 from zodi import adaptation, datasets, estimation, evaluation, transfer
 from zodi.miniature import dataset
 from zodi.studies import agreement, estimates, evidence, tables
-from zodi.support import explore, plots, runs
+from zodi.support import diagrams, explore, plots, runs
 from zodi.support.bootstrap import bootstrap, resample_weights
 from zodi.transfer_folder import transfer_folder
 
@@ -69,11 +72,13 @@ start = time.perf_counter()
 # The parameters. `make reproduce PROFILE=estimation` fills in other values.
 
 # %% tags=["parameters"]
-data: str = "../results/course/data"  # folder of the data set; rendered there when it is missing
+data: str = "../results/course/data"  # folder of the data set; rendered if missing
 domain: str = "night"  # target domain of the first example
 steps: int = 120  # length of the two small trainings of this notebook
-results: str = "../results/estimation"  # folder with the evidence of the workflow's profile estimation
-record: str = "records/estimation"  # the evidence recorded by us, used when there is none
+results: str = "../results/estimation"  # evidence of the profile estimation
+record: str = (
+    "records/estimation"  # the evidence recorded by us, used when there is none
+)
 out: str = "../results/course/estimation"  # folder of this notebook's results
 
 # %% [markdown]
@@ -96,13 +101,17 @@ out: str = "../results/course/estimation"  # folder of this notebook's results
 root = dataset.prepare(data)
 train = datasets.open_split(root, "train")
 label_set = train.label_set
-alone, _ = adaptation.train(adaptation.recipe("mini", "source_only", steps=steps), train, None, None)
+alone, _ = adaptation.train(
+    adaptation.recipe("mini", "source_only", steps=steps), train, None, None
+)
 
 changed_images = Path(out) / "photometric"
 config = transfer.domain_config(domain, "photometric")
 folders = (root / "train" / "images", root / "train" / "labels", changed_images)
 transfer_folder(None, *folders, config, label_set, progress=False)
-second = datasets.open_split(root, "train", images=changed_images / "images").only(train.keys)
+second = datasets.open_split(root, "train", images=changed_images / "images").only(
+    train.keys
+)
 recipe = adaptation.recipe("mini", "photometric", steps=steps)
 changed, _ = adaptation.train(recipe, train, second, None)
 
@@ -116,7 +125,9 @@ changed, _ = adaptation.train(recipe, train, second, None)
 held_out = root / "test" / "clear"
 pairs_of = (held_out / "images", held_out / "labels")
 folder = Path(out) / "generated" / domain
-found = estimation.estimate(alone, *pairs_of, domain, folder, label_set=label_set, progress=False)
+found = estimation.estimate(
+    alone, *pairs_of, domain, folder, label_set=label_set, progress=False
+)
 print(found)
 
 # %% [markdown]
@@ -134,10 +145,23 @@ found.classes.sort_values("iou", ascending=False).round(1)
 # the mIoU of every draw. Each image was transferred twice, and the draw also chooses between its transfers.
 
 # %%
-transfers = estimation.opened([folder / "seed0", folder / "seed1"], pairs_of[1], label_set)
-matrices = np.stack([evaluation.image_confusions(alone, part, label_set.num_classes, 10) for part in transfers])
-resampled = 100 * bootstrap(matrices, resample_weights(images=matrices.shape[1], seeds=2))
-common = [label_set.names.index(name) for name in found.classes.index if name not in found.rare]
+transfers = estimation.opened(
+    [folder / "seed0", folder / "seed1"], pairs_of[1], label_set
+)
+matrices = np.stack(
+    [
+        evaluation.image_confusions(alone, part, label_set.num_classes, 10)
+        for part in transfers
+    ]
+)
+resampled = 100 * bootstrap(
+    matrices, resample_weights(images=matrices.shape[1], seeds=2)
+)
+common = [
+    label_set.names.index(name)
+    for name in found.classes.index
+    if name not in found.rare
+]
 draws = np.nanmean(resampled[:, common], axis=1)
 
 # %% [markdown]
@@ -157,7 +181,8 @@ ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
 inside = "inside" if found.low <= truth <= found.high else "outside"
 plots.show(
     figure,
-    f"Ten thousand resamples of the estimate for {domain}. The truth, {truth:.1f} %, lies {inside} the interval.",
+    f"Ten thousand resamples of the estimate for {domain}. The truth, {truth:.1f} %, "
+    f"lies {inside} the interval.",
 )
 
 # %% [markdown]
@@ -176,8 +201,9 @@ domains = list(dict.fromkeys(last["domain"]))
 print(f"from {origin}: {last['training'].nunique()} trainings, {len(domains)} domains")
 plots.show(
     plots.estimate_points(last),
-    "Estimate against truth. A point is one training, the bar its 95 % interval from sampling only; on the line both are "
-    "equal. You should see points in rows: good networks are told from bad ones. You should also see rows beside the line.",
+    "Estimate against truth. A point is one training, the bar its 95 % interval from "
+    "sampling only; on the line both are equal. You should see points in rows: good "
+    "networks are told from bad ones. You should also see rows beside the line.",
     f"{out}/estimates.png",
 )
 
@@ -186,15 +212,22 @@ plots.show(
 
 # %%
 naive = last.assign(interval_low=last["low"], interval_high=last["high"])
-naive = estimates.coverage(naive).assign(bias=(last["estimate"] - last["truth"]).groupby(last["domain"]).mean())
+naive = estimates.coverage(naive).assign(
+    bias=(last["estimate"] - last["truth"]).groupby(last["domain"]).mean()
+)
 figure, ax = plt.subplots(figsize=(7, 2.6), layout="constrained")
-ax.bar(naive.index, naive["coverage"], color=[plots.DOMAIN_COLORS[name] for name in naive.index])
+ax.bar(
+    naive.index,
+    naive["coverage"],
+    color=[plots.DOMAIN_COLORS[name] for name in naive.index],
+)
 ax.axhline(95, color="0.3", linewidth=0.8)
 ax.set(ylabel="truth inside (%)", ylim=(0, 100))
 plots.show(
     figure,
-    f"Share of the truths inside the interval from sampling only. It is called a 95 % interval and holds in "
-    f"{naive['coverage'].mean():.0f} % of the cases. The mean of estimate − truth is "
+    "Share of the truths inside the interval from sampling only. It is called a 95 % "
+    f"interval and holds in {naive['coverage'].mean():.0f} % of the cases. The mean "
+    "of estimate − truth is "
     + ", ".join(f"{naive['bias'][name]:+.1f} in {name}" for name in naive.index)
     + " (points).",
 )
@@ -220,27 +253,46 @@ plots.show(
 corrected = agreement.corrections(evidence.load_classes(results, record))
 errors = estimates.corrected_errors(corrected, agreement.CORRECTIONS)
 correction = estimates.best_correction(errors)
-errors.assign(mean=errors[domains].mean(axis=1)).round(1).rename_axis(index="mean error (points)")
+errors.assign(mean=errors[domains].mean(axis=1)).round(1).rename_axis(
+    index="mean error (points)"
+)
 
 # %% [markdown]
 # What the rule says:
 
 # %%
 smallest = errors[domains].mean(axis=1).idxmin()
-harmed = [name for name in domains if errors.loc[smallest, name] > errors.loc["raw", name] + estimates.TOLERANCE]
+harmed = [
+    name
+    for name in domains
+    if errors.loc[smallest, name] > errors.loc["raw", name] + estimates.TOLERANCE
+]
 verdict = {
     True: "None may be applied: the estimate stays as it is.",
     False: f"The tool applies `{correction}`.",
 }[correction == "raw"]
 Markdown(
-    f"The smallest mean error has `{smallest}`, {errors.loc[smallest, domains].mean():.1f} points against "
-    f"{errors.loc['raw', domains].mean():.1f} uncorrected; it does harm in {', '.join(harmed) or 'no domain'}. {verdict}"
+    f"The smallest mean error has `{smallest}`, "
+    f"{errors.loc[smallest, domains].mean():.1f} points against "
+    f"{errors.loc['raw', domains].mean():.1f} uncorrected; it does harm in "
+    f"{', '.join(harmed) or 'no domain'}. {verdict}"
 )
 
 # %% [markdown]
 # ## An interval that holds
 #
-# If the error cannot be removed, it can be stated. Write $e_{dm}$ for truth minus estimate of training $m$ in domain
+# If the error cannot be removed, it can be stated. More images make the first part smaller, never the second.
+
+# %%
+diagrams.show(
+    diagrams.intervals(),
+    "What an interval must contain. An estimate can be wrong because of its sample "
+    "and because of its generator; the truth lies outside the first interval and "
+    "inside the last.",
+)
+
+# %% [markdown]
+# Write $e_{dm}$ for truth minus estimate of training $m$ in domain
 # $d$, and split it into what the generator does to every score of the domain, and what is left:
 #
 # $$ e_{dm} = b_d + u_{dm}, \qquad |e_\text{new}| \le t_K \sqrt{\overline{b_d^2} + s^2} $$
@@ -253,18 +305,35 @@ Markdown(
 # %%
 last = estimates.as_given(last, corrected, correction)
 whole = estimates.with_intervals(last, "given").sort_values(["domain", "truth"])
-figure, axes = plt.subplots(1, len(domains), figsize=(10.5, 3), sharey=True, layout="constrained")
+last["given"].sub(last["truth"]).abs().groupby(last["domain"]).mean().round(1).to_frame(
+    "mean error"
+)
+
+# %% [markdown]
+# One line per training, the truth on it:
+
+# %%
+panels = functools.partial(
+    plt.subplots, 1, len(domains), sharey=True, layout="constrained"
+)
+figure, axes = panels(figsize=(10.5, 3))
 for ax, name in zip(axes, domains, strict=True):
-    part, color = whole[whole["domain"] == name].reset_index(drop=True), plots.DOMAIN_COLORS[name]
-    ax.vlines(part.index, part["interval_low"], part["interval_high"], color=color, alpha=0.3)
+    part, color = (
+        whole[whole["domain"] == name].reset_index(drop=True),
+        plots.DOMAIN_COLORS[name],
+    )
+    ax.vlines(
+        part.index, part["interval_low"], part["interval_high"], color=color, alpha=0.3
+    )
     ax.vlines(part.index, part["low"], part["high"], color=color, linewidth=2)
     ax.plot(part.index, part["truth"], "k.", markersize=4)
     ax.set(title=name, xlabel="training", xticks=[])
 axes[0].set_ylabel("mIoU (%)")
 plots.show(
     figure,
-    "Truth (dots), interval from sampling only (thick) and with the generator's error (thin), one training per line. "
-    "You should see the dots leave the thick lines together, domain by domain, and stay on the thin ones.",
+    "Truth (dots), interval from sampling only (thick) and with the generator's "
+    "error (thin), one training per line. You should see the dots leave the thick "
+    "lines together, domain by domain, and stay on the thin ones.",
     f"{out}/intervals.png",
 )
 
@@ -275,11 +344,16 @@ plots.show(
 held = estimates.coverage(whole).loc[domains]
 widest, goal = held["width"].mean(), estimates.GREATEST_WIDTH
 verdict = "met" if widest <= goal else "missed"
-display(held.round(1).rename(columns={"coverage": "truth inside (%)", "width": "width (points)"}).T)
+display(
+    held.round(1)
+    .rename(columns={"coverage": "truth inside (%)", "width": "width (points)"})
+    .T
+)
 Markdown(
-    f"The truth is inside in at least **{held['coverage'].min():.0f} %** of the trainings of every domain "
-    f"(goal: {estimates.LEAST_COVERAGE}). The price is a mean width of **{widest:.1f} points** "
-    f"(goal: {goal}, {verdict}): with {len(domains) - 1} known domains, no more can be promised."
+    f"The truth is inside in at least **{held['coverage'].min():.0f} %** of the "
+    f"trainings of every domain (goal: {estimates.LEAST_COVERAGE}). The price is a "
+    f"mean width of **{widest:.1f} points** (goal: {goal}, {verdict}): with "
+    f"{len(domains) - 1} known domains, no more can be promised."
 )
 
 # %% [markdown]
@@ -293,18 +367,22 @@ Markdown(
 # %%
 refused = estimates.abstentions(last)
 figure, ax = plt.subplots(figsize=(7, 2.6), layout="constrained")
-for column, label in {agreement.REDRAWN: "own labels", agreement.LOST: "other scenes' labels"}.items():
-    sns.stripplot(x=last["domain"], y=100 * last[column] / last["source"], ax=ax, size=3, label=label,
-                  color={agreement.REDRAWN: "C0", agreement.LOST: "C3"}[column])  # fmt: skip
+for column, label, color in (
+    (agreement.REDRAWN, "own labels", "C0"),
+    (agreement.LOST, "other scenes' labels", "C3"),
+):
+    left = 100 * last[column] / last["source"]
+    sns.stripplot(x=last["domain"], y=left, ax=ax, size=3, label=label, color=color)
 handles, labels = ax.get_legend_handles_labels()
 shown = dict(zip(labels, handles, strict=True))
 ax.legend(shown.values(), shown.keys(), loc="center left", bbox_to_anchor=(1, 0.5))
 ax.set(xlabel="", ylabel="score left (%)")
 plots.show(
     figure,
-    f"What redrawing the source leaves of each network's score. Refused, had its domain and its training been new: "
-    f"{refused['abstains'].mean():.0f} % with the images' own labels, "
-    f"{refused['abstains_lost'].mean():.0f} % with those of other scenes.",
+    "What redrawing the source leaves of each network's score. Refused, had its "
+    f"domain and its training been new: {refused['abstains'].mean():.0f} % with the "
+    f"images' own labels, {refused['abstains_lost'].mean():.0f} % with those of other "
+    "scenes.",
 )
 
 # %% [markdown]
@@ -318,7 +396,9 @@ plots.show(
 # Both are scored on the same images, and every resample is drawn for both (a *paired* bootstrap).
 
 # %%
-compared = estimation.compare(changed, alone, *pairs_of, domain, folder, label_set=label_set, progress=False)
+compared = estimation.compare(
+    changed, alone, *pairs_of, domain, folder, label_set=label_set, progress=False
+)
 print(compared)
 
 # %% [markdown]
@@ -326,21 +406,35 @@ print(compared)
 
 # %%
 pairs = estimates.pair_intervals(estimates.pairs(last, "given"))
-figure, axes = plt.subplots(1, len(domains), figsize=(10.5, 2.8), sharey=True, layout="constrained")
+held_pairs = estimates.coverage(pairs).loc[domains]
+print(f"{len(pairs) // len(domains)} pairs per domain")
+
+# %% [markdown]
+# Estimated and true difference of every pair:
+
+# %%
+figure, axes = panels(figsize=(10.5, 2.8))
 for ax, name in zip(axes, domains, strict=True):
     part = pairs[pairs["domain"] == name]
     ax.axhline(0, color="0.8", linewidth=0.8)
     ax.axvline(0, color="0.8", linewidth=0.8)
-    ax.plot(part["difference"], part["truth"], ".", color=plots.DOMAIN_COLORS[name], markersize=3)
+    ax.plot(
+        part["difference"],
+        part["truth"],
+        ".",
+        color=plots.DOMAIN_COLORS[name],
+        markersize=3,
+    )
     ax.axline((0, 0), slope=1, color="0.3", linewidth=0.8)
     ax.set(title=name, xlabel="estimated (points)")
 axes[0].set_ylabel("true (points)")
-held_pairs = estimates.coverage(pairs).loc[domains]
 plots.show(
     figure,
-    "Difference of two networks, estimated and true, all pairs. A point in the upper right or lower left quarter has the "
-    f"better network right. Intervals made from other domains and trainings hold in {held_pairs['coverage'].min():.0f} % or "
-    f"more of the pairs of every domain and are {held_pairs['width'].mean():.1f} points wide on average.",
+    "Difference of two networks, estimated and true, all pairs. A point in the upper "
+    "right or lower left quarter has the better network right. Intervals made from "
+    f"other domains and trainings hold in {held_pairs['coverage'].min():.0f} % or "
+    f"more of the pairs of every domain and are {held_pairs['width'].mean():.1f} "
+    "points wide on average.",
 )
 
 # %% [markdown]
@@ -354,11 +448,19 @@ plots.show(
 everything = estimates.summary(last, "given")
 names = evidence.scores_in(last)
 ours = [names[score] for score in evidence.SCORES if score in names]
-signs = pd.DataFrame({
-    name: {d: estimates.sign_accuracy_of(last[last["domain"] == d], score) for d in domains}
-    for score, name in names.items() if score in evidence.SCORES
-}).T  # fmt: skip
-signs.assign(mean=signs.mean(axis=1)).round(0).rename_axis(index="better one found (%)", columns=None)
+signs = pd.DataFrame(
+    {
+        names[score]: {
+            d: estimates.sign_accuracy_of(part, score)
+            for d, part in last.groupby("domain")
+        }
+        for score in evidence.SCORES
+        if score in names
+    }
+).T[domains]
+signs.assign(mean=signs.mean(axis=1)).round(0).rename_axis(
+    index="better one found (%)", columns=None
+)
 
 # %% [markdown]
 # In one sentence:
@@ -369,10 +471,12 @@ ahead = [name for name in domains if first[name] > rival[name]]
 behind = [name for name in domains if first[name] < rival[name]]
 met = [name for name in domains if first[name] >= estimates.LEAST_SIGN_ACCURACY]
 Markdown(
-    f"Of two trainings that differ by more than a point, the estimate finds the better one in **{first.mean():.0f} %** of "
-    f"the cases, the photometric score in {rival.mean():.0f} %. The estimate is ahead in {', '.join(ahead) or 'no domain'} "
-    f"and behind in {', '.join(behind) or 'no domain'}. The goal of {estimates.LEAST_SIGN_ACCURACY} % is reached in "
-    f"{', '.join(met) or 'no domain'}."
+    "Of two trainings that differ by more than a point, the estimate finds the "
+    f"better one in **{first.mean():.0f} %** of the cases, the photometric score in "
+    f"{rival.mean():.0f} %. The estimate is ahead in "
+    f"{', '.join(ahead) or 'no domain'} and behind in "
+    f"{', '.join(behind) or 'no domain'}. The goal of {estimates.LEAST_SIGN_ACCURACY} "
+    f"% is reached in {', '.join(met) or 'no domain'}."
 )
 
 # %% [markdown]
@@ -384,12 +488,25 @@ Markdown(
 
 # %%
 kendall = everything["kendall"].unstack("domain")[domains]
-on_photographs = [names[score] for score in evidence.PHOTOGRAPH_SCORES if score in names]
+on_photographs = [
+    names[score] for score in evidence.PHOTOGRAPH_SCORES if score in names
+]
 ranks = kendall.loc[[*ours, *on_photographs]]
-ax = sns.heatmap(ranks, annot=True, fmt=".2f", cmap="crest", vmin=0, vmax=1, cbar_kws={"label": "Kendall's tau"})
+ax = sns.heatmap(
+    ranks,
+    annot=True,
+    fmt=".2f",
+    cmap="crest",
+    vmin=0,
+    vmax=1,
+    cbar_kws={"label": "Kendall's tau"},
+)
 ax.set(xlabel="target domain", ylabel="")
 ax.figure.set_size_inches(7, 4)
-plots.show(ax.figure, "Kendall's rank correlation of every score with the truth, over all trainings.")
+plots.show(
+    ax.figure,
+    "Kendall's rank correlation of every score with the truth, over all trainings.",
+)
 
 # %% [markdown]
 # Which should you trust?
@@ -397,11 +514,16 @@ plots.show(ax.figure, "Kendall's rank correlation of every score with the truth,
 # %%
 best = ranks.mean(axis=1).sort_values(ascending=False)
 with_photographs = best[on_photographs].idxmax()
-advice = "the photographs" if best[with_photographs] > best[names["estimate"]] else "the estimate"
+advice = (
+    "the photographs"
+    if best[with_photographs] > best[names["estimate"]]
+    else "the estimate"
+)
 Markdown(
-    f"On average over the domains, {best.index[0]} ranks best (tau {best.iloc[0]:.2f}). The best score on photographs is "
-    f"{with_photographs} ({best[with_photographs]:.2f}), the estimate reaches {best[names['estimate']]:.2f}: for "
-    f"ranking networks, trust **{advice}**."
+    f"On average over the domains, {best.index[0]} ranks best (tau "
+    f"{best.iloc[0]:.2f}). The best score on photographs is {with_photographs} "
+    f"({best[with_photographs]:.2f}), the estimate reaches "
+    f"{best[names['estimate']]:.2f}: for ranking networks, trust **{advice}**."
 )
 
 # %% [markdown]
@@ -422,10 +544,13 @@ published[[name for name in domains if name in published]].astype(object).fillna
 
 # %%
 chosen = evidence.choices(frame)
-rules = {"last": "last step", "source": "best on source", "estimate": "best on synthetic (ours)", **{
-    key: f"best {names[key]}" for key in ("photometric", "confidence", "atc")}}  # fmt: skip
+rules = {"last": "last step", "source": "best on source"}
+rules["estimate"] = "best on synthetic (ours)"
+rules |= {key: f"best {names[key]}" for key in ("photometric", "confidence", "atc")}
 lost = chosen.groupby("domain", sort=False)[list(rules)].mean().T.rename(rules)
-lost.assign(mean=lost.mean(axis=1)).round(2).rename_axis(index="mean regret (points)", columns=None)
+lost.assign(mean=lost.mean(axis=1)).round(2).rename_axis(
+    index="mean regret (points)", columns=None
+)
 
 # %% [markdown]
 # ## Everything in one table
@@ -433,20 +558,37 @@ lost.assign(mean=lost.mean(axis=1)).round(2).rename_axis(index="mean regret (poi
 # All scores, mean over the domains; the file `scores.csv` in this notebook's results has them domain by domain.
 
 # %%
-columns = {"pearson": "Pearson", "spearman": "Spearman", "kendall": "Kendall", "mae": "error", "coverage": "inside 95 % (%)",
-           "width": "width", "sign_accuracy": "better one (%)", "regret": "regret"}  # fmt: skip
-# An error in points says nothing of a score that is not in points.
+columns = {
+    "pearson": "Pearson",
+    "spearman": "Spearman",
+    "kendall": "Kendall",
+    "mae": "error",
+    "coverage": "inside 95 % (%)",
+    "width": "width",
+    "sign_accuracy": "better one (%)",
+    "regret": "regret",
+}
 shown = everything.rename(columns=columns)[list(columns.values())].astype(float)
-shown.loc[[name for name in shown.index.levels[0] if name not in
-           [names[score] for score in estimates.IN_POINTS]], "error"] = np.nan  # fmt: skip
-shown.groupby("score", sort=False).mean().round(2).astype(object).fillna("-").rename_axis(index=None)
+# An error in points says nothing of a score that is not in points.
+in_points = [names[score] for score in estimates.IN_POINTS]
+shown.loc[~shown.index.isin(in_points, level="score"), "error"] = np.nan
+shown.groupby("score", sort=False).mean().round(2).astype(object).fillna(
+    "-"
+).rename_axis(index=None)
 
 # %% [markdown]
 # And domain by domain for the estimate and its strongest rival, the photometric score:
 
 # %%
-both = shown.loc[[names["estimate"], names["photometric"]]].round(2).astype(object).fillna("-")
-both.unstack("score").swaplevel(axis=1).sort_index(axis=1, level=0, sort_remaining=False).loc[domains].T
+both = (
+    shown.loc[[names["estimate"], names["photometric"]]]
+    .round(2)
+    .astype(object)
+    .fillna("-")
+)
+both.unstack("score").swaplevel(axis=1).sort_index(
+    axis=1, level=0, sort_remaining=False
+).loc[domains].T
 
 # %% [markdown]
 # The goals were set before measuring. What became of them:
@@ -464,21 +606,32 @@ verdicts.style.hide()
 # %%
 networks = {"source only": alone, f"photometric ({domain})": changed}
 pictures, sentences, truths = {}, {}, {}
-for name in [name for name in datasets.dataset_info(root)["domains"] if name != "clear"]:
-    place = Path(out) / "generated" / name
-    for title, network in networks.items():
-        arguments = (network, held_out / "images", held_out / "labels", name, place)
-        guess = estimation.estimate(*arguments, label_set=label_set, seeds=(0,), check=False, progress=False)
-        sample = datasets.open_split(root, "test/clear", images=place / "seed0" / "images")[0]
-        shown = [
-            sample.image,
-            label_set.colorize(evaluation.predict(network, sample.image)),
-            label_set.colorize(sample.label),
-        ]
-        pictures[name, title] = plots.encode_png(np.concatenate(shown, axis=1))
-        sentences[name, title] = str(guess)
-        true = datasets.open_split(root, f"test/{name}")
-        truths[name, title] = evaluation.evaluate(network, true, label_set, batch_size=10)["miou"]
+
+
+def look_at(name: str, title: str) -> None:
+    """Estimate, picture and truth of a network in a domain, kept for the explorer."""
+    network, place = networks[title], Path(out) / "generated" / name
+    source, settings = (*pairs_of, name, place), {"seeds": (0,), "check": False}
+    guess = estimation.estimate(
+        network, *source, label_set=label_set, progress=False, **settings
+    )
+    sample = estimation.opened([place / "seed0"], pairs_of[1], label_set)[0][0]
+    seen = label_set.colorize(evaluation.predict(network, sample.image))
+    shown = [sample.image, seen, label_set.colorize(sample.label)]
+    pictures[name, title] = plots.encode_png(np.concatenate(shown, axis=1))
+    true = datasets.open_split(root, f"test/{name}")
+    scores = evaluation.evaluate(network, true, label_set, batch_size=10)
+    sentences[name, title], truths[name, title] = str(guess), scores["miou"]
+
+
+# %% [markdown]
+# For every target domain and both networks:
+
+# %%
+targets = [name for name in datasets.dataset_info(root)["domains"] if name != "clear"]
+for name in targets:
+    for title in networks:
+        look_at(name, title)
 
 # %% [markdown]
 # The **estimate explorer** only looks things up. Without a running kernel you see its first choice.
@@ -488,17 +641,22 @@ for name in [name for name in datasets.dataset_info(root)["domains"] if name != 
 def look_up(domain: str, network: str, truth: bool) -> tuple[bytes, str]:
     """Generated image, prediction and labels, and the estimate in words."""
     known = f"<br>true mIoU: <b>{truths[domain, network]:.1f} %</b>" if truth else ""
-    return pictures[domain, network], f"generated image · prediction · labels<br>{sentences[domain, network]}{known}"
+    return pictures[
+        domain, network
+    ], f"generated image · prediction · labels<br>{sentences[domain, network]}{known}"
 
 
 explore.Explorer(
     look_up,
     {
-        "domain": widgets.ToggleButtons(options=sorted({name for name, _ in pictures}), description="domain"),
+        "domain": widgets.ToggleButtons(
+            options=sorted({name for name, _ in pictures}), description="domain"
+        ),
         "network": widgets.ToggleButtons(options=list(networks), description="network"),
         "truth": widgets.ToggleButton(description="show the truth"),
     },
-    "Estimate explorer: a generated image, what the network makes of it, and the labels.",
+    "Estimate explorer: a generated image, what the network makes of it, and the "
+    "labels.",
 )
 
 # %% [markdown]
@@ -582,31 +740,44 @@ explore.Explorer(
 # %%
 share = naive["coverage"].mean()
 Markdown(
-    f"- An interval from sampling only holds in {share:.0f} % of the cases; with the generator's error it holds in "
+    f"- An interval from sampling only holds in {share:.0f} % of the cases; with the "
+    "generator's error it holds in "
     f"{held['coverage'].mean():.0f} %, and is {held['width'].mean():.0f} points wide.\n"
     f"- Correction: {'none passes the rule' if correction == 'raw' else correction}.\n"
-    f"- The better of two networks is found in {first.mean():.0f} % of the cases (photometric: {rival.mean():.0f} %).\n"
-    f"- Where the layout is lost, {refused['abstains_lost'].mean():.0f} % of the estimates are refused.\n"
-    f"- Goals: {(verdicts['verdict'] == 'met').sum()} met, {(verdicts['verdict'] == 'missed').sum()} missed."
+    f"- The better of two networks is found in {first.mean():.0f} % of the cases "
+    f"(photometric: {rival.mean():.0f} %).\n"
+    f"- Where the layout is lost, {refused['abstains_lost'].mean():.0f} % of the "
+    "estimates are refused.\n"
+    f"- Goals: {(verdicts['verdict'] == 'met').sum()} met, "
+    f"{(verdicts['verdict'] == 'missed').sum()} missed."
 )
 
 # %% [markdown]
 # The results, for `make reproduce`:
 
 # %%
-found_tables = {"scores": everything, "regret_of_epochs": lost, "corrections": errors, "intervals": held}
+found_tables = {
+    "scores": everything,
+    "regret_of_epochs": lost,
+    "corrections": errors,
+    "intervals": held,
+}
 for name, values in found_tables.items():
     tables.write_table(values.round(2), Path(out) / name)
 tables.write_table(verdicts.set_index("measure"), Path(out) / "verdicts")
 metrics = {
-    "coverage": held["coverage"].to_dict(), "width": held["width"].to_dict(), "correction": correction,
-    "sign_accuracy": first.to_dict(), "regret": lost.to_dict(), "verdicts": verdicts.to_dict("records"),
-}  # fmt: skip
+    "coverage": held["coverage"].to_dict(),
+    "width": held["width"].to_dict(),
+    "correction": correction,
+    "sign_accuracy": first.to_dict(),
+    "regret": lost.to_dict(),
+    "verdicts": verdicts.to_dict("records"),
+}
 settings = {"data": data, "domain": domain, "steps": steps, "results": results}
 _ = runs.save_metrics(out, "estimation", settings, metrics, time.perf_counter() - start)
 
 # %% [markdown]
-# **Next:** [07 The paper's tables, and what they hide](07_published_tables.ipynb): how much a choice by the target's
+# **Next:** [07 Published results](07_published_tables.ipynb): how much a choice by the target's
 # labels matters in published numbers.
 #
 # **References.** The paper, Section 4 (performance estimation) · S. Garg et al., *Leveraging Unlabeled Data to Predict

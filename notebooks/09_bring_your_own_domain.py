@@ -26,10 +26,12 @@
 # adapting *any* PyTorch module · an honest estimate · redrawing photographs for a network that stays as it is · when
 # not to use the method at all.
 #
-# **What you need:** [05 Adaptation](05_adaptation.ipynb) and [06 Performance
+# **Level:** intermediate. **What you need:** [05 Adaptation](05_adaptation.ipynb) and [06 Performance
 # estimation](06_performance_estimation.ipynb). No data: if you have none, the notebook makes a stand-in folder.
 #
 # **How long it takes:** half an hour to read, three minutes to run on two CPU cores.
+#
+# Words and symbols are in the [glossary](glossary.md), errors in [troubleshooting](troubleshooting.md).
 
 # %% [markdown]
 # On Google Colab this cell fetches the course and installs what is missing; elsewhere it does nothing.

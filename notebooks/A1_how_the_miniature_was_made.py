@@ -24,8 +24,10 @@
 # **What you will learn:** what a scene is made of before the weather is added · what the VAE keeps and what it loses
 # · why the model predicts $v$ and why its noise schedule ends in pure noise · how to retrain it, fully or as a toy.
 #
-# **What you need:** [03 Layout-to-image](03_layout_to_image.ipynb). **How long it takes:** half an hour to read; a minute
+# **Level:** advanced. **What you need:** [03 Layout-to-image](03_layout_to_image.ipynb). **How long it takes:** half an hour to read; a minute
 # or two to run on two CPU cores, with a toy training of a few steps.
+#
+# Words and symbols are in the [glossary](glossary.md), errors in [troubleshooting](troubleshooting.md).
 
 # %% [markdown]
 # On Google Colab this cell fetches the course and installs what is missing; elsewhere it does nothing.

@@ -24,10 +24,12 @@
 # **What you will learn:** why a single run proves nothing · how to compare two methods seed by seed · which rows a
 # table needs so that a gain can be *explained* · when two rows tie.
 #
-# **What you need:** [01](01_domain_gap.ipynb) for mIoU, [05](05_adaptation.ipynb) for the rows. No GPU; if you have
+# **Level:** intermediate. **What you need:** [01](01_domain_gap.ipynb) for mIoU, [05](05_adaptation.ipynb) for the rows. No GPU; if you have
 # no runs of your own, the notebook reads the record of ours.
 #
 # **How long it takes:** half an hour to read, seconds to run.
+#
+# Words and symbols are in the [glossary](glossary.md), errors in [troubleshooting](troubleshooting.md).
 
 # %% [markdown]
 # On Google Colab this cell fetches the course and installs what is missing; elsewhere it does nothing.

@@ -42,7 +42,13 @@ def prepare(notebook: Path, copy: Path, parameters: dict, solve: bool = True) ->
 
 
 def main(folder: Path) -> None:
-    """Make the copies and the data set."""
+    """Make the copies and the data set; the folder and its neighbours are deleted first.
+
+    Raises:
+        ValueError: if the folder is not inside the repository's `results/`, where nothing is lost.
+    """
+    if (ROOT / "results").resolve() not in folder.resolve().parents[1:]:
+        raise ValueError(f"{folder}: its parent would be deleted; expected one like results/test/notebooks")
     parameters = yaml.safe_load((ROOT / "tests" / "course" / "smoke_parameters.yaml").read_text(encoding="utf-8"))
     shutil.rmtree(folder.parent, ignore_errors=True)
     folder.mkdir(parents=True)

@@ -34,6 +34,7 @@ COURSE = [
 SMOKE_PARAMETERS = yaml.safe_load((ROOT / "tests" / "course" / "smoke_parameters.yaml").read_text(encoding="utf-8"))
 # Code in these fits the site's column at laptop width; the list grows until it is the course.
 NARROW = (
+    "06_performance_estimation",
     "07_published_tables",
     "08_real_photographs",
     "10_generators_and_networks",

@@ -12,8 +12,7 @@ PAGES = sorted((ROOT / "notebooks").glob("*.md"))
 TROUBLES = (ROOT / "notebooks" / "troubleshooting.md").read_text(encoding="utf-8")
 GLOSSARY = (ROOT / "notebooks" / "glossary.md").read_text(encoding="utf-8")
 # Notebooks whose header links the pages; the others follow.
-LINKING = ("07_published_tables", "08_real_photographs", "10_generators_and_networks", "11_stable_diffusion")
-LINKING += ("A2_paper_scale", "A4_accounting")
+LINKING = sorted(path.stem for path in (ROOT / "notebooks").glob("*.py"))
 
 
 def texts_of_the_code() -> set[str]:
