@@ -5,6 +5,8 @@ looked at where something is judged, and where other domains and other trainings
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -205,6 +207,37 @@ def abstentions(frame: pd.DataFrame) -> pd.DataFrame:
         "abstains_lost": 100.0 * (lost < known),
     }
     return pd.DataFrame(measures).groupby(frame["domain"], sort=False).mean()
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What came of all candidates.
+
+    Attributes:
+        last: last steps, with the column `given`.
+        errors: from `corrected_errors`.
+        correction: the one that is applied; "raw" = none.
+        verdicts: from `verdicts`.
+    """
+
+    last: pd.DataFrame
+    errors: pd.DataFrame
+    correction: str
+    verdicts: pd.DataFrame
+
+
+def judge(results: str | Path, record: str | Path) -> Judged:
+    """Everything that is promised, judged on the candidates of `results`, or on the recorded ones.
+
+    Raises:
+        FileNotFoundError: if there is neither.
+    """
+    frame, _, _ = evidence.load(results, record)
+    corrected = agreement.corrections(evidence.load_classes(results, record))
+    errors = corrected_errors(corrected, list(agreement.CORRECTIONS))
+    correction = best_correction(errors)
+    last = as_given(evidence.last_steps(frame), corrected, correction)
+    return Judged(last, errors, correction, verdicts(last, errors, correction, "given"))
 
 
 # ---------------------------------------------------------------- the verdict
