@@ -115,7 +115,7 @@ def plan(profile: str, results: Path) -> dict[str, int]:
         ("mini", {"data": 1, "transfer": 4, "source_only": 3, "adapt": 18, "tables": 1}),
         (
             "full",
-            {"data": 1, "start": 1, "miniature": 1, "published": 1, "transfer": 30, "source_only": 15, "adapt": 110}
+            {"data": 1, "start": 1, "miniature": 1, "published": 1, "transfer": 30, "source_only": 15, "adapt": 90}
             | {"redrawn": 3, "tables": 1, "images": 1, "quality": 1},
         ),
         ("camvid", {"data": 1, "transfer": 3, "source_only": 3, "adapt": 9, "candidate": 3, "photographs": 1}),
