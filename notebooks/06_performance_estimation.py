@@ -76,9 +76,7 @@ data: str = "../results/course/data"  # folder of the data set; rendered if miss
 domain: str = "night"  # target domain of the first example
 steps: int = 120  # length of the two small trainings of this notebook
 results: str = "../results/estimation"  # evidence of the profile estimation
-record: str = (
-    "records/estimation"  # the evidence recorded by us, used when there is none
-)
+record: str = "records/estimation"  # our own evidence, used where there is none
 out: str = "../results/course/estimation"  # folder of this notebook's results
 
 # %% [markdown]
