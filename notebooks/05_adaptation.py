@@ -551,7 +551,7 @@ parts.loc[TABLE_ROWS["oracle"].label, "second image"] = "true target image"
 parts.join(table, how="right")
 
 # %% [markdown]
-# Six questions and their answers, computed from these runs:
+# Questions and their answers, computed from these runs; what was not run is not asked:
 
 # %% tags=["reader"]
 questions = {
@@ -563,8 +563,7 @@ questions = {
     "Why train, if target images can be redrawn instead?": "redrawn",
 }
 answers = {text: findings.against(frame, name) for text, name in questions.items()}
-missing = "*not in this record*"
-lines = [f"- {text} {answer or missing}" for text, answer in answers.items()]
+lines = [f"- {text} {answer}" for text, answer in answers.items() if answer]
 display(Markdown("\n".join(lines)))
 
 # %% [markdown]

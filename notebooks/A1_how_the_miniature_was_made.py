@@ -221,7 +221,7 @@ plots.show(
 
 # %%
 sheet = np.asarray(Image.open(folder / "samples.png").convert("RGB"))
-plots.show(plots.image_grid([[sheet]], width=9), "Sample sheet of the training, held-out scenes.")
+plots.show(plots.image_grid([[sheet]], width=7), "Sample sheet of the training, held-out scenes.")
 
 # %% [markdown]
 # ## Is it good? Measured, not guessed
