@@ -204,6 +204,7 @@ def test_the_best_device_and_type_are_the_default(module):
             "images": both,
             "quality": set(),
             "estimates": set(),
+            "redrawn": both,
             "try": both,
             "bench": set(),
         },

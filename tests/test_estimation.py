@@ -463,9 +463,31 @@ def test_networks_are_compared_on_the_images_of_the_estimate(results, tmp_path):
     written = {file: file.stat().st_mtime_ns for file in tmp_path.glob("night/seed*/images/*.png")}
     found = estimation.compare(road, train, *arguments, seeds=(0,), progress=False)
     assert {file: file.stat().st_mtime_ns for file in written} == written and len(written) == 3
-    assert found.difference == pytest.approx(alone.miou)
+    assert found.difference == pytest.approx(alone.miou) and dataclasses.replace(found, error=None).decided
+    assert found.error is not None and not found.decided, "a difference of few points, with the generator's error"
     with pytest.raises(ValueError, match="seeds: found none"):
         estimation.compare(road, train, *arguments, seeds=(), progress=False)
+
+
+@pytest.mark.parametrize(
+    ("domain", "changes", "known"),
+    [
+        ("night", {}, True),
+        ("night", {"strength": 0.75}, True),
+        ("night", {"strength": 0.6}, False),
+        ("night", {"method": "photometric"}, False),
+        ("driving at night", {}, False),
+    ],
+)
+def test_errors_are_known_only_where_the_transfer_is_the_one_that_was_measured(domain, changes, known):
+    assert (estimation.known_error(diffusion.load(), domain, changes) is not None) == known
+
+
+def test_a_transfer_without_diffusion_is_not_checked(results, tmp_path):
+    val, network = results / "data" / "val", Constant(CITYSCAPES.names.index("road"))
+    places = (val / "images", val / "labels", "night", tmp_path)
+    found = estimation.estimate(network, *places, seeds=(0,), progress=False, method="photometric")
+    assert np.isnan(found.score_kept) and found.reliable and not (tmp_path / "redrawn").exists()
 
 
 def test_select_takes_the_best_on_generated_images(results):

@@ -113,9 +113,15 @@ def record_estimation() -> None:
         print(f"{ESTIMATION.relative_to(ROOT)}: not run to its end, its record stays; PROFILE=estimation makes it")
         return
     evidence.write_record(ESTIMATION, ESTIMATION_RECORD)
-    found = estimates.judge(ESTIMATION, ESTIMATION_RECORD)
+    # What was just written, so that it need not be scored again.
+    found = estimates.judge(ESTIMATION_RECORD, ESTIMATION_RECORD)
     record_tries(found.errors)
-    error = estimates.measured_error(found.last, diffusion.fingerprint(diffusion.load("mini")), found.correction)
+    if found.correction != "raw":
+        raise ValueError(
+            f"{ESTIMATION_RECORD.relative_to(ROOT)}: the correction {found.correction!r} may be applied, but "
+            "zodi.estimation applies none, so its error is not recorded; make it apply this one first"
+        )
+    error = estimates.measured_error(found.last, diffusion.fingerprint(diffusion.load("mini")))
     write_json(estimation.MINI_ERROR_FILE, error)
     print(f"written: {ESTIMATION_RECORD.relative_to(ROOT)}, {estimation.MINI_ERROR_FILE.relative_to(ROOT)}")
 

@@ -312,7 +312,6 @@ def _estimate_options(sub: argparse.ArgumentParser) -> None:
 
 def _estimate(options: argparse.Namespace) -> int:
     from zodi import diffusion, estimation, segmentation
-    from zodi.datasets import FolderDataset
     from zodi.support import runs
     from zodi.support.checks import check_network
     from zodi.support.files import atomic_path
@@ -336,16 +335,14 @@ def _estimate(options: argparse.Namespace) -> int:
         runs.remove_metrics(options.out)
     else:
         model = diffusion.load(options.model, device=device, dtype=dtype, **_model_settings(options))
-        error = estimation.generator_error(model)
+        error = estimation.known_error(model, options.domain, changes)
         _warn(strength_warning(prompt_config(options.domain, model.defaults, **changes), model.defaults))
         runs.remove_metrics(options.out)
         places, seeds = (options.images, options.labels, options.domain, options.out), range(options.seeds)
         generated = estimation.generate(model, *places, label_set, seeds, **changes)
     found = replace(estimation.estimate_on(generated, networks[0], networks[1]), error=error)
     if options.check and not options.generated:
-        redrawn = estimation.redraw(model, *places, label_set, **changes)
-        source = FolderDataset(options.images, options.labels, label_set, cache=False)
-        found = estimation.checked(found, networks[0], source, redrawn)
+        found = estimation.checked(found, networks[0], model, *places, label_set, **changes)
     print(found.classes.round(1).to_string())
     print(found)
     metrics = {"miou": found.miou, "low": found.low, "high": found.high, "kept": found.kept, "reliable": found.reliable}

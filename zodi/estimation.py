@@ -11,7 +11,7 @@ source images redrawn with the source's own prompt, where its score should be th
 is checked. Nothing here looks at a target image; how good estimates are is measured in `zodi.studies`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,11 @@ from torch import nn
 
 from zodi import diffusion, transfer
 from zodi.datasets import AnyDataset, FolderDataset, synthesized
-from zodi.domains import DOMAINS, SOURCE
+from zodi.domains import DOMAINS
 from zodi.evaluation import image_confusions, iou
 from zodi.labels import CITYSCAPES, LabelSet
 from zodi.networks.hub import MINI_FOLDER
+from zodi.rows import ABLATIONS
 from zodi.support.bootstrap import bootstrap, resample_weights
 from zodi.support.checks import check_network
 from zodi.support.files import one_line, read_json
@@ -53,7 +54,6 @@ class GeneratorError:
         difference: the same for the difference of two networks' estimates.
         domains, trainings: numbers of domains and of trained networks that it was measured on.
         score_kept: smallest `Estimate.score_kept` among them, a share; below it nothing is known.
-        correction: key of `CORRECTIONS` that lowered the error there, and is applied; "raw" = none did.
     """
 
     generator: str
@@ -63,7 +63,6 @@ class GeneratorError:
     domains: int
     trainings: int
     score_kept: float
-    correction: str = "raw"
 
     def __post_init__(self) -> None:
         if not (0 < self.level < 1 and self.estimate >= 0 and self.difference >= 0):
@@ -87,6 +86,20 @@ def generator_error(model: diffusion.DiffusionModel, file: str | Path = MINI_ERR
     except (TypeError, ValueError) as cause:
         raise ValueError(f"{file}: describes no generator's errors ({one_line(cause)}); {advice}") from cause
     return error if error.generator == diffusion.fingerprint(model) else None
+
+
+def known_error(model: diffusion.DiffusionModel, domain: str, changes: Mapping[str, Any]) -> GeneratorError | None:
+    """`generator_error` of the shipped file, if the transfer is like those on which it was measured.
+
+    None for a free prompt, and for settings that are not the checkpoint's own for the domain: another method or
+    strength has other errors.
+
+    Args:
+        model: the diffusion model.
+        domain, changes: see `estimate`.
+    """
+    usual, asked = (transfer.prompt_config(domain, model.defaults, **more) for more in ({}, changes))
+    return generator_error(model) if domain in DOMAINS and asked == usual else None
 
 
 @dataclass(frozen=True)
@@ -268,11 +281,10 @@ def estimate(
         check_network(judge, label_set.names)
     model = diffusion.load(model) if isinstance(model, str) else model
     generated = generate(model, images, labels, domain, out, label_set, seeds, progress, **changes)
-    found = replace(estimate_on(generated, network, reference, min_fidelity), error=generator_error(model))
+    found = replace(estimate_on(generated, network, reference, min_fidelity), error=known_error(model, domain, changes))
     if not check:
         return found
-    redrawn = redraw(model, images, labels, domain, out, label_set, progress, **changes)
-    return checked(found, network, FolderDataset(images, labels, label_set, cache=False), redrawn)
+    return checked(found, network, model, images, labels, domain, out, label_set, progress, **changes)
 
 
 def compare(
@@ -306,7 +318,7 @@ def compare(
         check_network(network, label_set.names)
     model = diffusion.load(model) if isinstance(model, str) else model
     generated = generate(model, images, labels, domain, out, label_set, seeds, progress, **changes)
-    return replace(compare_on(generated, first, second), error=generator_error(model))
+    return replace(compare_on(generated, first, second), error=known_error(model, domain, changes))
 
 
 def estimate_on(
@@ -371,7 +383,9 @@ def generate(
     ]
 
 
-def redraw(
+def checked(
+    found: Estimate,
+    network: nn.Module,
     model: diffusion.DiffusionModel,
     images: str | Path,
     labels: str | Path,
@@ -380,24 +394,23 @@ def redraw(
     label_set: LabelSet,
     progress: bool = True,
     **changes: Any,
-) -> FolderDataset:
-    """The source images redrawn as they are: the source's prompt, and all other settings of the domain's transfer."""
-    own = changes | {"prompt": DOMAINS[SOURCE].prompt}
-    return _generated(model, images, labels, domain, Path(out) / "redrawn", label_set, progress, **own)
+) -> Estimate:
+    """The estimate with what redrawing the source as it is leaves of the network's score; it may then abstain.
 
-
-def checked(found: Estimate, network: nn.Module, source: FolderDataset, redrawn: FolderDataset) -> Estimate:
-    """The estimate with what redrawing the source costs the network, which may make it abstain.
+    The images are redrawn with the source's own prompt and all other settings of the domain's transfer. A method
+    without diffusion redraws nothing, and its estimate comes back as it is.
 
     Args:
         found: the estimate.
-        network: the network.
-        source: the source images.
-        redrawn: the same images from `redraw`.
+        network, model, images, labels, domain, out, label_set, progress, changes: see `estimate`.
     """
-    names = source.label_set.names
-    common = [names.index(name) for name in found.classes.index if name not in found.rare]
-    before, after = (_mean(_scores(network, [part.only(redrawn.keys)])[0].sum(0), common) for part in (source, redrawn))
+    if transfer.prompt_config(domain, model.defaults, **changes).method in transfer.WITHOUT_DIFFUSION:
+        return found
+    own = changes | ABLATIONS["clear_prompt"]
+    redrawn = _generated(model, images, labels, domain, Path(out) / "redrawn", label_set, progress, **own)
+    source = FolderDataset(images, labels, label_set, cache=False).only(redrawn.keys)
+    common = [label_set.names.index(name) for name in found.classes.index if name not in found.rare]
+    before, after = (_mean(_scores(network, [part])[0].sum(0), common) for part in (source, redrawn))
     return replace(found, source=before, redrawn=after)
 
 

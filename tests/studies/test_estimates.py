@@ -93,7 +93,7 @@ def test_what_is_given_is_found_by_training_and_domain():
 
 def test_what_the_tool_is_given_comes_from_all_domains():
     frame = frame_of()
-    error = estimates.measured_error(frame.assign(given=frame["estimate"]), "0123456789ab")
+    error = estimates.measured_error(frame, "0123456789ab")
     widths = estimates.coverage(estimates.with_intervals(frame))["width"] / 2
     assert widths.min() * 0.7 < error.estimate < widths.max() * 1.3
     assert error.difference < error.estimate / 2

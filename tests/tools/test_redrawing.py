@@ -51,9 +51,9 @@ def images_of(folder):
 
 
 def test_the_layout_is_what_the_network_sees_and_labels_are_not_read(data, model, tmp_path):
-    night = tmp_path / "photographs"
+    night, settings = tmp_path / "photographs", QUICK | {"strength": 0.75, "guidance_scale": 2.0}
     night.symlink_to(data / "test" / "night" / "images")
-    report = redraw_target(UpAndDown(), night, tmp_path / "out", model, CITYSCAPES, progress=False, **QUICK)
+    report = redraw_target(UpAndDown(), night, tmp_path / "out", model, CITYSCAPES, progress=False, **settings)
     assert (report.done, report.ok) == (2, True)
     layouts = {key: np.asarray(Image.open(file)) for key, file in find_files(tmp_path / "out" / "layout").items()}
     assert len(layouts) == 2
@@ -61,8 +61,8 @@ def test_the_layout_is_what_the_network_sees_and_labels_are_not_read(data, model
     redrawn = images_of(tmp_path / "out")
     assert redrawn.keys() == layouts.keys() and all(image.shape == (96, 192, 3) for image in redrawn.values())
     photographs = [np.asarray(Image.open(file)) for file in find_files(night).values()]
-    assert np.mean(list(redrawn.values())) > 1.1 * np.mean(photographs), "a clear day is brighter than a night"
-    again = redraw_target(UpAndDown(), night, tmp_path / "out", model, CITYSCAPES, progress=False, **QUICK)
+    assert np.mean(list(redrawn.values())) > 1.3 * np.mean(photographs), "a clear day is brighter than a night"
+    again = redraw_target(UpAndDown(), night, tmp_path / "out", model, CITYSCAPES, progress=False, **settings)
     assert (again.done, again.skipped) == (0, 2)
 
 

@@ -161,24 +161,22 @@ def coverage(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(measures).groupby(frame["domain"], sort=False).mean()
 
 
-def measured_error(frame: pd.DataFrame, generator: str, correction: str = "raw") -> GeneratorError:
+def measured_error(frame: pd.DataFrame, generator: str) -> GeneratorError:
     """What the tool is given for the next domain: learnt from all domains and trainings.
 
     Args:
-        frame: from `as_given`.
+        frame: from `zodi.studies.evidence.last_steps`.
         generator: fingerprint of the checkpoint.
-        correction: that was applied.
     """
-    differences = pairs(frame, "given")
+    differences = pairs(frame)
     return GeneratorError(
         generator,
         LEVEL,
-        agreement.new_domain_factor(frame["truth"] - frame["given"], frame["domain"], LEVEL),
+        agreement.new_domain_factor(frame["truth"] - frame["estimate"], frame["domain"], LEVEL),
         agreement.new_domain_factor(differences["truth"] - differences["difference"], differences["domain"], LEVEL),
         frame["domain"].nunique(),
         frame["training"].nunique(),
         float((frame[agreement.REDRAWN] / frame["source"]).min()),
-        correction,
     )
 
 
