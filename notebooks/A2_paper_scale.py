@@ -59,7 +59,6 @@ import time
 
 import matplotlib.pyplot as plt
 import pandas as pd
-import yaml
 
 # %% [markdown]
 # And the modules of the course:
@@ -360,14 +359,7 @@ table.T[["total", "done", "skipped"]]
 # requests are in `workflow/profiles/slurm/config.yaml`; rules that compute also request one GPU.
 
 # %%
-file = Path(repository, "workflow", "profiles", "slurm", "config.yaml")
-slurm = yaml.safe_load(file.read_text(encoding="utf-8"))
-default = dict(item.split("=") for item in slurm["default-resources"])
-limits = pd.DataFrame({"every other rule": default}).T
-for item in slurm["set-resources"]:
-    rule, name, value = re.split("[:=]", item)
-    limits.loc[rule, name] = value
-limits = limits.fillna(limits.loc["every other rule"]).astype(int)
+limits = pd.DataFrame(reproduce.slurm_limits()).T
 names = {"runtime": "minutes", "mem_mb": "memory (MB)", "cpus_per_task": "CPUs"}
 limits.rename(columns=names)
 

@@ -51,14 +51,12 @@ if "google.colab" in sys.modules and not Path("../pyproject.toml").exists():
 # Most of what we need is in the package; the planner and the lists of data sets are separate scripts.
 
 # %%
-import re
 import time
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
-import yaml
 from diffusers.utils import logging
 from IPython.display import Markdown, display
 from torch.utils.flop_counter import FlopCounterMode
@@ -654,14 +652,7 @@ plots.show(
 # A job that exceeds its minutes is killed. The limits are in `workflow/profiles/slurm/config.yaml`:
 
 # %%
-file = Path(repository, "workflow", "profiles", "slurm", "config.yaml")
-slurm = yaml.safe_load(file.read_text(encoding="utf-8"))
-default = dict(item.split("=") for item in slurm["default-resources"])
-limits = pd.DataFrame({"every other rule": default}).T
-for item in slurm["set-resources"]:
-    rule, name, value = re.split("[:=]", item)
-    limits.loc[rule, name] = value
-limits = limits.fillna(limits.loc["every other rule"]).astype(int)
+limits = pd.DataFrame(reproduce.slurm_limits()).T
 names = {"runtime": "minutes", "mem_mb": "memory (MB)", "cpus_per_task": "CPUs"}
 limits[["runtime"]].rename(columns=names)
 

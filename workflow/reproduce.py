@@ -49,6 +49,20 @@ CHATTER = re.compile(
 )
 
 
+def slurm_limits() -> dict[str, dict[str, int]]:
+    """What CLUSTER=slurm asks for, by rule: runtime in minutes, mem_mb, cpus_per_task; "every other rule" is the rest.
+
+    See `workflow/profiles/slurm/config.yaml`.
+    """
+    slurm = yaml.safe_load((PROFILES / "slurm" / "config.yaml").read_text(encoding="utf-8"))
+    rest = {name: int(value) for name, value in (item.split("=") for item in slurm["default-resources"])}
+    limits = {"every other rule": rest}
+    for item in slurm["set-resources"]:
+        rule, name, value = re.split("[:=]", item)
+        limits.setdefault(rule, dict(rest))[name] = int(value)
+    return limits
+
+
 def read_profile(name: str) -> dict[str, Any]:
     """Settings of a profile.
 

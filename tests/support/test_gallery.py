@@ -8,17 +8,10 @@ import pytest
 from PIL import Image
 
 from zodi.support import gallery as module
-from zodi.support import plots
 from zodi.support.gallery import brightened, gallery, show_scenes
 
 SCENE = np.zeros((96, 192, 3), np.uint8)
-
-
-@pytest.fixture(autouse=True)
-def theme():
-    plots.use_theme()
-    yield
-    plt.close("all")
+pytestmark = pytest.mark.usefixtures("theme")
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 6])

@@ -14,14 +14,7 @@ from zodi.support import plots
 
 LABEL = np.array([[0, 0, 10], [13, IGNORE_INDEX, 10]], np.uint8)
 IMAGE = np.zeros((2, 3, 3), np.uint8)
-
-
-@pytest.fixture(autouse=True)
-def theme():
-    """The course's theme, and no figure left open."""
-    plots.use_theme()
-    yield
-    plt.close("all")
+pytestmark = pytest.mark.usefixtures("theme")
 
 
 def test_show_displays_an_alternative_text_and_a_caption_and_saves_the_file(monkeypatch, tmp_path):

@@ -6,7 +6,7 @@ makes of them, and on the true images of every domain. `table` turns the scores 
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -182,7 +182,7 @@ def masked_sets(
         results: see `run_candidate`.
         sets: from `scored_sets` and `varied_sets`; domains whose source was not redrawn are left out.
     """
-    domains = [name.partition("/")[2] for name in sets if name.startswith(f"{REDRAWN}/")]
+    domains = _domains(sets, REDRAWN)
     if not domains:
         return {}
     own = candidate == source_reference()
@@ -193,6 +193,11 @@ def masked_sets(
         for mask, images in zip(MASKS, (transfers, sets[f"{REDRAWN}/{domain}"]), strict=True):
             masked[f"{mask}/{domain}"] = without_lost(transfers, source, _predictions(reference, images))
     return masked
+
+
+def _domains(names: Iterable[str], kind: str) -> list[str]:
+    """The domains D of the sets `KIND/D` of one kind."""
+    return [name.partition("/")[2] for name in names if name.startswith(f"{kind}/")]
 
 
 def _predictions(network: nn.Module, dataset: AnyDataset) -> list[np.ndarray]:
@@ -253,7 +258,7 @@ def table(results: str | Path) -> pd.DataFrame:
     names = label_set_of(Path(results) / "data").names
     rows = []
     for run, scores in _candidates(results):
-        domains = [name.partition("/")[2] for name in scores if name.startswith("truth/")]
+        domains = _domains(scores, "truth")
         for index, step in enumerate(scores["steps"]):
             now = _at_step(scores, index)
             where = run | {"step": int(step), "steps": int(scores["steps"][-1])}
@@ -274,7 +279,7 @@ def class_table(results: str | Path) -> pd.DataFrame:
     parts = []
     for run, scores in _candidates(results):
         last = _at_step(scores, -1)
-        for domain in [name.partition("/")[2] for name in scores if name.startswith("truth/")]:
+        for domain in _domains(scores, "truth"):
             transfers, common = _transfers(last, domain, names)
             sets = {"estimate": transfers.sum(0), "source": last[f"source/{SOURCE}"], "truth": last[f"truth/{domain}"]}
             sets |= {kind: last[f"{kind}/{domain}"] for kind in (*VARIATIONS, *MASKS) if f"{kind}/{domain}" in last}

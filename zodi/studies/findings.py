@@ -10,13 +10,14 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from zodi.rows import ROWS
 from zodi.studies.table_rows import TABLE_ROWS
 from zodi.studies.tables import MEAN, gap_closed, label, on_target
 
 TIE = 2.0  # standard errors
 BETTER, TIED, WORSE, UNDECIDED = "better", "tied", "worse", "undecided"
 # Rows whose augmentation knows no domain: what anybody would try first.
-PLAIN = ("randaugment", "augmix", "weather")
+PLAIN = tuple(name for name, row in ROWS.items() if row.augmentation)
 WHERE = {"night": "at night", "game": "in the game", "dusk": "at dusk"}
 
 

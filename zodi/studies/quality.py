@@ -29,13 +29,13 @@ from zodi.labels import CITYSCAPES
 from zodi.miniature import scenes
 from zodi.miniature.graders import GraderConfig, Graders, classify, judge_miou, load_or_train
 from zodi.miniature.weather import grey
-from zodi.studies import tables
+from zodi.studies import findings, tables
 from zodi.studies.bench import BenchConfig, cpu_images_per_second
 from zodi.support.files import atomic_path
 from zodi.support.runs import device_text, native_bfloat16, save_metrics
 
 METHODS = ("photometric", "vae_round_trip", "clear_prompt", "sdedit", "controlnet_only", "stochastic_inversion")
-PLAIN_BASELINES = ("photometric", "clear_prompt", "vae_round_trip", "randaugment", "augmix", "weather")
+PLAIN_BASELINES = ("photometric", "clear_prompt", "vae_round_trip", *findings.PLAIN)
 RESULT_TABLES = ("images", "mIoU", "gap_closed", "similarity", "verdicts")
 
 
