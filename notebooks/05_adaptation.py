@@ -83,7 +83,7 @@ from torch.nn import functional as F
 from zodi import segmentation
 from zodi.labels import IGNORE_INDEX
 from zodi.studies import findings, tables
-from zodi.studies.table_rows import TABLE_ROWS
+from zodi.studies.table_rows import table_rows
 from zodi.support import plots
 from zodi.support.files import folder_name
 
@@ -541,13 +541,13 @@ plots.show(
 # %% tags=["reader"]
 frame = tables.read_record(record)
 table = findings.comparison_table(frame)
-every = TABLE_ROWS.values()
+every = table_rows().values()
 parts = pd.DataFrame({
     "second image": {v.label: v.method or v.augmentation or "-" for v in every},
     "similarity": {v.label: v.similarity_weight > 0 for v in every},
 })  # fmt: skip
 parts["similarity"] = parts["similarity"].map({True: "yes", False: "no"})
-parts.loc[TABLE_ROWS["oracle"].label, "second image"] = "true target image"
+parts.loc[table_rows()["oracle"].label, "second image"] = "true target image"
 parts.join(table, how="right")
 
 # %% [markdown]

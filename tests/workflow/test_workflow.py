@@ -17,7 +17,7 @@ import pytest
 import reproduce
 import yaml
 
-from zodi.studies.table_rows import TABLE_ROWS
+from zodi.studies.table_rows import table_rows
 
 ROOT = Path(__file__).parents[2]
 PROFILES = ROOT / "workflow" / "profiles"
@@ -175,13 +175,13 @@ def test_a_profile_takes_its_upgrade_where_this_machine_can(monkeypatch):
     names, settings, sentence = reproduce.with_upgrade("camvid", profile, "")
     assert names == ["camvid", "with_diffusion/camvid"] and settings["gpu"] and "zodi" in settings["variants"]
     assert sentence == "the transfer is Stable Diffusion 1.5 with ControlNet"
-    assert settings["variants"] == [name for name in TABLE_ROWS if name in settings["variants"]]
+    assert settings["variants"] == [name for name in table_rows() if name in settings["variants"]]
 
 
 @pytest.mark.parametrize("profile", sorted(path.stem for path in PROFILES.glob("*.yaml")))
 def test_profiles_name_rows_of_the_table_in_its_order(profile):
     variants = reproduce.read_profile(profile)["variants"]
-    assert variants == [name for name in TABLE_ROWS if name in variants]
+    assert variants == [name for name in table_rows() if name in variants]
 
 
 def test_slurm_profile_is_accepted(tmp_path):

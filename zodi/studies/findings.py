@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from zodi.rows import ROWS
-from zodi.studies.table_rows import TABLE_ROWS
+from zodi.studies.table_rows import table_rows
 from zodi.studies.tables import MEAN, gap_closed, label, on_target
 
 TIE = 2.0  # standard errors
@@ -114,7 +114,8 @@ def _scores(runs: pd.DataFrame) -> dict[tuple[str, str], pd.Series]:
 
 
 def _is_oracle(variant: str) -> bool:
-    return variant in TABLE_ROWS and TABLE_ROWS[variant].true_target
+    rows = table_rows()
+    return variant in rows and rows[variant].true_target
 
 
 def amount(points: float, error: float) -> str:

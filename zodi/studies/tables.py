@@ -12,7 +12,7 @@ import pandas as pd
 
 from zodi.datasets import Sample, open_split, read_label
 from zodi.domains import DOMAINS
-from zodi.studies.table_rows import TABLE_ROWS
+from zodi.studies.table_rows import table_rows
 from zodi.support.files import atomic_path, read_json
 
 RUN = ["variant", "domain", "network", "seed"]
@@ -106,14 +106,15 @@ def load_runs(results: Path | str, record: Path | str) -> tuple[pd.DataFrame, st
 
 def label(variant: str) -> str:
     """Name of a row as tables and figures print it."""
-    return TABLE_ROWS[variant].label if variant in TABLE_ROWS else variant
+    rows = table_rows()
+    return rows[variant].label if variant in rows else variant
 
 
 def _ordered(frame: pd.DataFrame) -> pd.DataFrame:
-    """Rows in the order of `TABLE_ROWS`, then of `DOMAINS`; unknown names last."""
+    """Rows in the order of `table_rows`, then of `DOMAINS`; unknown names last."""
 
     def rank(column: pd.Series) -> pd.Series:
-        order = {name: i for i, name in enumerate([*TABLE_ROWS] if column.name == "variant" else [*DOMAINS])}
+        order = {name: i for i, name in enumerate([*table_rows()] if column.name == "variant" else [*DOMAINS])}
         return column.map(lambda name: order.get(name, len(order)))
 
     keys = [key for key in ("variant", "domain", "test_domain") if key in frame]
