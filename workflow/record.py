@@ -38,7 +38,7 @@ CAMVID = ROOT / "results" / "camvid"
 CAMVID_RECORD = ROOT / "notebooks" / "records" / "camvid"
 README = ROOT / "README.md"
 MAIN_JOB = ROOT / "benchmarks" / "main_job.json"
-DURATION = re.compile(r"(?<=`make reproduce` takes )[\d.]+ minutes on \d+ cores")
+DURATION = re.compile(r"(?<=`make reproduce` takes )[\d.]+ minutes on \d+ cores \([^;]*(?=; measured)")
 # The README's tables: what their marks are called -> the record that they show.
 SHOWN = {"record": MINI_RECORD, "full record": FULL_RECORD}
 WIDTH = 120
@@ -71,7 +71,10 @@ def readme_with_duration(readme: str, measured: dict[str, Any]) -> str:
     Raises:
         ValueError: if there is not exactly one place for it.
     """
-    text, count = DURATION.subn(f"{measured['minutes']:.1f} minutes on {measured['cores']} cores", readme)
+    half = "with" if measured["bfloat16"] else "without"
+    processor = measured["machine"]["processor"].replace("(R)", "").replace("(TM)", "")
+    where = f"{processor}, {half} bfloat16"
+    text, count = DURATION.subn(f"{measured['minutes']:.1f} minutes on {measured['cores']} cores ({where}", readme)
     if count != 1:
         raise ValueError(f"README.md: found {count} sentences on what `make reproduce` takes, expected one")
     return text
