@@ -118,7 +118,7 @@ def record_estimation() -> None:
     evidence.write_record(ESTIMATION, ESTIMATION_RECORD)
     # What was just written, so that it need not be scored again.
     found = estimates.judge(ESTIMATION_RECORD, ESTIMATION_RECORD)
-    record_tries(found.errors)
+    record_tries(found.errors, found.last)
     if found.correction != "raw":
         raise ValueError(
             f"{ESTIMATION_RECORD.relative_to(ROOT)}: the correction {found.correction!r} may be applied, but "
@@ -129,11 +129,17 @@ def record_estimation() -> None:
     print(f"written: {ESTIMATION_RECORD.relative_to(ROOT)}, {estimation.MINI_ERROR_FILE.relative_to(ROOT)}")
 
 
-def record_tries(errors: pd.DataFrame) -> None:
-    """The corrections of the estimate among the tries, in place of what an earlier record said of them."""
+def record_tries(errors: pd.DataFrame, last: pd.DataFrame) -> None:
+    """Corrections and intervals of the estimate among the tries, in place of what an earlier record said of them.
+
+    Args:
+        errors: from `zodi.studies.estimates.corrected_errors`.
+        last: from `zodi.studies.evidence.last_steps`.
+    """
     known = pd.read_csv(TRIES, dtype=str)
-    known = known[~known["try"].str.startswith(estimates.TRY)]
-    pd.concat([known, estimates.tries(errors).astype(str)]).to_csv(TRIES, index=False)
+    known = known[~known["try"].str.startswith((estimates.TRY, estimates.INTERVAL_TRY))]
+    new = (estimates.tries(errors), estimates.interval_lines(estimates.interval_tries(last)))
+    pd.concat([known, *(lines.astype(str) for lines in new)]).to_csv(TRIES, index=False)
 
 
 def record_camvid() -> None:

@@ -305,8 +305,7 @@ def compare(
 ) -> Comparison:
     """Which of two networks will be better on a domain, and by how much, judged on the same generated images.
 
-    Most of what the generator does to one network's score it does to the other's, so that the difference is known
-    better than either.
+    Part of what the generator does to one network's score it does to the other's, and cancels in the difference.
 
     Args:
         first, second: the networks, for example the adapted one and the one in use.

@@ -31,8 +31,9 @@ INTERVALS = {
 UNITS = {"in points": "points", "as a share of the source score": "source"}
 # What the tool gives, see `with_intervals`.
 GIVEN = "worst known domain, as a share of the source score"
-# How a correction is called among the tries.
+# How corrections and intervals are called among the tries.
 TRY = "estimate corrected:"
+INTERVAL_TRY = "interval of the estimate:"
 # Scores in the unit of mIoU, which may have an interval.
 IN_POINTS = ("estimate", "source", "photometric")
 # A correction may raise the mean error of a domain by so much, points.
@@ -155,6 +156,26 @@ def interval_tries(last: pd.DataFrame, value: str = "estimate") -> pd.DataFrame:
     table = pd.DataFrame.from_dict(lines, orient="index").rename_axis(index="interval")
     holds = (table["least_coverage"] >= LEAST_COVERAGE) & (table["new_domains"] >= 100 * LEVEL)
     return table.assign(kept=table.index == table["width"].where(holds).idxmin())
+
+
+def interval_lines(table: pd.DataFrame) -> pd.DataFrame:
+    """The intervals as lines of `notebooks/records/tries.csv`, against the one that knows domains by their spread.
+
+    Args:
+        table: from `interval_tries`.
+    """
+    lines = [
+        {
+            "try": f"{INTERVAL_TRY} {name}",
+            "why": f"truth inside: worst domain {row.least_coverage:.0f} %, simulated ones {row.new_domains:.0f} %",
+            "measure": "mean width of the estimate's 95 % interval, points",
+            "before": table["width"].iloc[0],
+            "after": row.width,
+            "kept": "yes" if row.kept else "no",
+        }
+        for name, row in zip(table.index, table.itertuples(), strict=True)
+    ]
+    return pd.DataFrame(lines).round(1)
 
 
 def pairs(frame: pd.DataFrame, score: str = "estimate") -> pd.DataFrame:
