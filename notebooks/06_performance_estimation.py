@@ -387,9 +387,9 @@ Markdown(
 # ## When an estimate must be refused
 #
 # If the generator loses the layout, the labels no longer describe the image and the estimate is meaningless. The
-# redrawn source notices this too: little of the network's score would be left there. So the estimate is refused where
-# redrawing leaves a smaller share of the score than it left any network in any known domain. To see what a lost layout
-# looks like, the redrawn images are also given the label maps of *other* scenes.
+# redrawn source notices this too: little of the network's score would be left there. To see how little, the redrawn
+# images are also given the label maps of *other* scenes. An estimate is refused below the middle between the least that
+# is left with the images' own labels and the most that is left with those of other scenes.
 
 # %%
 refused = estimates.abstentions(last)

@@ -54,7 +54,8 @@ class GeneratorError:
             0 .. 1: who scores more has more to lose.
         difference: half width of the interval of the difference of two networks' estimates, points of mIoU.
         domains, trainings: numbers of domains and of trained networks that it was measured on.
-        score_kept: smallest `Estimate.score_kept` among them, a share; below it nothing is known.
+        score_kept: the `Estimate.score_kept` that an estimate needs, a share: halfway between the least that redrawing
+            left of a score, and the most that it left where the images had the labels of other scenes.
     """
 
     generator: str
@@ -139,7 +140,7 @@ class Estimate:
 
     @property
     def least_score_kept(self) -> float:
-        """The share below which there is no estimate: the smallest measured one, or else half."""
+        """The share below which there is no estimate: what is known of the generator's errors says it, or else half."""
         return MIN_SCORE_KEPT if self.error is None else self.error.score_kept
 
     @property
@@ -161,7 +162,7 @@ class Estimate:
         if self.kept < MIN_KEPT:
             return f"no estimate: only {100 * self.kept:.0f} % of the generated images kept their layout"
         if not self.reliable:
-            known = "half" if self.error is None else "the least that was measured with this generator"
+            known = "half" if self.error is None else "halfway to what other scenes' labels would leave"
             return (
                 f"no estimate: redrawing the source images with their own prompt leaves {100 * self.score_kept:.0f} % "
                 f"of the network's {self.source:.1f} points, less than {100 * self.least_score_kept:.0f} % ({known}); "

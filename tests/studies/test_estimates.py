@@ -122,15 +122,15 @@ def test_what_the_tool_is_given_comes_from_all_domains():
     assert widths.min() * 0.7 < error.estimate * 50 < widths.max() * 1.3, "a share of the score on the source"
     assert error.difference < error.estimate * 50
     assert (error.generator, error.domains, error.trainings) == ("0123456789ab", 5, 20)
-    assert error.score_kept == (frame["clear_prompt"] / 50).min()
+    assert error.score_kept == pytest.approx(((frame["clear_prompt"] / 50).min() + 0.3) / 2), "30 % with other labels"
 
 
 def test_a_generator_that_loses_the_layout_or_is_worse_than_all_others_is_refused():
     frame = frame_of()
     found = estimates.abstentions(frame)
-    assert (found["abstains"] <= 5).all() and (found["abstains_lost"] == 100).all()
+    assert (found["abstains"] == 0).all() and (found["abstains_lost"] == 100).all()
     assert found["kept"].between(90, 98).all() and (found["kept_lost"] == 30).all()
-    frame.loc[frame["domain"] == "game", "clear_prompt"] = 30.0
+    frame.loc[frame["domain"] == "game", "clear_prompt"] = 28.0
     found = estimates.abstentions(frame)
     assert found.loc["game", "abstains"] == 100 and (found.drop("game")["abstains"] == 0).all()
 

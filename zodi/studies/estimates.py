@@ -242,15 +242,27 @@ def measured_error(frame: pd.DataFrame, generator: str) -> GeneratorError:
         agreement.new_domain_factor(differences["truth"] - differences["difference"], differences["domain"], LEVEL),
         frame["domain"].nunique(),
         frame["training"].nunique(),
-        float((frame[agreement.REDRAWN] / frame["source"]).min()),
+        least_kept(frame),
     )
+
+
+def least_kept(frame: pd.DataFrame) -> float:
+    """Share of its score that a network must keep when the source is redrawn, so that it is no lost layout.
+
+    Halfway between the least that was kept and the most that was kept with the labels of other images: estimates are
+    refused where a network fares more like the latter.
+
+    Args:
+        frame: from `zodi.studies.evidence.last_steps`.
+    """
+    kept, lost = (frame[name] / frame["source"] for name in (agreement.REDRAWN, agreement.LOST))
+    return float((kept.min() + lost.max()) / 2)
 
 
 def abstentions(frame: pd.DataFrame) -> pd.DataFrame:
     """Would the tool have abstained, had it seen neither the domain nor the training? And with labels of other images?
 
-    The rule is that of `zodi.estimation.Estimate.reliable`: no estimate where redrawing the source leaves less of a
-    network's score than it left any other training in any other domain.
+    The rule is that of `zodi.estimation.Estimate.reliable`, with `least_kept` of other trainings in other domains.
 
     Args:
         frame: from `zodi.studies.evidence.last_steps`.
@@ -261,7 +273,7 @@ def abstentions(frame: pd.DataFrame) -> pd.DataFrame:
     """
     kept, lost = (100.0 * frame[name] / frame["source"] for name in (agreement.REDRAWN, agreement.LOST))
     known = [
-        kept[(frame["domain"] != domain) & (frame["training"] != training)].min()
+        100.0 * least_kept(frame[(frame["domain"] != domain) & (frame["training"] != training)])
         for domain, training in zip(frame["domain"], frame["training"], strict=True)
     ]
     measures = {
