@@ -234,6 +234,8 @@ def _adapt(options: argparse.Namespace) -> int:
     scores = experiment.scores_by_domain(trained.network, options.data, options.tests, progress=True)
     _print_scores(scores)
     settings = {"data": options.data, "synth": options.synth, "config": config}
+    if trained.network.loss_settings:
+        settings["own_loss"] = trained.network.loss_settings
     metrics = trained.record | evaluation.by_domain(scores)
     print(f"metrics: {runs.save_metrics(options.out, 'adapt', settings, metrics, time.monotonic() - start, where)}")
     return 0

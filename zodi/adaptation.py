@@ -5,7 +5,7 @@ With an image x_s, its synthesized image x_t, their common label map y, logits h
     loss = CE(h(x_s), y) + CE(h(x_t), y) - w * cos(GAP(f(x_s)), GAP(f(x_t))),    w = 0.1
 
 The two images go through the network in two passes: one batch of both would mix the domains in batch normalisation
-and change the gradient.
+and change the gradient. A network with a loss of its own, such as Mask2Former, is trained with that in place of CE.
 """
 
 from collections.abc import Callable
@@ -210,22 +210,25 @@ def adaptation_loss(
     """The terms of the loss and their sum.
 
     Args:
-        network: returns (logits, features).
+        network: returns (logits, features). If it has a `segmentation_loss`, images, labels and `IGNORE_INDEX` ->
+            (loss, features), that is called in its place, and its loss replaces cross-entropy.
         source: images float (B, 3, H, W), normalised, and labels int64 (B, H, W).
         synth: the same for the synthesized images; None = train on the source alone.
         similarity_weight: w.
         bf16: compute the passes in bfloat16.
 
     Returns:
-        `ce_source`, `ce_synth` and `similarity` (where there is a synthesized image) and `loss`, scalars.
+        `ce_source`, `ce_synth` and `similarity` (where there is a synthesized image) and `loss`, scalars. The first two
+        are the network's own loss where it has one.
     """
 
     def one_pass(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        own_loss = getattr(network, "segmentation_loss", None)
         with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
-            logits, features = network(x)
+            found, features = own_loss(x, y, IGNORE_INDEX) if own_loss else network(x)
         if bf16:
-            logits, features = logits.float(), features.float()
-        return F.cross_entropy(logits, y, ignore_index=IGNORE_INDEX), features
+            found, features = found.float(), features.float()
+        return found if own_loss else F.cross_entropy(found, y, ignore_index=IGNORE_INDEX), features
 
     ce_source, features_source = one_pass(*source)
     if synth is None:
@@ -398,7 +401,8 @@ def train(
     """Train a segmentation network; resumes an interrupted run in `out` with the same settings and data.
 
     Args:
-        config: the settings; those that are not the defaults are printed, all are saved as `out/settings.json`.
+        config: the settings; those that are not the defaults are printed, all are saved as `out/settings.json`, with
+            those of the network's own loss.
         source: labelled source images.
         synth: synthesized images, paired with the source by key. None = source only. Without common keys (an oracle on
             other scenes) both are drawn independently, which needs `similarity_weight` 0.
@@ -409,7 +413,8 @@ def train(
         device: where the network trains.
         workers: processes that read and cut the images; 0 = only this one. Does not change the result.
         network: a network of your own, trained in place of the one that `config` names: images float (B, 3, H, W) ->
-            logits (B, C, H, W) and features (B, D, h, w), see `zodi.networks.own.OwnNetwork`.
+            logits (B, C, H, W) and features (B, D, h, w), see `zodi.networks.own.OwnNetwork`. With a loss of its own,
+            see `adaptation_loss`, it should say in `loss_settings`, a dict, what that loss is and depends on.
 
     Returns:
         The network of the last step in evaluation mode, and the loss terms, one row per step.
@@ -439,6 +444,10 @@ def train(
         classes = source.label_set.num_classes
         network = build_network(config.network, classes, config.weights, config.void_output, **lora)
     network.label_set = source.label_set
+    own_loss = {}
+    if getattr(network, "segmentation_loss", None):
+        own_loss = {"own_loss": getattr(network, "loss_settings", {"loss": "the network's own"})}
+        print_settings(own_loss["own_loss"])
     is_cuda = torch.device(device).type == "cuda"
     # On a CPU, networks this small are slower with channels last; for "mps" see `zodi.support.runs.image_format`.
     network.to(device, memory_format=torch.channels_last if is_cuda else torch.contiguous_format)
@@ -450,9 +459,9 @@ def train(
         initial = weights_file(config.network, config.weights)
         trained_on = {"source": source.fingerprint(), "synth": synth.fingerprint() if synth else None}
         trained_on |= {"initial": initial and file_stamp(initial)[:2]}
-        fingerprint = settings_hash(asdict(config) | trained_on | shapes)
+        fingerprint = settings_hash(asdict(config) | trained_on | shapes | own_loss)
         start, history = resume(state_file, fingerprint, network, optimizer, device)
-        write_json(Path(out) / "settings.json", config)
+        write_json(Path(out) / "settings.json", asdict(config) | own_loss)
 
     if callback is not None and start == 0:
         callback(0, network.eval())

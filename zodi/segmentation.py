@@ -4,6 +4,7 @@ Each returns its logits and its deepest encoder features, which the similarity t
 `zodi.networks.own` makes any other network do so.
 """
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,16 @@ class SegmentationNetwork(nn.Module):
     def head(self) -> nn.Module:
         """The last layer, from decoder features to one logit per class."""
         return self.model.segmentation_head
+
+    @property
+    def segmentation_loss(self) -> Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]] | None:
+        """The model's own loss, see `zodi.networks.huggingface.Mask2Former`; None = cross-entropy of the logits."""
+        return getattr(self.model, "segmentation_loss", None)
+
+    @property
+    def loss_settings(self) -> dict[str, Any]:
+        """What that loss is and depends on; empty for cross-entropy."""
+        return getattr(self.model, "loss_settings", {})
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Logits and features.

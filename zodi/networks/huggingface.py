@@ -7,8 +7,8 @@ Its semantic map is
     argmax_c s(c, h, w),    s(c, h, w) = sum_i p_i(c) m_i(h, w)
 
 (Cheng et al., MaskFormer, NeurIPS 2021, Section 3.4). We return log s as logits: the same map, and a softmax of them is
-s over its sum, so that cross-entropy and confidence mean what they mean elsewhere. Mask2Former's own loss, which
-matches masks, is not used.
+s over its sum, so that confidence means what it means elsewhere. It is not trained with the cross-entropy of that map
+but with its own loss, see `Mask2Former.segmentation_loss`.
 """
 
 import json
@@ -25,54 +25,144 @@ from zodi.support.files import one_line, read_json
 
 PREFIX = "hf:"
 CHECKPOINT = "checkpoint"
-# Class in transformers -> the parts that depend on the classes, and so are new for other classes.
-_HEADS = {
-    "SegformerForSemanticSegmentation": ("decode_head.classifier.",),
-    "Mask2FormerForUniversalSegmentation": ("class_predictor.", "criterion."),
-}
 _FILES = ["config.json", "preprocessor_config.json", "*.safetensors", "*.safetensors.index.json"]
 # What images are normalised with before a network sees them; see `zodi.segmentation.normalise`.
 _IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 # Below any score that matters; keeps the logarithm finite.
 _SMALLEST_SCORE = 1e-6
+# Of a checkpoint's config.json: what its loss depends on.
+_LOSS_SETTINGS = (
+    "class_weight",
+    "mask_weight",
+    "dice_weight",
+    "no_object_weight",
+    "train_num_points",
+    "oversample_ratio",
+    "importance_sample_ratio",
+)
 
 
 class HuggingFaceModel(nn.Module):
     """A model of transformers whose forward pass returns logits and deepest features.
 
     Args:
-        model: of one of the supported classes.
+        model: of the class in transformers that the subclass is for.
         normalisation: mean and standard deviation per channel that the model's images are normalised with.
     """
 
     def __init__(self, model: nn.Module, normalisation: tuple[list[float], list[float]] = _IMAGENET) -> None:
         super().__init__()
         self.model = model
-        self._masks = hasattr(model, "class_predictor")
         mean, std, our_mean, our_std = (torch.tensor(values)[:, None, None] for values in (*normalisation, *_IMAGENET))
         # x std' + mean' is the image; the model expects (image - mean) / std.
         self.register_buffer("_scale", our_std / std, persistent=False)
         self.register_buffer("_shift", (our_mean - mean) / std, persistent=False)
 
+    def _inputs(self, x: Tensor) -> Tensor:
+        """Images from `normalise`, normalised as the model expects."""
+        return x * self._scale + self._shift
+
+
+class Segformer(HuggingFaceModel):
+    """SegFormer; trained with cross-entropy."""
+
     @property
     def encoder(self) -> nn.Module:
         """The encoder (backbone)."""
-        return self.model.model.pixel_level_module.encoder if self._masks else self.model.segformer
+        return self.model.segformer
 
     @property
     def segmentation_head(self) -> nn.Module:
-        """What follows the features and depends on the classes: SegFormer's decoder, Mask2Former's classifier."""
-        return self.model.class_predictor if self._masks else self.model.decode_head
+        """What follows the features and depends on the classes: the decoder."""
+        return self.model.decode_head
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (B, C, H, W) and features (B, D, h, w) of images float (B, 3, H, W) from `normalise`."""
-        output = self.model(pixel_values=x * self._scale + self._shift, output_hidden_states=not self._masks)
-        if not self._masks:
-            return _resized(output.logits, x), output.hidden_states[-1]
+        output = self.model(pixel_values=self._inputs(x), output_hidden_states=True)
+        return _resized(output.logits, x), output.hidden_states[-1]
+
+
+class Mask2Former(HuggingFaceModel):
+    """Mask2Former; trained with its own loss."""
+
+    @property
+    def encoder(self) -> nn.Module:
+        """The encoder (backbone)."""
+        return self.model.model.pixel_level_module.encoder
+
+    @property
+    def segmentation_head(self) -> nn.Module:
+        """What follows the features and depends on the classes: the classifier of the queries."""
+        return self.model.class_predictor
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (B, C, H, W) and features (B, D, h, w) of images float (B, 3, H, W) from `normalise`."""
+        output = self.model(pixel_values=self._inputs(x))
         classes = output.class_queries_logits.softmax(2)[..., :-1]
         masks = _resized(output.masks_queries_logits, x).sigmoid()
         scores = torch.einsum("bqc,bqhw->bchw", classes, masks)
         return scores.clamp(min=_SMALLEST_SCORE).log(), output.encoder_last_hidden_state
+
+    @property
+    def loss_settings(self) -> dict[str, Any]:
+        """What the loss is and depends on: a training prints it, and does not resume one that differs in it."""
+        return {"loss": "Mask2Former's own"} | {name: getattr(self.model.config, name) for name in _LOSS_SETTINGS}
+
+    def segmentation_loss(self, x: Tensor, labels: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
+        """Mask2Former's own loss, as transformers computes it, and the deepest features (Cheng et al., CVPR 2022).
+
+        The outputs of every decoder layer are matched to the segments of the label map, one for each class in the
+        image. Cross-entropy of the classes, and binary cross-entropy and dice of the masks at sampled points, are
+        summed with the weights of the checkpoint's config.json. We divide by the sum of all weights, so that the loss
+        is of the order of a cross-entropy and the weight of the similarity term means about what it means elsewhere.
+
+        Ignored pixels are in no segment. They count as background of each mask, as in Mask2Former's own training on
+        semantic maps; cross-entropy would leave them out. An image in which every pixel is ignored is left out, while
+        Mask2Former's own training would teach all queries that it shows nothing.
+
+        Points are drawn from torch's global generator.
+
+        Args:
+            x: images float (B, 3, H, W) from `normalise`.
+            labels: int64 (B, H, W), 0 .. C - 1 or `ignore_index`.
+            ignore_index: marks the pixels that are ignored.
+
+        Returns:
+            The loss, float32, scalar, NaN if every pixel of the batch is ignored, as cross-entropy is; and the features
+            (B, D, h, w).
+        """
+        output = self.model(pixel_values=self._inputs(x), output_auxiliary_logits=True)
+        found = [segments(label, ignore_index) for label in labels]
+        kept = [index for index, (classes, _) in enumerate(found) if len(classes)]
+        features = output.encoder_last_hidden_state
+        if not kept:
+            return output.class_queries_logits.sum().float() * torch.nan, features
+        layers = [
+            {name: layer[name][kept].float() for name in ("masks_queries_logits", "class_queries_logits")}
+            for layer in (*output.auxiliary_logits, output)
+        ]
+        with torch.autocast(x.device.type, enabled=False):
+            terms = self.model.get_loss_dict(
+                **layers[-1],
+                mask_labels=[found[index][1] for index in kept],
+                class_labels=[found[index][0] for index in kept],
+                auxiliary_predictions=layers[:-1],
+            )
+            return self.model.get_loss(terms) / (len(layers) * sum(self.model.weight_dict.values())), features
+
+
+# Class in transformers -> ours, and the parts that depend on the classes, and so are new for other classes.
+_CLASSES = {
+    "SegformerForSemanticSegmentation": (Segformer, ("decode_head.classifier.",)),
+    "Mask2FormerForUniversalSegmentation": (Mask2Former, ("class_predictor.", "criterion.")),
+}
+
+
+def segments(label: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
+    """The classes in a label map int (H, W), int64 (N,) rising, and where each is, float32 (N, H, W), 0 or 1."""
+    classes = label.unique()
+    classes = classes[classes != ignore_index]
+    return classes, (label == classes[:, None, None]).float()
 
 
 def _resized(values: Tensor, like: Tensor) -> Tensor:
@@ -158,8 +248,8 @@ def build(
     if folder is not None:
         config, normalisation = _read_config(folder / "config.json"), _normalisation(folder)
     (architecture, *_) = config.get("architectures") or ["no class"]
-    if architecture not in _HEADS:
-        raise ValueError(f"network {name!r}: found a {architecture}, expected one of {list(_HEADS)}")
+    if architecture not in _CLASSES:
+        raise ValueError(f"network {name!r}: found a {architecture}, expected one of {list(_CLASSES)}")
     kind = getattr(transformers, architecture)
     settings = kind.config_class.from_dict(config)
     other_classes = settings.num_labels != outputs
@@ -168,7 +258,8 @@ def build(
     model = _read_model(kind, settings, folder, other_classes) if weights else kind(settings)
     kept = json.loads(settings.to_json_string(use_diff=False)) | {"architectures": [architecture]}
     kept.pop("_name_or_path", None)
-    return HuggingFaceModel(model, normalisation), {"config": kept, "normalisation": normalisation}
+    wrapper, _ = _CLASSES[architecture]
+    return wrapper(model, normalisation), {"config": kept, "normalisation": normalisation}
 
 
 def _read_model(kind: type, config: Any, folder: Path, other_classes: bool) -> nn.Module:
@@ -184,7 +275,7 @@ def _read_model(kind: type, config: Any, folder: Path, other_classes: bool) -> n
     except Exception as error:  # of any type: the libraries raise their own
         raise ValueError(f"{folder}: cannot be read ({one_line(error)}); copy it again") from error
     missing = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
-    new = _HEADS[kind.__name__] if other_classes else ()
+    new = _CLASSES[kind.__name__][1] if other_classes else ()
     wrong = sorted(key for key in missing if not key.startswith(new)) if new else sorted(missing)
     if wrong:
         raise ValueError(
