@@ -98,7 +98,8 @@ pictures = {
 figure = plots.image_grid([list(pictures.values())], list(pictures))
 plots.label_legend(figure, [layers.label], CITYSCAPES)
 plots.show(
-    figure, "The layers of one scene, before any weather. Bright in *log depth* is far, bright in *up* holds snow."
+    figure,
+    "The layers of one scene, before any weather. Bright in *log depth* is far, bright in *up* holds snow.",
 )
 
 # %% [markdown]
@@ -106,7 +107,9 @@ plots.show(
 # target images are the truth, and why the photometric baseline, which sees only pixels, cannot reproduce them.
 
 # %%
-domains = {name: weather.shade(layers, name, scene_seed) for name in pretrain.PRETRAIN_DOMAINS}
+domains = {
+    name: weather.shade(layers, name, scene_seed) for name in pretrain.PRETRAIN_DOMAINS
+}
 images = list(domains.values())
 plots.show(
     plots.image_grid([images[:3], images[3:]], titles=list(domains)),
@@ -127,7 +130,9 @@ grey = pd.DataFrame({name: domains[name].mean(2)[near] for name in ("clear", "fo
 bins = 10 * (layers.depth[near] // 10) + 5
 contrast = grey.groupby(bins).std().dropna().rename_axis("depth").reset_index()
 plots.show(
-    plots.curve(contrast, "depth", ["clear", "fog"], "depth (m)", "contrast: std of grey values"),
+    plots.curve(
+        contrast, "depth", ["clear", "fog"], "depth (m)", "contrast: std of grey values"
+    ),
     "Contrast of the scene against depth, in clear weather and in fog: what is far melts into the veil.",
 )
 
@@ -142,7 +147,9 @@ mini = diffusion.load(model)
 x = torch.from_numpy(np.stack(images))
 z0 = diffusion.encode(mini, x)
 round_trip = diffusion.decode(mini, z0).numpy()
-pd.Series({"image": str(tuple(x.shape[1:])), "latent": str(tuple(z0.shape[1:]))}, name="shape").to_frame()
+pd.Series(
+    {"image": str(tuple(x.shape[1:])), "latent": str(tuple(z0.shape[1:]))}, name="shape"
+).to_frame()
 
 # %% [markdown]
 # We measure the loss as the peak signal-to-noise ratio, in decibels:
@@ -152,16 +159,24 @@ pd.Series({"image": str(tuple(x.shape[1:])), "latent": str(tuple(z0.shape[1:]))}
 # %%
 mse = ((np.stack(images).astype(float) - round_trip) ** 2).mean((1, 2, 3))
 psnr = dict(zip(domains, 10 * np.log10(255**2 / mse), strict=True))
-plots.show(plots.domain_bars(psnr, "PSNR (dB)"), "Round trip of one scene through the VAE, domain by domain.")
+plots.show(
+    plots.domain_bars(psnr, "PSNR (dB)"),
+    "Round trip of one scene through the VAE, domain by domain.",
+)
 
 # %% [markdown]
 # A single number hides where the loss is. Look at edges and thin objects.
 
 # %%
 channel = [(255 * (z - z.min()) / (z.max() - z.min())).byte().numpy() for z in z0[0]]
-difference = np.abs(images[0].astype(int) - round_trip[0]).clip(0, 63).astype(np.uint8) * 4
+difference = (
+    np.abs(images[0].astype(int) - round_trip[0]).clip(0, 63).astype(np.uint8) * 4
+)
 plots.show(
-    plots.image_grid([[images[0], round_trip[0], difference], channel[:3]], ["x", "D(E(x))", "difference, 4 times"]),
+    plots.image_grid(
+        [[images[0], round_trip[0], difference], channel[:3]],
+        ["x", "D(E(x))", "difference, 4 times"],
+    ),
     "Above: image, round trip and their difference. Below: three of the latent channels, a small picture each.",
 )
 
@@ -175,8 +190,15 @@ plots.show(
 
 # %%
 paper = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
-schedules = {"Stable Diffusion": paper.alphas_cumprod, "miniature": mini.scheduler.alphas_cumprod}
-frame = pd.DataFrame({name: ac.sqrt().numpy() for name, ac in schedules.items()}).rename_axis("t").reset_index()
+schedules = {
+    "Stable Diffusion": paper.alphas_cumprod,
+    "miniature": mini.scheduler.alphas_cumprod,
+}
+frame = (
+    pd.DataFrame({name: ac.sqrt().numpy() for name, ac in schedules.items()})
+    .rename_axis("t")
+    .reset_index()
+)
 plots.show(
     plots.curve(frame, "t", list(schedules), "time t", "signal $\\sqrt{\\bar\\alpha_t}$"),
     "Share of the image that is left at time t. "
@@ -197,7 +219,9 @@ eps = torch.randn(z0.shape, generator=torch.Generator().manual_seed(0))
 z_t = ac.sqrt() * z0 + (1 - ac).sqrt() * eps
 v = ac.sqrt() * eps - (1 - ac).sqrt() * z0
 assert torch.allclose(ac.sqrt() * z_t - (1 - ac).sqrt() * v, z0, atol=1e-5)
-assert torch.allclose(v, mini.scheduler.get_velocity(z0, eps, torch.tensor([700] * len(z0))), atol=1e-5)
+assert torch.allclose(
+    v, mini.scheduler.get_velocity(z0, eps, torch.tensor([700] * len(z0))), atol=1e-5
+)
 
 # %% [markdown]
 # ## The training that was run
@@ -221,7 +245,10 @@ plots.show(
 
 # %%
 sheet = np.asarray(Image.open(folder / "samples.png").convert("RGB"))
-plots.show(plots.image_grid([[sheet]], width=7), "Sample sheet of the training, held-out scenes.")
+plots.show(
+    plots.image_grid([[sheet]], width=7),
+    "Sample sheet of the training, held-out scenes.",
+)
 
 # %% [markdown]
 # ## Is it good? Measured, not guessed
@@ -258,10 +285,20 @@ zodi[list(columns)].rename(columns=columns).rename_axis(None).round(1)
 # round trip through the VAE, which no diffusion on its latents can surpass.
 
 # %%
-rows = {"photometric": "photometric", "stochastic_inversion": "ZoDi", "truth_round_trip": "truth, VAE round trip"}
-shares = results["images"].pivot(index="domain", columns="row", values="judge_share")[list(rows)].rename(columns=rows)
+rows = {
+    "photometric": "photometric",
+    "stochastic_inversion": "ZoDi",
+    "truth_round_trip": "truth, VAE round trip",
+}
+shares = (
+    results["images"]
+    .pivot(index="domain", columns="row", values="judge_share")[list(rows)]
+    .rename(columns=rows)
+)
 plots.show(
-    plots.class_bars(shares.rename_axis(index=None, columns=None), "judge's mIoU, % of the truth's"),
+    plots.class_bars(
+        shares.rename_axis(index=None, columns=None), "judge's mIoU, % of the truth's"
+    ),
     "How much of the true images' mIoU the judge reaches on other images of the same scenes.",
 )
 
@@ -284,8 +321,14 @@ plots.show(
 # judge's mIoU as a share of the source's:
 
 # %%
-of_source = results["images"].groupby("row")["judge"].mean()[["source", "vae_round_trip", "clear_prompt"]]
-(100 * of_source / of_source["source"]).round(0).rename("judge's mIoU, % of the source's").to_frame()
+of_source = (
+    results["images"]
+    .groupby("row")["judge"]
+    .mean()[["source", "vae_round_trip", "clear_prompt"]]
+)
+(100 * of_source / of_source["source"]).round(0).rename(
+    "judge's mIoU, % of the source's"
+).to_frame()
 
 # %% [markdown]
 # In one sentence:
@@ -318,17 +361,24 @@ Markdown(
 scheduler = sampling.paper_scheduler(mini.scheduler)
 z_0 = diffusion.encode(mini, torch.from_numpy(domains["clear"])[None])
 noise = torch.randn(z_0.shape, generator=runs.generator_for("clear", 0))
-layout = transfer.prepare_layout(CITYSCAPES.colorize(layers.label), layers.label.shape, "cityscapes")[None]
+layout = transfer.prepare_layout(
+    CITYSCAPES.colorize(layers.label), layers.label.shape, "cityscapes"
+)[None]
 
 
 @torch.inference_mode()
 def guess(name: str, t: int) -> np.ndarray:
     """What the model takes the clear image for at time t, asked for a domain."""
-    z_t, alpha_bar = sampling.add_noise(z_0, noise, t, scheduler), scheduler.alphas_cumprod[t].item()
+    z_t, alpha_bar = (
+        sampling.add_noise(z_0, noise, t, scheduler),
+        scheduler.alphas_cumprod[t].item(),
+    )
     embeds = diffusion.embed(mini, [DOMAINS[name].prompt + PROMPT_SUFFIX])
     prediction = sampling.predictor(mini.unet, mini.controlnet, embeds, layout)(z_t, t)
     eps_hat = sampling.predicted_noise(prediction, z_t, t, scheduler)
-    return diffusion.decode(mini, (z_t - (1 - alpha_bar) ** 0.5 * eps_hat) / alpha_bar**0.5)[0].numpy()
+    return diffusion.decode(
+        mini, (z_t - (1 - alpha_bar) ** 0.5 * eps_hat) / alpha_bar**0.5
+    )[0].numpy()
 
 
 # %% [markdown]
@@ -344,7 +394,9 @@ way = pd.DataFrame([
     }}
     for t in range(350, 951, 100)
 ])  # fmt: skip
-used = ", ".join(f"{name} {mini.defaults.strengths[name]:.2f}" for name in way.columns[1:])
+used = ", ".join(
+    f"{name} {mini.defaults.strengths[name]:.2f}" for name in way.columns[1:]
+)
 plots.show(
     plots.curve(way, "t", list(way.columns[1:]), "time t", "way to the domain (%)"),
     f"How far the model's guess has moved, by the time at which it is asked. The strengths of the package, which decide "
@@ -359,7 +411,10 @@ plots.show(
 # %%
 t = 650
 alpha_bar, count = scheduler.alphas_cumprod[t].item(), z_0[0, 0].numel()
-means = [diffusion.encode(mini, torch.from_numpy(domains[x])[None]).mean((0, 2, 3)) for x in ("clear", "night")]
+means = [
+    diffusion.encode(mini, torch.from_numpy(domains[x])[None]).mean((0, 2, 3))
+    for x in ("clear", "night")
+]
 signal = alpha_bar**0.5 * (means[0] - means[1]).abs().max().item()
 of_mean = (1 - alpha_bar) ** 0.5 / count**0.5
 Markdown(
@@ -381,8 +436,14 @@ print(f"coarse noise of this checkpoint: {trained['coarse_noise']}")
 # **Against plain changes.** Where does a rule that needs no diffusion do better?
 
 # %%
-plain = closed.columns.intersection([tables.label(name) for name in quality.PLAIN_BASELINES])
-beaten = [name for name in closed.index if closed.loc[name, plain].max() >= closed.loc[name, tables.label("zodi")]]
+plain = closed.columns.intersection(
+    [tables.label(name) for name in quality.PLAIN_BASELINES]
+)
+beaten = [
+    name
+    for name in closed.index
+    if closed.loc[name, plain].max() >= closed.loc[name, tables.label("zodi")]
+]
 Markdown(
     f"The best of {', '.join(plain)} is as good as ZoDi or better in **{', '.join(beaten) or 'no domain'}**. A rule made by "
     "hand can be right if its author has seen the target."
@@ -397,7 +458,9 @@ Markdown(
 # for samples per second a stopwatch around one step of `zodi.miniature.pretrain`).
 
 # %%
-pd.read_csv(tries).style.hide(axis="index").set_properties(**{"text-align": "left", "white-space": "normal"})
+pd.read_csv(tries).style.hide(axis="index").set_properties(
+    **{"text-align": "left", "white-space": "normal"}
+)
 
 # %% [markdown]
 # ## Retrain a toy
@@ -429,9 +492,13 @@ scene, layout = domains["clear"], CITYSCAPES.colorize(layers.label)
 nights = []
 for checkpoint in (toy, mini):
     settings = transfer.domain_config("night", defaults=checkpoint.defaults)
-    nights += transfer.transfer_images(checkpoint, [scene], [layout], ["scene"], settings)
+    nights += transfer.transfer_images(
+        checkpoint, [scene], [layout], ["scene"], settings
+    )
 plots.show(
-    plots.image_grid([[scene, *nights]], ["source", f"after {steps} steps", "shipped weights"]),
+    plots.image_grid(
+        [[scene, *nights]], ["source", f"after {steps} steps", "shipped weights"]
+    ),
     f"The same transfer by a toy after {steps} steps of each training and by the shipped weights.",
 )
 
@@ -490,7 +557,12 @@ plots.show(
 
 # %%
 metrics = {"psnr": psnr, "training_log": log.iloc[-1].to_dict()}
-settings = {"model": model, "scene_seed": scene_seed, "scene_count": scene_count, "steps": steps}
+settings = {
+    "model": model,
+    "scene_seed": scene_seed,
+    "scene_count": scene_count,
+    "steps": steps,
+}
 _ = runs.save_metrics(out, "miniature", settings, metrics, time.perf_counter() - start)
 
 # %% [markdown]

@@ -28,6 +28,20 @@ def test_show_displays_an_alternative_text_and_a_caption_and_saves_the_file(monk
     assert not plt.get_fignums()
 
 
+def test_a_picture_shown_as_jpeg_keeps_its_colours(monkeypatch):
+    """In 256 colours the few blue pixels of a picture with many greens became green."""
+    noise = np.random.default_rng(0).integers(0, 256, (200, 400, 3), np.uint8)
+    noise[..., 2] = 0
+    noise[90:110, 190:210] = (0, 0, 255)
+    shown = []
+    monkeypatch.setattr(plots, "display", shown.append)
+    plots.show(plots.image_grid([[noise]], width=4), "Noise with a blue square.")
+    assert shown[0].format == "jpeg"
+    with Image.open(BytesIO(shown[0].data)) as picture:
+        middle = np.asarray(picture)[picture.height // 2 - 5 : picture.height // 2 + 5, picture.width // 2]
+    assert middle[:, 2].mean() > 150 > 100 > middle[:, :2].mean()
+
+
 def test_encode_png_keeps_every_pixel():
     image = np.arange(18, dtype=np.uint8).reshape(2, 3, 3)
     assert (np.asarray(Image.open(BytesIO(plots.encode_png(image)))) == image).all()
@@ -76,6 +90,27 @@ def test_class_bars_start_with_the_first_class_at_the_top():
     values = pd.DataFrame({"gain": [1.0, -2.0]}, index=["road", "sky"])
     (ax,) = plots.class_bars(values, "gain (points)").axes
     assert [text.get_text() for text in ax.get_yticklabels()] == ["sky", "road"]
+
+
+def test_class_bars_have_the_colours_of_domains_and_the_order_of_their_legend():
+    values = pd.DataFrame({"clear": [50.0, 60], "night": [10.0, 20], "mean": [30.0, 40]}, index=["road", "sky"])
+    (ax,) = plots.class_bars(values, "IoU (%)").axes
+    drawn = {bars.get_label(): bars.patches[0] for bars in ax.containers}
+    colors = {name: to_rgb(bar.get_facecolor()) for name, bar in drawn.items()}
+    assert {name: colors[name] for name in ("clear", "night")} == {
+        name: to_rgb(plots.DOMAIN_COLORS[name]) for name in ("clear", "night")
+    }
+    assert colors["mean"] not in (colors["clear"], colors["night"])
+    assert [text.get_text() for text in ax.get_legend().texts] == ["clear", "night", "mean"]
+    assert drawn["clear"].get_y() > drawn["night"].get_y() > drawn["mean"].get_y()
+
+
+def test_row_points_are_three_abreast():
+    tested = pd.DataFrame({"row": "ZoDi", "domain": list(plots.DOMAIN_COLORS)[:5], "gain": range(5)})
+    figure = plots.row_points(tested, "gain", "gain (points)")
+    tops = [ax.get_position().y0 for ax in figure.axes]
+    assert [ax.get_title() for ax in figure.axes] == tested["domain"].tolist()
+    assert tops[0] == tops[2] > tops[3] == tops[4]
 
 
 def test_row_points_put_the_mean_of_every_row_in_its_line():
