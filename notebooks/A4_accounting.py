@@ -24,11 +24,12 @@
 # **What you will learn:** counting the operations of Stable Diffusion without its weights · what is counted, measured,
 # assumed or unknown · why a rate of operations misleads for small batches · whether the CPU can keep up.
 #
-# **What you need:** [A2 Running at paper scale](A2_paper_scale.ipynb), which has the commands. No GPU, no download.
-# Level: advanced. Words and
-# symbols are in the [glossary](glossary.md), errors in [troubleshooting](troubleshooting.md).
+# **Level:** advanced. **What you need:** [A2 Running at paper scale](A2_paper_scale.ipynb), which has the commands. No
+# GPU, no download.
 #
 # **How long it takes:** half an hour to read, under a minute to run on two CPU cores.
+#
+# Words and symbols are in the [glossary](glossary.md), errors in [troubleshooting](troubleshooting.md).
 #
 # > **What was run by us, and what was not.** `PROFILE=paper` was **not**: its data and weights were not available where
 # > this was made. Every number below says where it comes from: *counted* here, *measured* here on this CPU or on an
@@ -236,6 +237,10 @@ lines = {
 }
 cost = pd.DataFrame.from_dict(lines, orient="index").astype({"steps n": int})
 cost["miniatures"] = cost["TFLOP per image"] / (formula / 1e12)
+# The dearest domain is the one with the highest strength, as the text below says.
+assert (
+    cost["TFLOP per image"].idxmax() == cost["strength (published)"].idxmax() == "night"
+)
 cost.round(2)
 
 # %% [markdown]
@@ -361,6 +366,7 @@ reckoned = pd.Series({
 })  # fmt: skip
 profile = pd.Series({rule: grid["expected"][rule]["hours"] for rule in reckoned.index})
 hours_each = reckoned * 1e6 / 100 / 3600
+assert (profile >= hours_each).all()
 pd.DataFrame({
     "PFLOP, counted": 1000 * reckoned, "hours at 100 TFLOP/s": hours_each,
     "hours in the profile": profile,
@@ -603,6 +609,8 @@ table.round(2)
 pixels = height * width
 everything = train + held_out + sum(map(sum, acdc.COUNTS.values()))
 everything += gta5.GTA5.parts[0].count
+# What the text below says of the game.
+assert 2 * gta5.GTA5.parts[0].count > everything and "oracle" not in grid["variants"]
 trainings = per_network + len(seeds) * len(for_all)
 disk = pd.Series({
     "prepared data, at most": everything * 4 * pixels,
@@ -638,6 +646,7 @@ for dtype in (torch.float32, torch.bfloat16):
 difference = np.abs(both[0].astype(int) - both[1])
 changed = np.abs(both[0].astype(int) - small.image)
 enlarged = np.minimum(50 * difference, 255).astype(np.uint8)
+assert difference.mean() < 2  # grey levels, which nobody sees
 names = ["float32", "bfloat16", "difference x 50"]
 plots.show(
     plots.image_grid([[*both, enlarged]], names, width=11.8),
