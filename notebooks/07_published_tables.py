@@ -207,13 +207,19 @@ assert within.abs().max() < 0.5 < over_all.median()
 # One panel per domain:
 
 # %%
-look = {"hue": "network", "style": "network", "s": 45}
-places = {"col": "domain", "col_order": domains, "col_wrap": 3}
-size = {"height": 2.4, "aspect": 1.1, "facet_kws": {"sharey": False}}
-grid = sns.relplot(logs, x=pair[0], y=pair[1], **look, **places, **size)
-grid.set_axis_labels("source mIoU (%)", "target mIoU (%)").set_titles("{col_name}")
+look = {"x": pair[0], "y": pair[1], "hue": "network", "style": "network", "s": 45}
+labels = {"xlabel": "source mIoU (%)", "ylabel": "target mIoU (%)"}
+figure, axes = plt.subplots(2, 3, figsize=(9, 4.6), layout="constrained")
+for ax, domain in zip(axes.flat, domains, strict=False):
+    part = logs[logs["domain"] == domain]
+    sns.scatterplot(part, **look, ax=ax)
+    ax.set(title=domain, **labels)
+    legend = ax.get_legend_handles_labels()
+    ax.get_legend().remove()
+axes[1, 2].axis("off")
+axes[1, 2].legend(*legend, loc="center", title="network")
 plots.show(
-    grid.figure,
+    figure,
     "Published logs, best epoch on the source: source mIoU against target mIoU. You "
     f"should see the networks apart (correlation over all runs {over_all.min():.2f} to "
     f"{over_all.max():.2f}) and little order among the seeds of one network "
@@ -261,6 +267,7 @@ display(Markdown(
 # Choose a rule, a second rule to compare it with, and a network. Each dot is one published log: the mIoU that the
 # first rule reports minus the mIoU that the second would have reported for the same training run.
 
+
 # %%
 def rule_against_rule(rule: str, against: str, network: str) -> tuple[bytes, str]:
     """Differences of two rules, run by run, and their mean in words."""
@@ -274,8 +281,10 @@ def rule_against_rule(rule: str, against: str, network: str) -> tuple[bytes, str
     range_text = f"from {gain.min():+.2f} to {gain.max():+.2f}"
     return picture, f"{len(part)} logs: mean {gain.mean():+.2f} points, {range_text}"
 
+
 # %% [markdown]
 # Without a running kernel you see the first choice: what the oracle adds to the last epoch.
+
 
 # %%
 def menu(name: str, options: list[str], value: str) -> widgets.Dropdown:

@@ -59,6 +59,7 @@ from IPython.display import Markdown, display
 
 from zodi import datasets
 from zodi.studies import findings, tables
+from zodi.studies.table_rows import table_rows
 from zodi.support import plots, runs
 
 plots.use_theme()
@@ -84,8 +85,9 @@ frame, origin = tables.load_runs(results, record)
 display(Markdown(f"These tables are made from **{origin}**."))
 seeds = frame.groupby(["variant", "domain"], sort=False)["seed"].nunique().unstack()
 adapted_to = [name for name in frame["test_domain"].unique() if name in seeds]
-seeds = seeds.reindex(columns=["", *adapted_to]).dropna(axis=1, how="all")
-seeds = seeds.rename(tables.label, columns={"": "(none)"}).rename_axis(index=None)
+order = [name for name in table_rows() if name in seeds.index]
+seeds = seeds.reindex(order, columns=["", *adapted_to]).dropna(axis=1, how="all")
+seeds = seeds.rename(index=tables.label, columns={"": "(none)"}).rename_axis(index=None)
 seeds.astype("Int64").astype(object).fillna("-")
 
 # %% [markdown]
@@ -201,28 +203,27 @@ spread = zip(clear["mean"], clear["std"], strict=True)
 clear["cell"] = [tables.plus_minus(mean, std) for mean, std in spread]
 index = ["network", "row"] if clear["network"].nunique() > 1 else ["row"]
 cost = clear.pivot(index=index, columns="domain", values="cell")
-cost.reindex(clear.set_index(index).index.unique()).fillna("-")
+cost = cost.reindex(clear.set_index(index).index.unique())
+cost[[name for name in ("(none)", *adapted_to) if name in cost]].fillna("-")
 
 # %% [markdown]
 # [05](05_adaptation.ipynb) has the differences for ZoDi in words. Is it the generated images that cost so much? Compare
 # with the oracle, which trains on true ones:
 
 # %%
-at_home = home.pivot_table("iou", ["network", "seed"], ["variant", "domain"])
-if {"source_only", "zodi", "oracle"} <= {*home["variant"]}:
-    alone = at_home["source_only"].iloc[:, 0]
-    cost = {
-        name: at_home[name].sub(alone, axis=0).stack().mean()
-        for name in ("zodi", "oracle")
-    }
-    part = 100 * cost["oracle"] / cost["zodi"]
-    said_of_home = (
+alone = home[home["variant"] == "source_only"]
+twins = home.merge(alone, on=["network", "seed"], suffixes=("", "_alone"))
+change = (twins["iou"] - twins["iou_alone"]).groupby(twins["variant"]).mean()
+words = "ZoDi or the oracle was not tested on clear."
+if {"zodi", "oracle"} <= {*change.index}:
+    zodi, oracle = change["zodi"], change["oracle"]
+    words = (
         f"On average over domains and seeds, ZoDi changes the mIoU on clear images by "
-        f"{cost['zodi']:+.1f} points and the oracle by {cost['oracle']:+.1f}. "
+        f"{zodi:+.1f} points and the oracle by {oracle:+.1f}."
     )
-    if min(part, -cost["zodi"]) > 0:
-        said_of_home += f"So {part:.0f} % as much is lost with true images."
-    display(Markdown(said_of_home))
+    if max(zodi, oracle) < 0:
+        words += f" So true images cost {100 * oracle / zodi:.0f} % as much."
+display(Markdown(words))
 
 # %% [markdown]
 # ## Class by class

@@ -274,6 +274,7 @@ def row_points(tested: pd.DataFrame, value: str = "iou", xlabel: str = "mIoU on 
     figure, axes = plt.subplots(lines, columns, figsize=size, sharey=True, squeeze=False, layout="constrained")
     for ax in axes.flat[len(domains) :]:
         ax.remove()
+    figure.get_layout_engine().set(h_pad=0.08)
     for ax, domain in zip(axes.flat, domains, strict=False):
         part = tested[tested["domain"] == domain]
         color = DOMAIN_COLORS.get(domain, "0.5")
