@@ -61,7 +61,7 @@ from IPython.display import Markdown, display
 
 from zodi import adaptation, datasets, estimation, evaluation, transfer
 from zodi.miniature import dataset
-from zodi.studies import agreement, estimates, evidence, tables
+from zodi.studies import agreement, estimates, evidence, findings, tables
 from zodi.support import diagrams, explore, plots, runs
 from zodi.support.bootstrap import bootstrap, resample_weights
 from zodi.transfer_folder import transfer_folder
@@ -202,7 +202,8 @@ print(f"from {origin}: {last['training'].nunique()} trainings, {len(domains)} do
 by_domain = last.groupby("domain", sort=False)
 order = by_domain[["estimate", "truth"]].corr(method="spearman").xs("truth", level=1)
 low = (last["estimate"] < last["truth"]).groupby(last["domain"], sort=False).mean()
-share = ", ".join(f"{100 * part:.0f} % in {name}" for name, part in low.items())
+parts = [f"{100 * part:.0f} % {findings.where(name)}" for name, part in low.items()]
+share = findings.listed(parts)
 plots.show(
     plots.estimate_points(last),
     "Estimate against truth. A point is one training, the bar its 95 % interval from "
@@ -241,7 +242,10 @@ plots.show(
     f"{(naive['coverage'] < 95).sum()} of {len(naive)} bars below the line: it is "
     "called a 95 % interval and holds in "
     f"{naive['coverage'].mean():.0f} % of the cases. Estimate − truth is on average "
-    + ", ".join(f"{naive['bias'][name]:+.1f} in {name}" for name in naive.index)
+    + ", ".join(
+        f"{points:+.1f} {findings.where(name)}"
+        for name, points in naive["bias"].items()
+    )
     + " (points).",
 )
 
@@ -276,7 +280,7 @@ errors.assign(mean=errors[domains].mean(axis=1)).round(1).rename_axis(
 # %%
 smallest = errors[domains].mean(axis=1).idxmin()
 harmed = [
-    name
+    findings.where(name)
     for name in domains
     if errors.loc[smallest, name] > errors.loc["raw", name] + estimates.TOLERANCE
 ]
@@ -287,8 +291,8 @@ verdict = {
 Markdown(
     f"`{smallest}` has the smallest mean error, "
     f"{errors.loc[smallest, domains].mean():.1f} points against "
-    f"{errors.loc['raw', domains].mean():.1f} uncorrected; it does harm in "
-    f"{', '.join(harmed) or 'no domain'}. {verdict}"
+    f"{errors.loc['raw', domains].mean():.1f} uncorrected; it does harm "
+    f"{findings.listed(harmed) or 'nowhere'}. {verdict}"
 )
 
 # %% [markdown]
@@ -338,7 +342,7 @@ for ax, name in zip(axes, domains, strict=True):
     ax.vlines(part.index, part["low"], part["high"], color=color, linewidth=2)
     ax.plot(part.index, part["truth"], "k.", markersize=4)
     ax.set(title=name, xlabel="training", xticks=[])
-axes[0].set_ylabel("mIoU (%)")
+_ = axes[0].set_ylabel("mIoU (%)")
 
 # %% [markdown]
 # How many dots lie on the lines, and how many of a domain's dots leave the thick lines on the same side?
@@ -459,8 +463,10 @@ for ax, name in zip(axes, domains, strict=True):
         markersize=3,
     )
     ax.axline((0, 0), slope=1, color="0.3", linewidth=0.8)
+    ax.axhline(0, color="0.8", linewidth=0.8, zorder=0)
+    ax.axvline(0, color="0.8", linewidth=0.8, zorder=0)
     ax.set(title=name, xlabel="estimated (points)")
-axes[0].set_ylabel("true (points)")
+_ = axes[0].set_ylabel("true (points)")
 
 # %% [markdown]
 # How many lie in the right quarters, upper right and lower left?
@@ -506,16 +512,18 @@ signs.assign(mean=signs.mean(axis=1)).round(0).rename_axis(
 
 # %%
 first, rival = signs.loc[names["estimate"]], signs.loc[names["photometric"]]
-ahead = [name for name in domains if first[name] > rival[name]]
-behind = [name for name in domains if first[name] < rival[name]]
-met = [name for name in domains if first[name] >= estimates.LEAST_SIGN_ACCURACY]
+places = {name: findings.where(name) for name in domains}
+ahead = [where for name, where in places.items() if first[name] > rival[name]]
+behind = [where for name, where in places.items() if first[name] < rival[name]]
+goal = estimates.LEAST_SIGN_ACCURACY
+met = [where for name, where in places.items() if first[name] >= goal]
 Markdown(
     "Of two trainings that differ by more than a point, the estimate finds the "
     f"better one in **{first.mean():.0f} %** of the cases, the photometric score in "
-    f"{rival.mean():.0f} %. The estimate is ahead in "
-    f"{', '.join(ahead) or 'no domain'} and behind in "
-    f"{', '.join(behind) or 'no domain'}. The goal of {estimates.LEAST_SIGN_ACCURACY} "
-    f"% is reached in {', '.join(met) or 'no domain'}."
+    f"{rival.mean():.0f} %. The estimate is ahead "
+    f"{findings.listed(ahead) or 'nowhere'} and behind "
+    f"{findings.listed(behind) or 'nowhere'}. The goal of {goal} % is reached "
+    f"{findings.listed(met) or 'nowhere'}."
 )
 
 # %% [markdown]

@@ -63,6 +63,7 @@ from PIL import Image
 
 # %% [markdown]
 # And the modules of the course:
+
 # %%
 from zodi import diffusion, sampling, transfer
 from zodi.domains import DOMAINS, PROMPT_SUFFIX
@@ -506,9 +507,10 @@ print(f"coarse noise of this checkpoint: {trained['coarse_noise']}")
 names = {tables.label(name): findings.called(name) for name in quality.PLAIN_BASELINES}
 plain = [label for label in names if label in closed]
 beaten = closed.index[closed[plain].max(axis=1) >= closed[tables.label("zodi")]]
+places = findings.listed([findings.where(name) for name in beaten]) or "nowhere"
 Markdown(
     f"The best of {findings.listed([names[label] for label in plain])} is as good as "
-    f"ZoDi or better in **{', '.join(beaten) or 'no domain'}**. A rule made by hand "
+    f"ZoDi or better **{places}**. A rule made by hand "
     "can be right if its author has seen the target."
 )
 
