@@ -222,6 +222,8 @@ naive = last.assign(interval_low=last["low"], interval_high=last["high"])
 naive = estimates.coverage(naive).assign(
     bias=(last["estimate"] - last["truth"]).groupby(last["domain"]).mean()
 )
+biases = naive["bias"].items()
+signed = [f"{points:+.1f} {findings.where(name)}" for name, points in biases]
 
 # %% [markdown]
 # As bars, with a line at what was promised:
@@ -242,10 +244,7 @@ plots.show(
     f"{(naive['coverage'] < 95).sum()} of {len(naive)} bars below the line: it is "
     "called a 95 % interval and holds in "
     f"{naive['coverage'].mean():.0f} % of the cases. Estimate − truth is on average "
-    + ", ".join(
-        f"{points:+.1f} {findings.where(name)}"
-        for name, points in naive["bias"].items()
-    )
+    + ", ".join(signed)
     + " (points).",
 )
 

@@ -63,7 +63,6 @@ from PIL import Image
 
 # %% [markdown]
 # And the modules of the course:
-
 # %%
 from zodi import diffusion, sampling, transfer
 from zodi.domains import DOMAINS, PROMPT_SUFFIX
