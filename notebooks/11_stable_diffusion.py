@@ -198,7 +198,7 @@ minutes = pd.Series({
 minutes.to_frame().rename_axis("assumed").round(1)
 
 # %% [markdown]
-# Installing on Colab and training the network for the audit come on top, with two minutes each at most.
+# Installing on Colab and training the network for the audit come on top; we expect two minutes each at most.
 #
 # ## Load it
 #

@@ -208,7 +208,7 @@ plots.show(
 # At time $t$ the network sees $z_t = \sqrt{\bar\alpha_t}\, z_0 + \sqrt{1 - \bar\alpha_t}\, \epsilon$. In Stable
 # Diffusion's schedule some of the image is still left at $t = 999$. What is left contains the mean brightness, and a
 # model trained in this way does not learn to generate it: night stays bright. The miniature's schedule is rescaled to
-# *zero terminal SNR*.
+# *zero terminal SNR*: at the last time the signal-to-noise ratio is zero.
 
 # %%
 paper = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")

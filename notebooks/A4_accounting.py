@@ -457,7 +457,7 @@ names = {
 found = pd.DataFrame({title: record(name) for name, title in names.items()}).T
 keys = {
     "authors_images_per_second": "the authors' loop", "images_per_second": "ours",
-    "speedup": "times", "share_of_matmul": "share of peak", "peak_memory_gb": "GB",
+    "speedup": "times", "share_of_matmul": "share of a matmul's rate", "peak_memory_gb": "GB",
 }  # fmt: skip
 machine = record("training_gpu")["machine"]
 print(f"{machine['gpu']}, {machine['cpus']} CPU cores")
@@ -466,7 +466,8 @@ shown.rename_axis(index="images per second").astype(float).round(2)
 
 # %% [markdown]
 # The second half of the bill is the training: steps per second with two batches that are already on the card, and
-# with workers that read them, as in a run. In float32, as in the paper, PyTorch lets convolutions use TF32:
+# with workers that read them, as in a run. In float32, as in the paper, PyTorch lets convolutions use TF32, which rounds the
+# factors of a product:
 
 # %%
 trained = pd.DataFrame(record("training_gpu")["trainings"])
