@@ -439,7 +439,8 @@ print(f"{floor:.1f} hours for {recipe.steps} steps at best")
 #
 # `make bench` was run on one NVIDIA H200. First the transfer to night, with images of 1024 x 512 pixels. The table
 # compares the loop of the authors' program (one image, float32, two calls per step), rewritten from its description,
-# with ours (eight images, bfloat16, one call per step). If you have run the command on your card, its records are in
+# with ours (eight images, bfloat16, one call per step). *Share of matmul* is our rate of operations over that of one
+# large matrix product on the same machine. If you have run the command on your card, its records are in
 # `benchmarks/` and are read here:
 
 
@@ -457,7 +458,7 @@ names = {
 found = pd.DataFrame({title: record(name) for name, title in names.items()}).T
 keys = {
     "authors_images_per_second": "the authors' loop", "images_per_second": "ours",
-    "speedup": "times", "share_of_matmul": "share of a matmul's rate", "peak_memory_gb": "GB",
+    "speedup": "times", "share_of_matmul": "share of matmul", "peak_memory_gb": "GB",
 }  # fmt: skip
 machine = record("training_gpu")["machine"]
 print(f"{machine['gpu']}, {machine['cpus']} CPU cores")
@@ -466,8 +467,8 @@ shown.rename_axis(index="images per second").astype(float).round(2)
 
 # %% [markdown]
 # The second half of the bill is the training: steps per second with two batches that are already on the card, and
-# with workers that read them, as in a run. In float32, as in the paper, PyTorch lets convolutions use TF32, which rounds the
-# factors of a product:
+# with workers that read them, as in a run. In float32, as in the paper, PyTorch lets convolutions use TF32, which
+# rounds the factors of a product:
 
 # %%
 trained = pd.DataFrame(record("training_gpu")["trainings"])
