@@ -435,9 +435,9 @@ plots.show(
 #
 # ## Which of two networks is better?
 #
-# This is the question that most users have: is the adapted network better than the one in use? Most of what the
-# generator does to one network's score it does to the other's, so the *difference* is known better than either value.
-# Both are scored on the same images, and every resample is drawn for both (a *paired* bootstrap).
+# This is the question that most users have: is the adapted network better than the one in use? What the generator does
+# to both scores alike cancels in their *difference*, so it may be known better than either value; how much better, we
+# measure below. Both are scored on the same images, and every resample is drawn for both (a *paired* bootstrap).
 
 # %%
 compared = estimation.compare(
@@ -485,7 +485,8 @@ plots.show(
     f"better one is found: you should see {found_better:.0f} % of the dots there. "
     "Intervals hold in "
     f"{held_pairs['coverage'].min():.0f} % or more of "
-    f"each domain's pairs; mean width {held_pairs['width'].mean():.1f} points.",
+    f"each domain's pairs; mean width {held_pairs['width'].mean():.1f} points, "
+    f"against {widest:.1f} for the score of one network.",
 )
 
 # %% [markdown]
@@ -647,7 +648,7 @@ shown.groupby("score", sort=False).mean().round(2).astype(object).fillna(
 ).rename_axis(index=None)
 
 # %% [markdown]
-# And domain by domain for the estimate and its strongest rival, the photometric score:
+# And domain by domain for the estimate and the photometric score, which is an mIoU on changed images too:
 
 # %%
 both = (
@@ -739,8 +740,7 @@ explore.Explorer(
 # - **Taking the miniature's interval for your generator.** `zodi/weights/estimate_error_mini.json` was measured with one
 #   checkpoint, whose fingerprint is in it. For another one the tool says "sampling only".
 # - **Comparing an estimate with a number from a table.** Its images, classes and bias are different. Compare
-#   estimates with estimates: they rank well, and the difference between two networks on the same images is far more
-#   certain than either value.
+#   estimates with estimates, made on the same images: what moves both alike cancels.
 # - **Choosing among networks that were trained on the estimate's own generator.** They may be favoured. The cell below
 #   has the mean of estimate − truth, row by row; look at it before you trust a ranking of methods.
 
@@ -799,7 +799,7 @@ bias.rename(tables.label).round(1).rename_axis(
 #
 # 1. An estimate has a narrow bootstrap interval. What does it promise?
 # 2. Why are intervals tested on domains *and* trainings that were left out?
-# 3. Why is the difference of two networks known better than either score?
+# 3. Why can the difference of two networks be known better than either score?
 # 4. What does the redrawn source tell, and what can it not tell?
 # 5. Why do the steps of one training not count as independent points?
 #
@@ -809,7 +809,7 @@ bias.rename(tables.label).round(1).rename_axis(
 #    target.
 # 2. Because that is how it will be used: a new domain and a new network. With either of them among the known ones, the
 #    interval would have seen the error that it has to cover.
-# 3. Most of the generator's error moves both scores alike and cancels.
+# 3. What the generator does to both scores alike cancels. The widths of the two intervals say how much that is.
 # 4. What redrawing leaves of this network's score, and so whether the layout is gone. It cannot tell whether the weather
 #    is right.
 # 5. They share weights, data and seed, so they err alike; counted as independent they make every result look surer.
