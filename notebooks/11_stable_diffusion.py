@@ -69,6 +69,7 @@ from PIL import Image
 
 # %% [markdown]
 # And the modules of the course:
+
 # %%
 from zodi import datasets, diffusion, segmentation, transfer
 from zodi.domains import DOMAINS
@@ -495,7 +496,7 @@ print(f"batches of {batch} took {gigabytes:.1f} GB, measured by us on one {where
 # (mixed,) = transfer.transfer_images(generator, [image], wrong, [key], config)
 # plots.show(plots.image_grid([[image, wrong[0], mixed]]), "Image and layout disagree.")
 # ```
-# At high strength the shapes come from the layout and the colours of large areas from the image.
+# The more strength, the more the shapes follow the layout. Compare with `plan[domains[0], "less"]`.
 # </details>
 
 # %% [markdown]
