@@ -69,7 +69,6 @@ from PIL import Image
 
 # %% [markdown]
 # And the modules of the course:
-
 # %%
 from zodi import datasets, diffusion, segmentation, transfer
 from zodi.domains import DOMAINS

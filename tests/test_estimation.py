@@ -125,7 +125,7 @@ def test_an_estimate_without_layout_abstains():
     ("kept", "measured", "least"), [(0.85, True, 0.8), (0.75, True, 0.8), (0.55, False, 0.5), (0.45, False, 0.5)]
 )
 def test_an_estimate_abstains_where_redrawing_the_source_costs_too_much(kept, measured, least):
-    error = estimation.GeneratorError("0123456789ab", 0.95, 4.0, 1.5, 5, 22, score_kept=0.8) if measured else None
+    error = estimation.GeneratorError("0123456789ab", 0.95, 0.1, 1.5, 5, 22, score_kept=0.8) if measured else None
     found = estimation.estimate_from(simulated(np.random.default_rng(7), 20), NAMES)
     assert found.reliable and np.isnan(found.score_kept), "nothing is checked"
     found = dataclasses.replace(found, error=error, source=40.0, redrawn=40.0 * kept)
@@ -184,6 +184,23 @@ def test_a_domain_worse_than_all_known_ones_is_covered_by_the_spread_of_domains(
             found.append(line["truth"].between(line["interval_low"], line["interval_high"]).mean())
     assert np.mean(covered[agreement.new_domain]) >= 0.93
     assert np.mean(covered[agreement.conformal]) < np.mean(covered[agreement.new_domain])
+
+
+def test_simulated_coverage_of_new_domains():
+    alike, apart = (1.0, 1.0), (4.0, 1.0)
+
+    def coverage(factor, parts):
+        return agreement.coverage_of_new_domains(factor, parts, domains=4, trainings=19)
+
+    assert coverage(agreement.new_domain_factor, apart) >= 95
+    assert coverage(agreement.conformal_factor, alike) >= 95 > coverage(agreement.conformal_factor, apart) + 3
+    assert coverage(lambda *_: 0.0, alike) == 0 and coverage(lambda *_: np.inf, apart) == 100
+
+
+def test_parts_of_errors_reckoned_by_hand():
+    error, domain = pd.Series([1.0, 3.0, -3.0, -5.0]), pd.Series(["a", "a", "b", "b"])
+    assert agreement.error_parts(error, domain) == pytest.approx((np.sqrt((4 + 16) / 2), np.sqrt(2)))
+    assert agreement.conformal_factor(error, domain, 0.95) == 5
 
 
 @pytest.mark.parametrize("method", [agreement.conformal, agreement.new_domain])
@@ -358,7 +375,7 @@ def test_one_image_has_no_interval_of_a_difference():
 # ---------------------------------------------------------------- what the generator does to scores
 
 ERROR = estimation.GeneratorError(
-    "0123456789ab", 0.95, estimate=4.0, difference=1.5, domains=5, trainings=22, score_kept=0.8
+    "0123456789ab", 0.95, estimate=0.1, difference=1.5, domains=5, trainings=22, score_kept=0.8
 )
 
 
@@ -371,6 +388,8 @@ def test_an_interval_without_known_errors_is_called_sampling_only():
 
 def test_known_errors_of_the_generator_widen_intervals():
     found = dataclasses.replace(estimation.estimate_from(simulated(np.random.default_rng(8), 40), NAMES), error=ERROR)
+    assert np.isnan(found.interval).all() and "sampling only" in str(found), "a share of a score that is not known"
+    found = dataclasses.replace(found, source=40.0)
     low, high = found.interval
     assert (high - low) / 2 == pytest.approx(np.hypot((found.high - found.low) / 2, 4))
     assert "95 % interval" in str(found) and "sampling only" not in str(found)
@@ -382,13 +401,14 @@ def test_known_errors_of_the_generator_widen_intervals():
 def test_errors_belong_to_their_generator(tmp_path):
     model = diffusion.load()
     file = write_json(tmp_path / "error.json", dataclasses.replace(ERROR, generator=diffusion.fingerprint(model)))
-    assert estimation.generator_error(model, file).estimate == 4
+    assert estimation.generator_error(model, file) == dataclasses.replace(ERROR, generator=diffusion.fingerprint(model))
     write_json(file, ERROR)
     assert estimation.generator_error(model, file) is None, "of another generator"
     assert estimation.generator_error(model, tmp_path / "none.json") is None
-    write_json(file, {"generator": "x", "level": 2})
-    with pytest.raises(ValueError, match=r"error\.json: describes no generator's errors"):
-        estimation.generator_error(model, file)
+    for wrong in ({"generator": "x", "level": 2}, dataclasses.asdict(ERROR) | {"estimate": 7.1}):
+        write_json(file, wrong)
+        with pytest.raises(ValueError, match=r"error\.json: describes no generator's errors"):
+            estimation.generator_error(model, file)
 
 
 # ---------------------------------------------------------------- on images
@@ -448,7 +468,10 @@ def test_estimate_transfers_and_resumes(results, tmp_path):
     assert found.score_kept == 1 and found.reliable, "a network that sees only road sees it everywhere"
     prompt = read_json(tmp_path / "night" / "redrawn" / "settings.json")["settings"]["prompt"]
     assert prompt == DOMAINS[SOURCE].prompt
+    half = (found.interval[1] - found.interval[0]) / 2
+    assert found.source > 0 and half >= found.error.estimate * found.source, "the error of the shipped generator"
     again = estimation.estimate(*arguments, seeds=(0, 1), reference=network, check=False, progress=False)
+    assert again.interval == found.interval and np.isnan(again.redrawn), "the check does not move the interval"
     assert {file: file.stat().st_mtime_ns for file in written} == written
     assert again.miou == found.miou and not again.reliable, "a network that sees only road finds no layout"
     with pytest.raises(ValueError, match=r"strength: .* there, 0.5 asked for"):

@@ -8,11 +8,13 @@ that has not run the cell can show; running the cell brings the controls back.
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import nbformat
 from nbclient import NotebookClient
 from tqdm import tqdm
 
+from zodi.studies.bench import machine
 from zodi.support.files import atomic_path
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -23,6 +25,12 @@ def make_static(notebook: nbformat.NotebookNode) -> None:
     for output in (output for cell in notebook.cells for output in cell.get("outputs", [])):
         if any(kind.startswith("image/") for kind in output.get("data", {})):
             output["data"].pop(WIDGET, None)
+
+
+def executed_on() -> dict[str, Any]:
+    """What the site says of the machine below every page: processor, cores, graphics card or null, version of torch."""
+    here = machine()
+    return {name: here[name] for name in ("processor", "cpus", "gpu")} | {"torch": here["packages"]["torch"]}
 
 
 def execute(file: Path) -> None:
@@ -38,6 +46,7 @@ def execute(file: Path) -> None:
     )
     client.execute()
     make_static(notebook)
+    notebook.metadata["executed_on"] = executed_on()
     with atomic_path(file) as temporary:
         nbformat.write(notebook, temporary)
 

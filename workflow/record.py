@@ -38,7 +38,7 @@ CAMVID = ROOT / "results" / "camvid"
 CAMVID_RECORD = ROOT / "notebooks" / "records" / "camvid"
 README = ROOT / "README.md"
 MAIN_JOB = ROOT / "benchmarks" / "main_job.json"
-DURATION = re.compile(r"(?<=`make reproduce` takes )[\d.]+ minutes on \d+ cores")
+DURATION = re.compile(r"(?<=`make reproduce` takes )[\d.]+ minutes on \d+ cores \([^;]*(?=; measured)")
 # The README's tables: what their marks are called -> the record that they show.
 SHOWN = {"record": MINI_RECORD, "full record": FULL_RECORD}
 WIDTH = 120
@@ -71,7 +71,10 @@ def readme_with_duration(readme: str, measured: dict[str, Any]) -> str:
     Raises:
         ValueError: if there is not exactly one place for it.
     """
-    text, count = DURATION.subn(f"{measured['minutes']:.1f} minutes on {measured['cores']} cores", readme)
+    half = "with" if measured["bfloat16"] else "without"
+    processor = measured["machine"]["processor"].replace("(R)", "").replace("(TM)", "")
+    where = f"{processor}, {half} bfloat16"
+    text, count = DURATION.subn(f"{measured['minutes']:.1f} minutes on {measured['cores']} cores ({where}", readme)
     if count != 1:
         raise ValueError(f"README.md: found {count} sentences on what `make reproduce` takes, expected one")
     return text
@@ -115,7 +118,7 @@ def record_estimation() -> None:
     evidence.write_record(ESTIMATION, ESTIMATION_RECORD)
     # What was just written, so that it need not be scored again.
     found = estimates.judge(ESTIMATION_RECORD, ESTIMATION_RECORD)
-    record_tries(found.errors)
+    record_tries(found.errors, found.last)
     if found.correction != "raw":
         raise ValueError(
             f"{ESTIMATION_RECORD.relative_to(ROOT)}: the correction {found.correction!r} may be applied, but "
@@ -126,11 +129,17 @@ def record_estimation() -> None:
     print(f"written: {ESTIMATION_RECORD.relative_to(ROOT)}, {estimation.MINI_ERROR_FILE.relative_to(ROOT)}")
 
 
-def record_tries(errors: pd.DataFrame) -> None:
-    """The corrections of the estimate among the tries, in place of what an earlier record said of them."""
+def record_tries(errors: pd.DataFrame, last: pd.DataFrame) -> None:
+    """Corrections and intervals of the estimate among the tries, in place of what an earlier record said of them.
+
+    Args:
+        errors: from `zodi.studies.estimates.corrected_errors`.
+        last: from `zodi.studies.evidence.last_steps`.
+    """
     known = pd.read_csv(TRIES, dtype=str)
-    known = known[~known["try"].str.startswith(estimates.TRY)]
-    pd.concat([known, estimates.tries(errors).astype(str)]).to_csv(TRIES, index=False)
+    known = known[~known["try"].str.startswith((estimates.TRY, estimates.INTERVAL_TRY))]
+    new = (estimates.tries(errors), estimates.interval_lines(estimates.interval_tries(last)))
+    pd.concat([known, *(lines.astype(str) for lines in new)]).to_csv(TRIES, index=False)
 
 
 def record_camvid() -> None:

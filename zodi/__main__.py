@@ -312,6 +312,7 @@ def _estimate_options(sub: argparse.ArgumentParser) -> None:
 
 def _estimate(options: argparse.Namespace) -> int:
     from zodi import diffusion, estimation, segmentation
+    from zodi.datasets import FolderDataset
     from zodi.support import runs
     from zodi.support.checks import check_network
     from zodi.support.files import atomic_path
@@ -341,6 +342,9 @@ def _estimate(options: argparse.Namespace) -> int:
         places, seeds = (options.images, options.labels, options.domain, options.out), range(options.seeds)
         generated = estimation.generate(model, *places, label_set, seeds, **changes)
     found = replace(estimation.estimate_on(generated, networks[0], networks[1]), error=error)
+    if not options.generated:
+        source = FolderDataset(options.images, options.labels, label_set, cache=False).only(generated[0].keys)
+        found = estimation.with_source(found, networks[0], source)
     if options.check and not options.generated:
         found = estimation.checked(found, networks[0], model, *places, label_set, **changes)
     print(found.classes.round(1).to_string())

@@ -398,7 +398,7 @@ def train(
     """Train a segmentation network; resumes an interrupted run in `out` with the same settings and data.
 
     Args:
-        config: the settings; printed, and saved as `out/settings.json`.
+        config: the settings; those that are not the defaults are printed, all are saved as `out/settings.json`.
         source: labelled source images.
         synth: synthesized images, paired with the source by key. None = source only. Without common keys (an oracle on
             other scenes) both are drawn independently, which needs `similarity_weight` 0.
@@ -426,7 +426,7 @@ def train(
             # Made for a network by name, whose weights and frozen statistics are not this one's.
             config = replace(config, network=own_name(network), weights=None, freeze_norm=False)
         shapes = {"shapes": {name: list(value.shape) for name, value in network.state_dict().items()}}
-    print_settings(config)
+    print_settings(config, AdaptationConfig().resolved())
     pairs = find_pairs(source, synth, config)
     for dataset in filter(None, (source, synth)):
         check_classes("the source", source.label_set.names, "the second data set", dataset.label_set.names)

@@ -50,10 +50,12 @@ class GeneratorError:
     Attributes:
         generator: `zodi.diffusion.fingerprint` of the checkpoint.
         level: confidence level of the intervals, 0 .. 1.
-        estimate: half width of the interval of an estimate, points of mIoU.
-        difference: the same for the difference of two networks' estimates.
+        estimate: half width of the interval of an estimate, as a share of the network's score on the source images,
+            0 .. 1: who scores more has more to lose.
+        difference: half width of the interval of the difference of two networks' estimates, points of mIoU.
         domains, trainings: numbers of domains and of trained networks that it was measured on.
-        score_kept: smallest `Estimate.score_kept` among them, a share; below it nothing is known.
+        score_kept: the `Estimate.score_kept` that an estimate needs, a share: halfway between the least that redrawing
+            left of a score, and the most that it left where the images had the labels of other scenes.
     """
 
     generator: str
@@ -65,10 +67,10 @@ class GeneratorError:
     score_kept: float
 
     def __post_init__(self) -> None:
-        if not (0 < self.level < 1 and self.estimate >= 0 and self.difference >= 0):
+        if not (0 < self.level < 1 and 0 <= self.estimate <= 1 and self.difference >= 0):
             raise ValueError(
                 f"level={self.level}, estimate={self.estimate}, difference={self.difference}: expected a level between "
-                "0 and 1, and half widths of at least 0"
+                "0 and 1, a share of the source's score, and points of at least 0"
             )
 
 
@@ -115,8 +117,8 @@ class Estimate:
         images, seeds: numbers of images and of transfers of each.
         kept: share of the images that kept their layout, 0 .. 1; NaN without a reference.
         error: what is known of the generator's errors; None = nothing.
-        source: mIoU of the network on the source images themselves, classes as in `miou`; NaN = not checked.
-        redrawn: the same on these images redrawn with the source's own prompt.
+        source: mIoU of the network on the source images themselves, classes as in `miou`; NaN = they are not known.
+        redrawn: the same on these images redrawn with the source's own prompt; NaN = not checked.
     """
 
     miou: float
@@ -138,7 +140,7 @@ class Estimate:
 
     @property
     def least_score_kept(self) -> float:
-        """The share below which there is no estimate: the smallest measured one, or else half."""
+        """The share below which there is no estimate: what is known of the generator's errors says it, or else half."""
         return MIN_SCORE_KEPT if self.error is None else self.error.score_kept
 
     @property
@@ -149,7 +151,7 @@ class Estimate:
     @property
     def interval(self) -> tuple[float, float]:
         """Where the truth should be: `low` and `high`, widened by what the generator does; NaN where it is unknown."""
-        return _widened(self.miou, self.low, self.high, self.error and self.error.estimate)
+        return _widened(self.miou, self.low, self.high, self.error and self.error.estimate * self.source)
 
     @property
     def rare(self) -> list[str]:
@@ -160,7 +162,7 @@ class Estimate:
         if self.kept < MIN_KEPT:
             return f"no estimate: only {100 * self.kept:.0f} % of the generated images kept their layout"
         if not self.reliable:
-            known = "half" if self.error is None else "the least that was measured with this generator"
+            known = "half" if self.error is None else "halfway to what other scenes' labels would leave"
             return (
                 f"no estimate: redrawing the source images with their own prompt leaves {100 * self.score_kept:.0f} % "
                 f"of the network's {self.source:.1f} points, less than {100 * self.least_score_kept:.0f} % ({known}); "
@@ -282,6 +284,7 @@ def estimate(
     model = diffusion.load(model) if isinstance(model, str) else model
     generated = generate(model, images, labels, domain, out, label_set, seeds, progress, **changes)
     found = replace(estimate_on(generated, network, reference, min_fidelity), error=known_error(model, domain, changes))
+    found = with_source(found, network, FolderDataset(images, labels, label_set, cache=False).only(generated[0].keys))
     if not check:
         return found
     return checked(found, network, model, images, labels, domain, out, label_set, progress, **changes)
@@ -303,8 +306,7 @@ def compare(
 ) -> Comparison:
     """Which of two networks will be better on a domain, and by how much, judged on the same generated images.
 
-    Most of what the generator does to one network's score it does to the other's, so that the difference is known
-    better than either.
+    Part of what the generator does to one network's score it does to the other's, and cancels in the difference.
 
     Args:
         first, second: the networks, for example the adapted one and the one in use.
@@ -383,6 +385,17 @@ def generate(
     ]
 
 
+def with_source(found: Estimate, network: nn.Module, source: FolderDataset) -> Estimate:
+    """The estimate with the network's score on the source images themselves, which its interval is measured against.
+
+    Args:
+        found: the estimate.
+        network: see `estimate`.
+        source: the source images whose transfers the estimate is made on.
+    """
+    return replace(found, source=_score_on(source, network, found))
+
+
 def checked(
     found: Estimate,
     network: nn.Module,
@@ -401,21 +414,20 @@ def checked(
     without diffusion redraws nothing, and its estimate comes back as it is.
 
     Args:
-        found: the estimate.
+        found: the estimate, from `with_source`.
         network, model, images, labels, domain, out, label_set, progress, changes: see `estimate`.
     """
     if transfer.prompt_config(domain, model.defaults, **changes).method in transfer.WITHOUT_DIFFUSION:
         return found
     own = changes | ABLATIONS["clear_prompt"]
     redrawn = _generated(model, images, labels, domain, Path(out) / "redrawn", label_set, progress, **own)
-    source = FolderDataset(images, labels, label_set, cache=False).only(redrawn.keys)
-    common = [label_set.names.index(name) for name in found.classes.index if name not in found.rare]
-    before, after = (_mean(_scores(network, [part])[0].sum(0), common) for part in (source, redrawn))
-    return replace(found, source=before, redrawn=after)
+    return replace(found, redrawn=_score_on(redrawn, network, found))
 
 
-def _mean(confusion: np.ndarray, classes: Sequence[int]) -> float:
-    return float(100 * np.nanmean(iou(confusion)[classes]))
+def _score_on(dataset: FolderDataset, network: nn.Module, found: Estimate) -> float:
+    """mIoU of a network on a data set in percent, over the classes of an estimate that are not rare."""
+    classes = [dataset.label_set.names.index(name) for name in found.classes.index if name not in found.rare]
+    return float(100 * np.nanmean(iou(_scores(network, [dataset])[0].sum(0))[classes]))
 
 
 def _scores(network: nn.Module, generated: Sequence[FolderDataset]) -> np.ndarray:

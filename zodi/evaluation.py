@@ -3,7 +3,7 @@
 C[i, j] counts pixels of class i that were predicted as j; void pixels are not counted.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ def image_confusions(
     num_classes: int,
     batch_size: int = 1,
     progress: bool = False,
+    look: Callable[[Tensor], None] | None = None,
 ) -> np.ndarray:
     """Confusion matrices of a network, one per image.
 
@@ -44,6 +45,7 @@ def image_confusions(
         num_classes: C.
         batch_size: images per pass; the result does not depend on it.
         progress: show a progress bar.
+        look: called with the logits float (B, C, H, W) of every batch, for what else is to be known of them.
 
     Returns:
         int64 (N, C, C), rows truth, columns prediction.
@@ -61,6 +63,8 @@ def image_confusions(
         images, keys = np.stack([sample.image for sample in samples]), [sample.key for sample in samples]
         logits = image_logits(network, images, keys)
         check_classes(network_name(network), logits.shape[1], "the data", num_classes)
+        if look is not None:
+            look(logits)
         for sample, predicted in zip(samples, logits.argmax(1).cpu(), strict=True):
             truth = torch.from_numpy(sample.label).long()
             check_labels(truth, num_classes, IGNORE_INDEX, sample.key)

@@ -116,10 +116,11 @@ def test_notebooks_link_to_each_other(site, pages):
         assert {f"{linked}.html" for linked in re.findall(r"\]\((\w+)\.ipynb", source)} <= set(links)
 
 
-def test_pages_say_which_version_they_are_of(site, pages):
+def test_pages_say_which_version_they_are_of_and_where_they_were_executed(site, pages):
+    what = rf"of zodi {re.escape(PROJECT['version'])}; its outputs were made with Python 3\.[\d.]+ and torch 2\.[\d.]+"
     for name in NOTEBOOKS:
         text = pages[site / "notebooks" / f"{name}.html"].text
-        assert re.search(rf"of zodi {re.escape(PROJECT['version'])}; its outputs were made with Python 3\.", text), name
+        assert re.search(rf"{what} on \d+ cores of \w.+, (no graphics card|\w.+)\.", text), name
 
 
 def test_what_is_no_page_is_linked_in_the_repository(site, pages):

@@ -1,11 +1,14 @@
 """Promises of estimates, on scores whose errors are known."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from zodi.studies import estimates, evidence
 
+RECORD = Path(__file__).parents[2] / "notebooks" / "records" / "estimation"
 BIAS = {"night": 2.0, "snow": -1.5, "rain": 1.0, "fog": 2.0, "game": -1.0}
 
 
@@ -33,6 +36,23 @@ def test_intervals_cover_every_domain_that_was_left_out():
     assert (found["coverage"] >= 90).all() and found["width"].mean() < 12
 
 
+def test_the_interval_that_is_kept_is_the_narrowest_that_holds():
+    table = estimates.interval_tries(frame_of())
+    assert table["kept"].sum() == 1 and len(table) == 4
+    kept = table[table["kept"]].iloc[0]
+    assert kept["least_coverage"] >= 90 and kept["new_domains"] >= 95
+    holds = (table["least_coverage"] >= 90) & (table["new_domains"] >= 95)
+    assert kept["width"] == table.loc[holds, "width"].min()
+
+
+def test_the_interval_that_the_tool_gives_is_the_one_that_the_record_keeps():
+    last = evidence.last_steps(evidence.load("nowhere", RECORD)[0])
+    table = estimates.interval_tries(last)
+    given = estimates.coverage(estimates.with_intervals(last))
+    assert table.index[table["kept"]].item() == estimates.GIVEN
+    assert given["width"].mean() == pytest.approx(table.loc[estimates.GIVEN, "width"])
+
+
 def test_differences_lose_the_bias_that_all_networks_share():
     frame = frame_of()
     alone = estimates.coverage(estimates.with_intervals(frame))
@@ -40,7 +60,11 @@ def test_differences_lose_the_bias_that_all_networks_share():
     assert len(pairs) == 5 * 20 * 19 / 2
     compared = estimates.coverage(estimates.pair_intervals(pairs))
     assert (compared["coverage"] >= 90).all()
-    assert (compared["width"] < alone["width"] / 2).all()
+    assert (compared["width"] < alone["width"] / 1.5).all()
+    worse = frame_of({domain: 2 * bias for domain, bias in BIAS.items()})
+    assert (estimates.coverage(estimates.with_intervals(worse))["width"] > 1.5 * alone["width"]).all()
+    again = estimates.coverage(estimates.pair_intervals(estimates.pairs(worse)))
+    assert again["width"].to_numpy() == pytest.approx(compared["width"].to_numpy())
 
 
 def test_the_interval_of_a_pair_learns_from_other_domains_and_other_trainings_only():
@@ -95,18 +119,18 @@ def test_what_the_tool_is_given_comes_from_all_domains():
     frame = frame_of()
     error = estimates.measured_error(frame, "0123456789ab")
     widths = estimates.coverage(estimates.with_intervals(frame))["width"] / 2
-    assert widths.min() * 0.7 < error.estimate < widths.max() * 1.3
-    assert error.difference < error.estimate / 2
+    assert widths.min() * 0.7 < error.estimate * 50 < widths.max() * 1.3, "a share of the score on the source"
+    assert error.difference < error.estimate * 50
     assert (error.generator, error.domains, error.trainings) == ("0123456789ab", 5, 20)
-    assert error.score_kept == (frame["clear_prompt"] / 50).min()
+    assert error.score_kept == pytest.approx(((frame["clear_prompt"] / 50).min() + 0.3) / 2), "30 % with other labels"
 
 
 def test_a_generator_that_loses_the_layout_or_is_worse_than_all_others_is_refused():
     frame = frame_of()
     found = estimates.abstentions(frame)
-    assert (found["abstains"] <= 5).all() and (found["abstains_lost"] == 100).all()
+    assert (found["abstains"] == 0).all() and (found["abstains_lost"] == 100).all()
     assert found["kept"].between(90, 98).all() and (found["kept_lost"] == 30).all()
-    frame.loc[frame["domain"] == "game", "clear_prompt"] = 30.0
+    frame.loc[frame["domain"] == "game", "clear_prompt"] = 28.0
     found = estimates.abstentions(frame)
     assert found.loc["game", "abstains"] == 100 and (found.drop("game")["abstains"] == 0).all()
 

@@ -132,3 +132,10 @@ def test_environment_tells_nothing_about_the_machine():
 def test_print_settings_aligns(capsys):
     runs.print_settings({"a": 1, "long_name": "x"})
     assert capsys.readouterr().out == "a          1\nlong_name  x\n"
+
+
+def test_print_settings_counts_what_is_as_usual(capsys):
+    runs.print_settings({"a": 1, "b": None, "new": None}, {"a": 2, "b": None})
+    assert capsys.readouterr().out == "a    1\nnew  None\nas in the defaults: 1 more\n"
+    runs.print_settings({"a": 1}, {"a": 1})
+    assert capsys.readouterr().out == "as in the defaults: 1 more\n"

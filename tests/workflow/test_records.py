@@ -9,7 +9,7 @@ import record
 import records
 import reproduce
 
-from zodi.studies import estimates, findings, tables
+from zodi.studies import estimates, evidence, findings, tables
 
 
 @pytest.fixture
@@ -103,9 +103,10 @@ def test_the_readme_shows_the_record_and_what_it_took_to_make():
     for name, file in record.SHOWN.items():
         assert record.readme_with_table(readme, name, file) == readme, "run `make record`"
     assert record.readme_with_duration(readme, measured) == readme
-    assert measured["minutes"] <= 10 and measured["cores"] == 2
-    other = record.readme_with_duration(readme, {"minutes": 12.34, "cores": 4})
-    assert "takes 12.3 minutes on 4 cores" in other
+    # The goal of ten minutes is for processors that transfer in bfloat16; others take twice as long for it.
+    assert measured["minutes"] <= (10 if measured["bfloat16"] else 15) and measured["cores"] == 2
+    other = {"minutes": 12.34, "cores": 4, "bfloat16": True, "machine": {"processor": "One"}}
+    assert "takes 12.3 minutes on 4 cores (One, with bfloat16; measured" in record.readme_with_duration(readme, other)
     with pytest.raises(ValueError, match="found 0 sentences"):
         record.readme_with_duration("nothing", measured)
     with pytest.raises(ValueError, match="found 0 pairs of comments 'record'"):
@@ -126,16 +127,20 @@ def test_the_readme_says_what_its_tables_say(tmp_path):
     assert texts[0] != texts[1]
 
 
-def test_what_corrections_came_to_replaces_what_an_earlier_record_said_of_them(tmp_path, monkeypatch):
+def test_what_corrections_and_intervals_came_to_replaces_what_an_earlier_record_said_of_them(tmp_path, monkeypatch):
     monkeypatch.setattr(record, "TRIES", tmp_path / "tries.csv")
     lines = [("more steps", 0.212, "yes"), (f"{estimates.TRY} half", 3.0, "yes")]
     pd.DataFrame(lines, columns=["try", "before", "kept"]).assign(why="", measure="", after=0).to_csv(
         record.TRIES, index=False
     )
     errors = pd.DataFrame({"night": [4.0, 5.0], "shipped": False}, index=["raw", "half"])
-    record.record_tries(errors)
-    record.record_tries(errors)
+    last = evidence.last_steps(evidence.load("nowhere", record.ESTIMATION_RECORD)[0])
+    record.record_tries(errors, last)
+    record.record_tries(errors, last)
     found = pd.read_csv(record.TRIES)
+    intervals = found[found["try"].str.startswith(estimates.INTERVAL_TRY)]
+    assert len(intervals) == 4 and intervals.loc[intervals["kept"] == "yes", "try"].item().endswith(estimates.GIVEN)
+    found = found.drop(index=intervals.index)
     assert found["try"].to_list() == ["more steps", f"{estimates.TRY} half"] and found["kept"].to_list() == [
         "yes",
         "no",

@@ -94,9 +94,18 @@ def prepare_notebook(app: Sphinx, docname: str, source: list[str]) -> None:
                 output["data"] = {"text/markdown": "*An interactive control, which works when the notebook runs.*"}
     python = notebook["metadata"].get("language_info", {}).get("version")
     if python:
-        text = f"*This page is of {project} {version}; its outputs were made with Python {python}.*"
+        text = f"*This page is of {project} {version}; its outputs were made with Python {python}{_where(notebook)}.*"
         notebook["cells"].append({"cell_type": "markdown", "id": "version", "metadata": {}, "source": text})
     source[0] = json.dumps(notebook)
+
+
+def _where(notebook: dict) -> str:
+    """On what a notebook was executed, as `workflow/execute_notebooks.py` noted it; "" if it did not."""
+    found = notebook["metadata"].get("executed_on")
+    if found is None:
+        return ""
+    card = found["gpu"] or "no graphics card"
+    return f" and torch {found['torch']} on {found['cpus']} cores of {found['processor']}, {card}"
 
 
 class ReplaceRemoteImages(SphinxTransform):

@@ -4,12 +4,14 @@ The frames come from `zodi.studies.evidence`; a line is one training at its last
 looked at where something is judged, and where other domains and other trainings teach the width of an interval.
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy.stats import norm
 
 from zodi.estimation import GeneratorError
 from zodi.studies import agreement, evidence
@@ -21,8 +23,17 @@ LEAST_COVERAGE, GREATEST_WIDTH = 90, 10
 LEAST_SIGN_ACCURACY, LEAST_DIFFERENCE = 95, 1.0
 LEAST_TRAININGS = 20
 MOST_REFUSED = 10
-# How a correction is called among the tries.
+# Ways to learn an interval from known domains, and what it is learnt in: the unit, and the column that it stands for.
+INTERVALS = {
+    "spread of the known domains": (agreement.new_domain, agreement.new_domain_factor),
+    "worst known domain": (agreement.conformal, agreement.conformal_factor),
+}
+UNITS = {"in points": "points", "as a share of the source score": "source"}
+# What the tool gives, see `with_intervals`.
+GIVEN = "worst known domain, as a share of the source score"
+# How corrections and intervals are called among the tries.
 TRY = "estimate corrected:"
+INTERVAL_TRY = "interval of the estimate:"
 # Scores in the unit of mIoU, which may have an interval.
 IN_POINTS = ("estimate", "source", "photometric")
 # A correction may raise the mean error of a domain by so much, points.
@@ -108,8 +119,63 @@ def summary(last: pd.DataFrame, value: str) -> pd.DataFrame:
 
 
 def with_intervals(frame: pd.DataFrame, value: str = "estimate") -> pd.DataFrame:
-    """The interval that the tool would give for every line, had it seen neither its domain nor its training."""
-    return agreement.new_domain(frame.assign(constant=1.0), value, "constant", LEVEL)
+    """The interval that the tool would give for every line, had it seen neither its domain nor its training.
+
+    What is learnt elsewhere is a share of the score on the source: a network that scores more has more to lose.
+    """
+    return agreement.conformal(frame, value, "source", LEVEL)
+
+
+def interval_tries(last: pd.DataFrame, value: str = "estimate") -> pd.DataFrame:
+    """The ways to an interval, and which of them is kept: the narrowest that holds where it was measured and simulated.
+
+    Args:
+        last: from `zodi.studies.evidence.last_steps`.
+        value: column of the estimates that the tool gives.
+
+    Returns:
+        Index `interval`; `least_coverage`: share of the truths inside in the worst domain, percent; `width`: mean,
+        points; `new_domains`: how often it would hold in domains drawn at random, with as many known domains and
+        trainings as here, percent, simulated; `further_apart`: the same if domains differed half as much again;
+        `width_of_many`: of the interval if very many domains were known, points; `kept`: true for one.
+    """
+    frame, lines = last.assign(points=1.0), {}
+    known = (frame["domain"].nunique() - 1, frame["training"].nunique() - 1)
+    for unit, spread in UNITS.items():
+        b, s = agreement.error_parts((frame["truth"] - frame[value]) / frame[spread], frame["domain"])
+        for name, (method, factor) in INTERVALS.items():
+            found = coverage(method(frame, value, spread, LEVEL))
+            simulated = functools.partial(agreement.coverage_of_new_domains, factor, level=LEVEL)
+            lines[f"{name}, {unit}"] = {
+                "least_coverage": found["coverage"].min(),
+                "width": found["width"].mean(),
+                "new_domains": simulated((b, s), *known),
+                "further_apart": simulated((1.5 * b, s), *known),
+                "width_of_many": 2 * norm.ppf(0.5 + LEVEL / 2) * np.hypot(b, s) * frame[spread].mean(),
+            }
+    table = pd.DataFrame.from_dict(lines, orient="index").rename_axis(index="interval")
+    holds = (table["least_coverage"] >= LEAST_COVERAGE) & (table["new_domains"] >= 100 * LEVEL)
+    return table.assign(kept=table.index == table["width"].where(holds).idxmin())
+
+
+def interval_lines(table: pd.DataFrame) -> pd.DataFrame:
+    """The intervals as lines of `notebooks/records/tries.csv`, against the one that knows domains by their spread.
+
+    Args:
+        table: from `interval_tries`.
+    """
+    lines = [
+        {
+            "try": f"{INTERVAL_TRY} {name}",
+            "why": f"truth inside: worst domain {row.least_coverage:.0f} %, simulated ones {row.new_domains:.0f} %",
+            "measure": "mean width of the estimate's 95 % interval, points",
+            "before": table["width"].iloc[0],
+            "after": row.width,
+            "kept": "yes" if row.kept else "no",
+        }
+        for name, row in zip(table.index, table.itertuples(), strict=True)
+    ]
+    return pd.DataFrame(lines).round(1)
 
 
 def pairs(frame: pd.DataFrame, score: str = "estimate") -> pd.DataFrame:
@@ -172,19 +238,31 @@ def measured_error(frame: pd.DataFrame, generator: str) -> GeneratorError:
     return GeneratorError(
         generator,
         LEVEL,
-        agreement.new_domain_factor(frame["truth"] - frame["estimate"], frame["domain"], LEVEL),
+        agreement.conformal_factor((frame["truth"] - frame["estimate"]) / frame["source"], frame["domain"], LEVEL),
         agreement.new_domain_factor(differences["truth"] - differences["difference"], differences["domain"], LEVEL),
         frame["domain"].nunique(),
         frame["training"].nunique(),
-        float((frame[agreement.REDRAWN] / frame["source"]).min()),
+        least_kept(frame),
     )
+
+
+def least_kept(frame: pd.DataFrame) -> float:
+    """Share of its score that a network must keep when the source is redrawn, so that it is no lost layout.
+
+    Halfway between the least that was kept and the most that was kept with the labels of other images: estimates are
+    refused where a network fares more like the latter.
+
+    Args:
+        frame: from `zodi.studies.evidence.last_steps`.
+    """
+    kept, lost = (frame[name] / frame["source"] for name in (agreement.REDRAWN, agreement.LOST))
+    return float((kept.min() + lost.max()) / 2)
 
 
 def abstentions(frame: pd.DataFrame) -> pd.DataFrame:
     """Would the tool have abstained, had it seen neither the domain nor the training? And with labels of other images?
 
-    The rule is that of `zodi.estimation.Estimate.reliable`: no estimate where redrawing the source leaves less of a
-    network's score than it left any other training in any other domain.
+    The rule is that of `zodi.estimation.Estimate.reliable`, with `least_kept` of other trainings in other domains.
 
     Args:
         frame: from `zodi.studies.evidence.last_steps`.
@@ -195,7 +273,7 @@ def abstentions(frame: pd.DataFrame) -> pd.DataFrame:
     """
     kept, lost = (100.0 * frame[name] / frame["source"] for name in (agreement.REDRAWN, agreement.LOST))
     known = [
-        kept[(frame["domain"] != domain) & (frame["training"] != training)].min()
+        100.0 * least_kept(frame[(frame["domain"] != domain) & (frame["training"] != training)])
         for domain, training in zip(frame["domain"], frame["training"], strict=True)
     ]
     measures = {

@@ -40,6 +40,8 @@ TRANSFERS = ("held_out", "held_out_1")
 # Of so many target images a user may have photographs, without labels.
 PHOTOGRAPHS = 20
 BATCH = 10
+# What is scored without its labels as well.
+UNLABELLED = ("source", TRANSFERS[0], "photographs")
 # Scores that do without target images: column -> what readers see. The first is ours, the others are what it must beat.
 SCORES = {
     "estimate": "estimate",
@@ -232,12 +234,15 @@ def shuffled(dataset: AnyDataset) -> list[Sample]:
 
 
 def score_network(network: nn.Module, sets: Mapping[str, AnyDataset], label_set: LabelSet) -> dict[str, np.ndarray]:
-    """Confusion matrices int32 (N, C, C) on every set, and as `confidence/SET` how often each confidence occurs."""
+    """Confusion matrices int32 (N, C, C) on every set, and as `SCORE/SET` what `unlabelled.Scores` finds."""
     scores = {}
     for name, dataset in sets.items():
-        scores[name] = image_confusions(network, dataset, label_set.num_classes, BATCH).astype(np.int32)
-        if name.split("/")[0] in ("source", TRANSFERS[0], "photographs"):
-            scores |= {f"{score}/{name}": value for score, value in unlabelled.scores(network, dataset, BATCH).items()}
+        without_labels = unlabelled.Scores(label_set.num_classes)
+        asked = name.split("/")[0] in UNLABELLED
+        look = without_labels.add if asked else None
+        scores[name] = image_confusions(network, dataset, label_set.num_classes, BATCH, look=look).astype(np.int32)
+        if asked:
+            scores |= {f"{score}/{name}": value for score, value in without_labels.found().items()}
     return scores
 
 

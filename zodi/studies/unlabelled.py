@@ -6,10 +6,7 @@ few, they are all that one has. None is in the unit of mIoU: they rank networks.
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-
-from zodi.datasets import AnyDataset
-from zodi.evaluation import image_logits
+from torch import Tensor
 
 # Confidences are counted in so many bins between 0 and 1.
 BINS = 1000
@@ -17,38 +14,45 @@ BINS = 1000
 MANO_POWER, MANO_CONFIDENT = 4, 5.0
 
 
-@torch.inference_mode()
-def scores(network: nn.Module, dataset: AnyDataset, batch_size: int) -> dict[str, np.ndarray]:
+class Scores:
     """All that the scores need, from one pass over the images.
 
     Args:
-        network: images float (B, 3, H, W), ImageNet-normalised -> logits (B, C, H, W) or a tuple that starts with them.
-        dataset: images of one size; labels are not looked at.
-        batch_size: images per pass.
-
-    Returns:
-        `histogram` int64 (BINS,): number of pixels by the probability of their most likely class, from 0 to 1;
-        `nuclear_norm` and `mano`: float64 (), see the functions of these names.
+        num_classes: C.
     """
-    histogram, products, pixels = torch.zeros(BINS, dtype=torch.int64), 0.0, 0
-    powers, surprise = torch.zeros(2, dtype=torch.float64), 0.0
-    for first in range(0, len(dataset), batch_size):
-        images = [dataset[i].image for i in range(first, min(first + batch_size, len(dataset)))]
-        logits = image_logits(network, np.stack(images)).movedim(1, -1).flatten(0, -2).cpu().double()
-        p = logits.softmax(1)
-        histogram += torch.bincount((p.amax(1) * BINS).long().clamp(max=BINS - 1), minlength=BINS)
-        products = products + p.T @ p
-        pixels += len(p)
-        powers += torch.stack([_power_sum(p), _power_sum(_taylor(logits))])
-        surprise -= float(logits.log_softmax(1).sum())
-    classes = len(products)
-    # Confident networks are judged by the softmax, others by its Taylor polynomial, which forgives them more.
-    power = powers[0] if surprise / (pixels * classes) > MANO_CONFIDENT else powers[1]
-    return {
-        "histogram": histogram.numpy(),
-        "nuclear_norm": np.float64(nuclear_norm(products, pixels)),
-        "mano": np.float64((power / (pixels * classes)) ** (1 / MANO_POWER)),
-    }
+
+    def __init__(self, num_classes: int) -> None:
+        self.histogram = torch.zeros(BINS, dtype=torch.int64)
+        self.products = torch.zeros(num_classes, num_classes, dtype=torch.float64)
+        self.powers = torch.zeros(2, dtype=torch.float64)
+        self.pixels, self.surprise = 0, 0.0
+
+    def add(self, logits: Tensor) -> None:
+        """Look at the logits float (B, C, H, W) of a batch, see `zodi.evaluation.image_confusions`."""
+        logits = logits.movedim(1, -1).flatten(0, -2).cpu().float()
+        log_p = logits.log_softmax(1)
+        p = log_p.exp()
+        self.histogram += torch.bincount((p.amax(1) * BINS).long().clamp(max=BINS - 1), minlength=BINS)
+        self.products += p.double().T @ p.double()
+        self.powers += torch.stack([_power_sum(p), _power_sum(_taylor(logits))])
+        self.surprise -= float(log_p.sum(dtype=torch.float64))
+        self.pixels += len(p)
+
+    def found(self) -> dict[str, np.ndarray]:
+        """What was found in all that was added.
+
+        Returns:
+            `histogram` int64 (BINS,): number of pixels by the probability of their most likely class, from 0 to 1;
+            `nuclear_norm`: float64 (), see the function of this name; `mano`: float64 (), MaNo's score, 0 .. 1.
+        """
+        cells = self.pixels * len(self.products)
+        # Confident networks are judged by the softmax, others by its Taylor polynomial, which forgives them more.
+        power = self.powers[0] if self.surprise / cells > MANO_CONFIDENT else self.powers[1]
+        return {
+            "histogram": self.histogram.numpy(),
+            "nuclear_norm": np.float64(nuclear_norm(self.products, self.pixels)),
+            "mano": np.float64((power / cells) ** (1 / MANO_POWER)),
+        }
 
 
 def nuclear_norm(products: Tensor, pixels: int) -> float:
@@ -72,7 +76,7 @@ def _taylor(logits: Tensor) -> Tensor:
 
 
 def _power_sum(p: Tensor) -> Tensor:
-    return p.pow(MANO_POWER).sum()
+    return p.pow(MANO_POWER).sum(dtype=torch.float64)
 
 
 def mean_confidence(histogram: np.ndarray) -> float:

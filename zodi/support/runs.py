@@ -54,12 +54,20 @@ def generator_for(key: str, seed: int) -> torch.Generator:
     return generator
 
 
-def print_settings(settings: Any) -> None:
-    """Print a dataclass or dict as aligned lines, one setting per line."""
-    plain = to_plain(settings)
-    width = max(map(len, plain), default=0)
-    for name, value in plain.items():
+def print_settings(settings: Any, defaults: Any = None) -> None:
+    """Print a dataclass or dict as aligned lines, one setting per line.
+
+    Args:
+        settings: what to print.
+        defaults: settings of the same kind; what is equal to them is only counted. None = print everything.
+    """
+    plain, usual = to_plain(settings), {} if defaults is None else to_plain(defaults)
+    shown = {name: value for name, value in plain.items() if name not in usual or usual[name] != value}
+    width = max(map(len, shown), default=0)
+    for name, value in shown.items():
         print(f"{name:<{width}}  {value}")
+    if len(shown) < len(plain):
+        print(f"as in the defaults: {len(plain) - len(shown)} more")
 
 
 # ---------------------------------------------------------------- the machine
