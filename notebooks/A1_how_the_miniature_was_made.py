@@ -272,10 +272,10 @@ plots.show(
 
 # %%
 with Image.open(folder / "samples.png") as file:
-    size = (690, round(690 * file.height / file.width))
+    size = (640, round(640 * file.height / file.width))
     sheet = file.convert("RGB").resize(size, Image.Resampling.LANCZOS)
 plots.show(
-    plots.image_grid([[np.asarray(sheet)]], width=7),
+    plots.image_grid([[np.asarray(sheet)]], width=6.5),
     "Sample sheet of the training, held-out scenes. The nearer a picture is to the "
     "last column, the truth, the better. You should find the cars of every row in one "
     "place.",
