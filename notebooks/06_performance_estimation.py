@@ -24,7 +24,8 @@
 # **What you will learn:** estimating the mIoU without a target image · what an interval is, why the obvious one fails
 # and which one holds · when an estimate must be refused · choosing between two networks without labels.
 #
-# **Level:** intermediate. **What you need:** [05 Adaptation](05_adaptation.ipynb).
+# **Level:** intermediate. **What you need:** [05 Adaptation](05_adaptation.ipynb), and [A3 Tables](A3_tables.ipynb),
+# which is best read between the two: it explains why networks are compared pair by pair.
 #
 # **How long it takes:** half an hour to read, four minutes to run on two CPU cores.
 #
@@ -60,7 +61,7 @@ from IPython.display import Markdown, display
 
 from zodi import adaptation, datasets, estimation, evaluation, transfer
 from zodi.miniature import dataset
-from zodi.studies import agreement, estimates, evidence, tables
+from zodi.studies import agreement, estimates, evidence, findings, tables
 from zodi.support import diagrams, explore, plots, runs
 from zodi.support.bootstrap import bootstrap, resample_weights
 from zodi.transfer_folder import transfer_folder
@@ -114,7 +115,7 @@ recipe = adaptation.recipe("mini", "photometric", steps=steps)
 changed, _ = adaptation.train(recipe, train, second, None)
 
 # %% [markdown]
-# ## Five lines
+# ## The whole estimate
 #
 # An estimate takes no more than this: a network, labelled images, a domain or a prompt, and a folder. Any network
 # that maps images to logits will do. The generated images stay in the folder and are used again for the next network.
@@ -138,7 +139,8 @@ found.classes.sort_values("iou", ascending=False).round(1)
 # ## What an interval is, and why the obvious one fails
 #
 # A 95 % interval is a promise: of a hundred estimates, the truth lies inside their intervals about 95 times. What can
-# move an estimate away from the truth? First, the *sample*: other images and other noise would give another number.
+# move an estimate away from the truth? There are two causes, and the interval printed above counts the second only where
+# it has been measured. First, the *sample*: other images and other noise would give another number.
 # The *bootstrap* measures this. It draws the same number of images with replacement, ten thousand times, and looks at
 # the mIoU of every draw. Each image was transferred twice, and the draw also chooses between its transfers.
 
@@ -179,29 +181,43 @@ ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
 inside = "inside" if found.low <= truth <= found.high else "outside"
 plots.show(
     figure,
-    f"Ten thousand resamples of the estimate for {domain}. The truth, {truth:.1f} %, "
-    f"lies {inside} the interval.",
+    f"Ten thousand resamples of the estimate for {domain}. You should see the truth, "
+    f"{truth:.1f} %, {inside} the interval.",
 )
 
 # %% [markdown]
 # Second, the *generator*: a night that it draws is not quite the night. No resampling can see this, because every draw
 # comes from the same generator. So this interval is called what it is, "sampling only".
 #
-# How large is the second part? One network proves nothing. `make reproduce PROFILE=estimation` trains many: three
-# architectures and the rows source-only, photometric, ZoDi and oracle. Each is scored on transferred *held-out*
-# scenes, and on true test scenes, which are different scenes. Steps of one training resemble each other, so only the
-# last one counts from here on.
+# How large is the second part? One network proves nothing. `make reproduce PROFILE=estimation` trains many, of several
+# architectures and rows. Each is scored on transferred *held-out* scenes, and on true test scenes, which are different
+# scenes. Steps of one training resemble each other, so only the last one counts from here on.
 
 # %%
 frame, _, origin = evidence.load(results, record)
 last = evidence.last_steps(frame)
 domains = list(dict.fromkeys(last["domain"]))
+rows = ", ".join(tables.label(name) for name in last["variant"].unique())
 print(f"from {origin}: {last['training'].nunique()} trainings, {len(domains)} domains")
+print(f"architectures: {last['network'].nunique()}; rows: {rows}")
+
+# %% [markdown]
+# Estimate against truth:
+
+# %%
+by_domain = last.groupby("domain", sort=False)
+orders = by_domain[["estimate", "truth"]].corr(method="spearman")
+ranked = orders.xs("truth", level=1)["estimate"].min()
+low = (last["estimate"] < last["truth"]).groupby(last["domain"], sort=False).mean()
+parts = [f"{100 * part:.0f} % {findings.where(name)}" for name, part in low.items()]
+share = findings.listed(parts)
 plots.show(
     plots.estimate_points(last),
     "Estimate against truth. A point is one training, the bar its 95 % interval from "
-    "sampling only; on the line both are equal. You should see points in rows: good "
-    "networks are told from bad ones. You should also see rows beside the line.",
+    "sampling only; on the line both are equal. You should see the points rise with "
+    f"the truth (rank correlation {ranked:.2f} or more), which tells good networks "
+    f"{'' if ranked > 0.7 else 'poorly '}from bad ones, but off the line. Above it, "
+    f"estimated too low: {share}.",
     f"{out}/estimates.png",
 )
 
@@ -213,6 +229,13 @@ naive = last.assign(interval_low=last["low"], interval_high=last["high"])
 naive = estimates.coverage(naive).assign(
     bias=(last["estimate"] - last["truth"]).groupby(last["domain"]).mean()
 )
+biases = naive["bias"].items()
+signed = [f"{points:+.1f} {findings.where(name)}" for name, points in biases]
+
+# %% [markdown]
+# As bars, with a line at what was promised:
+
+# %%
 figure, ax = plt.subplots(figsize=(7, 2.6), layout="constrained")
 ax.bar(
     naive.index,
@@ -220,13 +243,15 @@ ax.bar(
     color=[plots.DOMAIN_COLORS[name] for name in naive.index],
 )
 ax.axhline(95, color="0.3", linewidth=0.8)
-ax.set(ylabel="truth inside (%)", ylim=(0, 100))
+ax.set(xlabel="target domain", ylabel="truth inside (%)", ylim=(0, 100))
+ax.grid(False, axis="x")
 plots.show(
     figure,
-    "Share of the truths inside the interval from sampling only. It is called a 95 % "
-    f"interval and holds in {naive['coverage'].mean():.0f} % of the cases. The mean "
-    "of estimate − truth is "
-    + ", ".join(f"{naive['bias'][name]:+.1f} in {name}" for name in naive.index)
+    "Share of the truths inside the interval from sampling only. You should see "
+    f"{(naive['coverage'] < 95).sum()} of {len(naive)} bars below the line: it is "
+    "called a 95 % interval and holds in "
+    f"{naive['coverage'].mean():.0f} % of the cases. Estimate − truth is on average "
+    + ", ".join(signed)
     + " (points).",
 )
 
@@ -261,7 +286,7 @@ errors.assign(mean=errors[domains].mean(axis=1)).round(1).rename_axis(
 # %%
 smallest = errors[domains].mean(axis=1).idxmin()
 harmed = [
-    name
+    findings.where(name)
     for name in domains
     if errors.loc[smallest, name] > errors.loc["raw", name] + estimates.TOLERANCE
 ]
@@ -270,10 +295,10 @@ verdict = {
     False: f"The tool applies `{correction}`.",
 }[correction == "raw"]
 Markdown(
-    f"The smallest mean error has `{smallest}`, "
+    f"`{smallest}` has the smallest mean error, "
     f"{errors.loc[smallest, domains].mean():.1f} points against "
-    f"{errors.loc['raw', domains].mean():.1f} uncorrected; it does harm in "
-    f"{', '.join(harmed) or 'no domain'}. {verdict}"
+    f"{errors.loc['raw', domains].mean():.1f} uncorrected; it does harm "
+    f"{findings.listed(harmed) or 'nowhere'}. {verdict}"
 )
 
 # %% [markdown]
@@ -315,22 +340,33 @@ last["given"].sub(last["truth"]).abs().groupby(last["domain"]).mean().round(1).t
 # %%
 figure, axes = panels(figsize=(10.5, 3))
 for ax, name in zip(axes, domains, strict=True):
-    part, color = (
-        whole[whole["domain"] == name].reset_index(drop=True),
-        plots.DOMAIN_COLORS[name],
-    )
-    ax.vlines(
-        part.index, part["interval_low"], part["interval_high"], color=color, alpha=0.3
-    )
+    color = plots.DOMAIN_COLORS[name]
+    part = whole[whole["domain"] == name].reset_index(drop=True)
+    ends = part.index, part["interval_low"], part["interval_high"]
+    ax.vlines(*ends, color=color, alpha=0.4)
     ax.vlines(part.index, part["low"], part["high"], color=color, linewidth=2)
     ax.plot(part.index, part["truth"], "k.", markersize=4)
     ax.set(title=name, xlabel="training", xticks=[])
-axes[0].set_ylabel("mIoU (%)")
+_ = axes[0].set_ylabel("mIoU (%)")
+
+# %% [markdown]
+# How many dots lie on the lines, and how many of a domain's dots leave the thick lines on the same side?
+
+# %%
+on_thin, on_thick = (
+    100 * whole["truth"].between(whole[low], whole[high]).mean()
+    for low, high in (("interval_low", "interval_high"), ("low", "high"))
+)
+off = whole[~whole["truth"].between(whole["low"], whole["high"])]
+above = (off["truth"] > off["high"]).groupby(off["domain"]).mean()
+together = 100 * above.where(above > 0.5, 1 - above).mean()
 plots.show(
     figure,
     "Truth (dots), interval from sampling only (thick) and with the generator's "
-    "error (thin), one training per line. You should see the dots leave the thick "
-    "lines together, domain by domain, and stay on the thin ones.",
+    f"error (thin), one training per line. You should see {on_thick:.0f} % of "
+    f"the dots on the thick lines and {on_thin:.0f} % on the thin ones. Those that "
+    f"leave the thick lines do so together: {together:.0f} % of a domain's on the same "
+    "side.",
     f"{out}/intervals.png",
 )
 
@@ -389,27 +425,37 @@ Markdown(
 # If the generator loses the layout, the labels no longer describe the image and the estimate is meaningless. The
 # redrawn source notices this too: little of the network's score would be left there. To see how little, the redrawn
 # images are also given the label maps of *other* scenes. An estimate is refused below the middle between the least that
-# is left with the images' own labels and the most that is left with those of other scenes.
+# is left with the images' own labels and the most that is left with those of other scenes. The trainings differ in
+# architecture, so we look at each by itself.
 
 # %%
 refused = estimates.abstentions(last)
+left = last.assign(architecture=last["network"].str.partition("/")[0])
+scored = {"own labels": agreement.REDRAWN, "other scenes' labels": agreement.LOST}
+for name, column in scored.items():
+    left[name] = 100 * left[column] / left["source"]
+own, others = (left.groupby("architecture")[name].mean() for name in scored)
+apart = left["own labels"].min() > left["other scenes' labels"].max()
+
+# %% [markdown]
+# One dot per training and domain:
+
+# %%
+long = left.melt("architecture", list(scored), "labels", "left")
 figure, ax = plt.subplots(figsize=(7, 2.6), layout="constrained")
-for column, label, color in (
-    (agreement.REDRAWN, "own labels", "C0"),
-    (agreement.LOST, "other scenes' labels", "C3"),
-):
-    left = 100 * last[column] / last["source"]
-    sns.stripplot(x=last["domain"], y=left, ax=ax, size=3, label=label, color=color)
-handles, labels = ax.get_legend_handles_labels()
-shown = dict(zip(labels, handles, strict=True))
-ax.legend(shown.values(), shown.keys(), loc="center left", bbox_to_anchor=(1, 0.5))
+palette = dict(zip(scored, ("C0", "C3"), strict=True))
+look = {"dodge": True, "size": 3, "palette": palette, "hue": "labels", "ax": ax}
+sns.stripplot(long, x="architecture", y="left", **look)
+ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
 ax.set(xlabel="", ylabel="score left (%)")
+means = ", ".join(f"{name} {own[name]:.0f} %" for name in own.index)
 plots.show(
     figure,
-    "What redrawing the source leaves of each network's score. Refused, had its "
-    f"domain and its training been new: {refused['abstains'].mean():.0f} % with the "
-    f"images' own labels, {refused['abstains_lost'].mean():.0f} % with those of other "
-    "scenes.",
+    "What redrawing the source leaves of each network's score. You should see the two "
+    f"colours {'apart' if apart else 'overlap'}. With own labels there is left on "
+    f"average: {means}. Refused, had domain and training been new: "
+    f"{refused['abstains'].mean():.0f} % with the images' own labels, "
+    f"{refused['abstains_lost'].mean():.0f} % with those of other scenes.",
 )
 
 # %% [markdown]
@@ -460,12 +506,22 @@ for ax, name in zip(axes, domains, strict=True):
         markersize=3,
     )
     ax.axline((0, 0), slope=1, color="0.3", linewidth=0.8)
+    ax.axhline(0, color="0.8", linewidth=0.8, zorder=0)
+    ax.axvline(0, color="0.8", linewidth=0.8, zorder=0)
     ax.set(title=name, xlabel="estimated (points)")
-axes[0].set_ylabel("true (points)")
+_ = axes[0].set_ylabel("true (points)")
+
+# %% [markdown]
+# How many lie in the right quarters, upper right and lower left?
+
+# %%
+found_better = 100 * (pairs["difference"] * pairs["truth"] > 0).mean()
 plots.show(
     figure,
-    "Estimated and true difference, all pairs. Upper right and lower left: the better "
-    f"one is found. Intervals hold in {held_pairs['coverage'].min():.0f} % or more of "
+    "Estimated and true difference, all pairs. Where both have the same sign, the "
+    f"better one is found: you should see {found_better:.0f} % of the dots there. "
+    "Intervals hold in "
+    f"{held_pairs['coverage'].min():.0f} % or more of "
     f"each domain's pairs; mean width {held_pairs['width'].mean():.1f} points.",
 )
 
@@ -499,16 +555,18 @@ signs.assign(mean=signs.mean(axis=1)).round(0).rename_axis(
 
 # %%
 first, rival = signs.loc[names["estimate"]], signs.loc[names["photometric"]]
-ahead = [name for name in domains if first[name] > rival[name]]
-behind = [name for name in domains if first[name] < rival[name]]
-met = [name for name in domains if first[name] >= estimates.LEAST_SIGN_ACCURACY]
+places = {name: findings.where(name) for name in domains}
+ahead = [where for name, where in places.items() if first[name] > rival[name]]
+behind = [where for name, where in places.items() if first[name] < rival[name]]
+goal = estimates.LEAST_SIGN_ACCURACY
+met = [where for name, where in places.items() if first[name] >= goal]
 Markdown(
     "Of two trainings that differ by more than a point, the estimate finds the "
     f"better one in **{first.mean():.0f} %** of the cases, the photometric score in "
-    f"{rival.mean():.0f} %. The estimate is ahead in "
-    f"{', '.join(ahead) or 'no domain'} and behind in "
-    f"{', '.join(behind) or 'no domain'}. The goal of {estimates.LEAST_SIGN_ACCURACY} "
-    f"% is reached in {', '.join(met) or 'no domain'}."
+    f"{rival.mean():.0f} %. The estimate is ahead "
+    f"{findings.listed(ahead) or 'nowhere'} and behind "
+    f"{findings.listed(behind) or 'nowhere'}. The goal of {goal} % is reached "
+    f"{findings.listed(met) or 'nowhere'}."
 )
 
 # %% [markdown]
@@ -524,6 +582,11 @@ on_photographs = [
     names[score] for score in evidence.PHOTOGRAPH_SCORES if score in names
 ]
 ranks = kendall.loc[[*ours, *on_photographs]]
+
+# %% [markdown]
+# As a map, dark where a score ranks well:
+
+# %%
 ax = sns.heatmap(
     ranks,
     annot=True,
@@ -535,9 +598,11 @@ ax = sns.heatmap(
 )
 ax.set(xlabel="target domain", ylabel="")
 ax.figure.set_size_inches(7, 4)
+surest, weakest = ranks.mean(axis=1).idxmax(), ranks.mean(axis=1).idxmin()
 plots.show(
     ax.figure,
-    "Kendall's rank correlation of every score with the truth, over all trainings.",
+    "Kendall's rank correlation of every score with the truth, over all trainings. You "
+    f"should see the row of “{surest}” darkest and that of “{weakest}” lightest.",
 )
 
 # %% [markdown]
@@ -552,8 +617,8 @@ advice = (
     else "the estimate"
 )
 Markdown(
-    f"On average over the domains, {best.index[0]} ranks best (tau "
-    f"{best.iloc[0]:.2f}). The best score on photographs is {with_photographs} "
+    f"On average over the domains, “{best.index[0]}” ranks best (tau "
+    f"{best.iloc[0]:.2f}). The best score on photographs is “{with_photographs}” "
     f"({best[with_photographs]:.2f}), the estimate reaches "
     f"{best[names['estimate']]:.2f}: for ranking networks, trust **{advice}**."
 )
@@ -585,6 +650,16 @@ lost.assign(mean=lost.mean(axis=1)).round(2).rename_axis(
 )
 
 # %% [markdown]
+# Which rule loses least?
+
+# %%
+mean_lost = lost.mean(axis=1).sort_values()
+Markdown(
+    f"On average *{mean_lost.index[0]}* loses least, {mean_lost.iloc[0]:.2f} points, "
+    f"and *{mean_lost.index[-1]}* most, {mean_lost.iloc[-1]:.2f}."
+)
+
+# %% [markdown]
 # ## Everything in one table
 #
 # All scores, mean over the domains; the file `scores.csv` in this notebook's results has them domain by domain.
@@ -609,7 +684,7 @@ shown.groupby("score", sort=False).mean().round(2).astype(object).fillna(
 ).rename_axis(index=None)
 
 # %% [markdown]
-# And domain by domain for the estimate and its strongest rival, the photometric score:
+# And domain by domain for the estimate and the photometric score, which is an mIoU on changed images too:
 
 # %%
 both = (
@@ -650,7 +725,9 @@ def look_at(name: str, title: str) -> None:
     sample = estimation.opened([place / "seed0"], pairs_of[1], label_set)[0][0]
     seen = label_set.colorize(evaluation.predict(network, sample.image))
     shown = [sample.image, seen, label_set.colorize(sample.label)]
-    pictures[name, title] = plots.encode_png(np.concatenate(shown, axis=1))
+    # Twice as large: 96 pixels are few on a screen.
+    side_by_side = np.concatenate(shown, axis=1).repeat(2, 0).repeat(2, 1)
+    pictures[name, title] = plots.encode_png(side_by_side)
     true = datasets.open_split(root, f"test/{name}")
     scores = evaluation.evaluate(network, true, label_set, batch_size=10)
     sentences[name, title], truths[name, title] = str(guess), scores["miou"]
@@ -699,11 +776,18 @@ explore.Explorer(
 # - **Taking the miniature's interval for your generator.** `zodi/weights/estimate_error_mini.json` was measured with one
 #   checkpoint, whose fingerprint is in it. For another one the tool says "sampling only".
 # - **Comparing an estimate with a number from a table.** Its images, classes and bias are different. Compare
-#   estimates with estimates: they rank well, and the difference between two networks on the same images is far more
-#   certain than either value.
-# - **Choosing among networks that were trained on the judge's own generator.** They may be favoured; look at the points of
-#   `zodi` rows before you trust a ranking of methods.
-#
+#   estimates with estimates, made on the same images: what moves both alike cancels.
+# - **Choosing among networks that were trained on the estimate's own generator.** They may be favoured. The cell below
+#   has the mean of estimate − truth, row by row; look at it before you trust a ranking of methods.
+
+# %%
+bias = last["estimate"] - last["truth"]
+bias = bias.groupby([last["variant"], last["domain"]]).mean().unstack()[domains]
+bias.rename(tables.label).round(1).rename_axis(
+    index="estimate − truth (points)", columns=None
+)
+
+# %% [markdown]
 # ## Try it
 #
 # **1. Predict:** a class appears in two of sixty images. What will its interval look like, and how does the mean
@@ -714,7 +798,8 @@ explore.Explorer(
 # It is wide, or missing: many resamples do not contain the class at all. `estimate` calls it rare and leaves it out
 # of the mean.
 # ```python
-# found.classes.assign(width=found.classes["high"] - found.classes["low"]).sort_values("images")
+# width = found.classes["high"] - found.classes["low"]
+# found.classes.assign(width=width).sort_values("images")
 # ```
 # </details>
 #
@@ -723,8 +808,8 @@ explore.Explorer(
 # <details><summary>Solution</summary>
 #
 # ```python
-# own = estimation.estimate(alone, held_out / "images", held_out / "labels", "driving in fog", f"{out}/own")
-# print(own)
+# own = Path(out) / "own"
+# print(estimation.estimate(alone, *pairs_of, "driving in fog", own, label_set=label_set))
 # ```
 # The miniature knows only the words of its six domains; Stable Diffusion knows more.
 # </details>
@@ -736,14 +821,15 @@ explore.Explorer(
 #
 # Not by itself; with a reference network it is refused.
 # ```python
-# lost = evidence.score_network(alone, {"x": evidence.shuffled(transfers[0])}, label_set)["x"][None]
-# print(estimation.estimate_from(lost, label_set.names))
-# print(estimation.estimate_from(lost, label_set.names, reference=lost))
+# swapped = {"x": evidence.shuffled(transfers[0])}
+# wrong = evidence.score_network(alone, swapped, label_set)["x"][None]
+# print(estimation.estimate_from(wrong, label_set.names))
+# print(estimation.estimate_from(wrong, label_set.names, reference=wrong))
 # ```
 # </details>
 
 # %% [markdown]
-# ## Check yourself
+# ## Self-check
 #
 # Five questions; the answers are folded.
 #
@@ -760,7 +846,8 @@ explore.Explorer(
 # 2. Because that is how it will be used: a new domain and a new network. With either of them among the known ones, the
 #    interval would have seen the error that it has to cover.
 # 3. What the generator does to both scores alike cancels; only what it does to one of them stays.
-# 4. What redrawing leaves of this network's score, and so whether the layout is gone. It cannot tell whether the weather is right.
+# 4. What redrawing leaves of this network's score, and so whether the layout is gone. It cannot tell whether the weather
+#    is right.
 # 5. They share weights, data and seed, so they err alike; counted as independent they make every result look surer.
 # </details>
 
@@ -814,5 +901,6 @@ _ = runs.save_metrics(out, "estimation", settings, metrics, time.perf_counter() 
 #
 # **References.** The paper, Section 4 (performance estimation) · S. Garg et al., *Leveraging Unlabeled Data to Predict
 # Out-of-Distribution Performance* (ATC), ICLR 2022 · W. Deng et al., *Confidence and Dispersity Speak* (nuclear norm),
-# ICML 2023 · *MaNo*, NeurIPS 2024 · J. Higgins et al., *A re-evaluation of random-effects meta-analysis*, 2009 · *GenVal*, ECCV 2024, figures in `zodi/studies/published/genval.csv` · B. Efron,
-# *Bootstrap Methods*, Annals of Statistics 1979.
+# ICML 2023 · *MaNo*, NeurIPS 2024 · J. Higgins et al., *A re-evaluation of random-effects meta-analysis*, 2009 ·
+# *GenVal*, ECCV 2024, figures in `zodi/studies/published/genval.csv` · B. Efron, *Bootstrap Methods*, Annals of
+# Statistics 1979.

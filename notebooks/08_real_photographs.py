@@ -24,12 +24,13 @@
 # **What you will learn:** how to split a video data set so that the test is fair · how much a hand-made change of the
 # images helps where the gap is small · reading a result that is *not* a success story · estimates on photographs.
 #
-# **What you need:** [05 Adaptation](05_adaptation.ipynb), [06 Performance estimation](06_performance_estimation.ipynb).
-# Level: intermediate. Words and symbols are in the [glossary](glossary.md), errors in
-# [troubleshooting](troubleshooting.md).
+# **Level:** intermediate. **What you need:** [05 Adaptation](05_adaptation.ipynb),
+# [06 Performance estimation](06_performance_estimation.ipynb).
 #
 # **How long it takes:** twenty minutes to read, seconds to run; the runs themselves take about 25 minutes on two CPU
 # cores.
+#
+# Words and symbols are in the [glossary](glossary.md), errors in [troubleshooting](troubleshooting.md).
 #
 # > **What this notebook is not.** It is not ZoDi on photographs. No diffusion model was run here; that needs Stable
 # > Diffusion and a graphics card ([11](11_stable_diffusion.ipynb)), and **we have not run it** on these photographs.
@@ -140,7 +141,12 @@ if (place / "data").is_dir():
     rows = [[train[i].image, synth[i].image, true[i % len(true)].image] for i in some]
     names = ["day", f"changed ({method})", "true dusk, other place"]
     figure = plots.image_grid(rows, names, width=11.8)
-    plots.show(figure, "Photographs by day, the same changed to dusk, and true dusk.")
+    by_day, changed, dusk = (np.mean([row[k] for row in rows]) for k in range(3))
+    plots.show(
+        figure,
+        "Photographs by day, the same changed to dusk, and true dusk. You should see "
+        f"how dark each is: grey values of {by_day:.0f}, {changed:.0f} and {dusk:.0f}.",
+    )
 else:
     print(f"no photographs below {results}: the figure is left out")
 
@@ -227,7 +233,7 @@ if len(similarity):
 display(Markdown(verdict + "."))
 
 # %% [markdown]
-# How large is the gap in the first place? What the oracle gains over source-only is more than the light alone is
+# How large is the gap in the first place? What the oracle gains over source-only may be more than the light alone is
 # worth, because it knows the drive. By class:
 
 # %%
@@ -247,7 +253,8 @@ plots.show(
 # %% [markdown]
 # ## Which epoch?
 #
-# The regret of every rule compared with the best epoch on the dusk labels, mean over the runs, in points:
+# The regret of every rule compared with the best epoch on the dusk labels, mean over the runs, in points. A rule is
+# *best* on the source, on the changed day frames (`best_synthetic`), or on the target:
 
 # %%
 recorded = Path(record) / "epochs.csv"
@@ -255,22 +262,24 @@ here = tables.collect(results).size > 0
 epochs = tables.collect_epochs(results) if here else pd.read_csv(recorded)
 lost = tables.epoch_regret(epochs)
 _ = tables.write_table(lost.round(2), Path(out) / "epoch_regret")
-lost.round(2)
+lost.rename_axis(index=[None, None]).rename(tables.label, level=0).round(2)
 
 # %% [markdown]
 # ## Estimates on photographs
 #
 # As in [06](06_performance_estimation.ipynb): day frames of the other drive, on which nothing was trained, are
-# changed to dusk, and the mIoU on them is the *estimate*. Three training runs, scored at four steps each, give twelve
-# networks; the mIoU on the true dusk frames is the truth.
+# changed to dusk, and the mIoU on them is the *estimate*. Each training run is scored at several steps, and every step
+# counts as a network; the mIoU on the true dusk frames is the truth.
 
 # %%
 models, layout, _ = evidence.load(results, record)
+off = (models["estimate"] - models["truth"]).abs()
 plots.show(
     plots.estimate_points(models),
     "Estimated against true mIoU at dusk; a point is a network at one step of its "
-    "training, bars are 95 % intervals. If the estimates were good, you should see the "
-    "points along the line.",
+    "training, bars are 95 % intervals from sampling only. Good estimates would lie on "
+    f"the line. You should see {(off > 5).sum()} of {len(off)} points more than five "
+    "points of mIoU away from it.",
 )
 
 # %% [markdown]
@@ -290,7 +299,7 @@ scores[["pearson", "kendall", "mae", "regret"]].round(2)
 columns = ["source", "estimate", "truth"]
 by_training = models.groupby("variant", sort=False)[columns].mean()
 shown = by_training.rename(index=tables.label)
-shown.rename_axis(index="mean over four steps, mIoU (%)").round(1)
+shown.rename_axis(index="mean over the steps, mIoU (%)").round(1)
 
 # %% [markdown]
 # The same in words, computed from the table:
@@ -322,7 +331,10 @@ display(Markdown(" ".join(sentences)))
 # %%
 found = layout.set_index("domain")[["fidelity", "fidelity_lost", "accuracy"]]
 columns = ["own labels (%)", "others' labels (%)", "told apart (%)"]
-found.set_axis(columns, axis=1).rename_axis(index=None).round(1)
+display(found.set_axis(columns, axis=1).rename_axis(index=None).round(1))
+told = found["accuracy"].mean()
+right = "reads the layout in most of them" if told > 75 else "is often wrong"
+Markdown(f"With {told:.0f} % told apart, the reference {right}.")
 
 # %% [markdown]
 # ## Pitfalls
@@ -330,7 +342,7 @@ found.set_axis(columns, axis=1).rename_axis(index=None).round(1)
 # - **Neighbouring frames.** A random split of a video tests on almost the same frames that it trained on.
 # - **Choosing the strength of the change by the dusk frames.** It might help, but it would no longer be zero-shot.
 #   Ours was written for the word and not touched again.
-# - **Small test sets.** Thirty frames of one drive show one place at one time. The interval of the estimate says how
+# - **Small test sets.** A few dozen frames of one drive show one place at one time. The interval of the estimate says how
 #   much that matters.
 #
 # ## Try it
@@ -394,5 +406,5 @@ _ = runs.save_metrics(out, "photographs", {"results": results}, metrics, took)
 # %% [markdown]
 # **Next:** [09 Bring your own domain](09_bring_your_own_domain.ipynb): the same with your images and your sentence.
 #
-# **References.** G. Brostow et al., *Semantic Object Classes in Video*, Pattern Recognition Letters 2009 · V. Badrinarayanan et
-# al., *SegNet*, PAMI 2017 (the 11-class labels).
+# **References.** G. Brostow et al., *Semantic Object Classes in Video*, Pattern Recognition Letters 2009 ·
+# V. Badrinarayanan et al., *SegNet*, PAMI 2017 (the 11-class labels).

@@ -25,10 +25,12 @@
 # path of *flow matching*, derived and tested where the exact answer is known · what runs on which graphics card ·
 # networks by name · images made by another program · the transfer in the opposite direction.
 #
-# **What you need:** [03 Layout-to-image](03_layout_to_image.ipynb) and [05 Adaptation](05_adaptation.ipynb). Level:
-# advanced. Words and symbols are in the [glossary](glossary.md), errors in [troubleshooting](troubleshooting.md).
+# **Level:** advanced. **What you need:** [03 Layout-to-image](03_layout_to_image.ipynb) and
+# [05 Adaptation](05_adaptation.ipynb).
 #
 # **How long it takes:** half an hour to read, three minutes to run on two CPU cores.
+#
+# Words and symbols are in the [glossary](glossary.md), errors in [troubleshooting](troubleshooting.md).
 
 # %% [markdown]
 # On Google Colab this cell fetches the course and installs what is missing; elsewhere it does nothing.
@@ -71,6 +73,7 @@ from zodi import (
     transfer,
 )
 from zodi.generators.schedules import StraightPath, few_step_scheduler
+from zodi.labels import IGNORE_INDEX
 from zodi.miniature import dataset
 from zodi.studies import sizes
 from zodi.support import plots, runs
@@ -198,7 +201,7 @@ for eta in (0.0, 0.5, 1.0):
 ratios = pd.DataFrame(rows).pivot(index="t", columns="eta", values="ratio")
 
 # %% [markdown]
-# All three lines should stay near 1.
+# All three lines should stay near 1, and come nearer with more samples (`points`).
 
 # %%
 figure, ax = plt.subplots(figsize=(6.5, 2.6), layout="constrained")
@@ -239,13 +242,15 @@ assert torch.equal(moved[0.0], source)
 # Two things are to be seen: how far the points have gone, and whether they are still on the side where they began.
 
 # %%
-size = {"figsize": (11, 2.3), "layout": "constrained"}
+size = {"figsize": (11, 2.6), "layout": "constrained"}
 figure, axes = plt.subplots(1, len(strengths), sharex=True, sharey=True, **size)
 on_left = source[:, 0, 0, 0] < 0
 for ax, (strength, z) in zip(axes, moved.items(), strict=True):
     for side, color in ((on_left, "C0"), (~on_left, "C1")):
         ax.scatter(*z[side, :, 0, 0].T[:, ::8], s=2, color=color)
     ax.set_title(f"strength {strength:g}")
+figure.supxlabel("first coordinate", fontsize="medium")
+axes[0].set_ylabel("second coordinate")
 plots.show(
     figure,
     "Points of clear (above) on their way to night (below); the colour is the side on "
@@ -263,12 +268,14 @@ for strength, z in moved.items():
     kept[strength] = 100 * ((z[:, 0, 0, 0] < 0) == on_left).double().mean().item()
     way = (source - truth)[:, 1].mean().item()
     there[strength] = 100 * (source - z)[:, 1].mean().item() / way
+# What the caption above says: the clouds go down, and the colours mix.
+assert there[0.0] == 0 < there[0.4] < there[1.0] and kept[1.0] < kept[0.4]
 lines = {"of the way to night": there, "still on their side": kept}
 pd.DataFrame(lines).T.rename_axis(columns="strength").round(0)
 
 # %% [markdown]
-# This is the trade-off of the whole method in one picture. With little noise the points keep their side and stay
-# clear; with a lot of noise they become night and forget where they came from. In between, both goals can be met.
+# This is the trade-off of the whole method in one picture. With little noise the points keep their side and do not go
+# all the way; with a lot of noise they become night and forget where they came from. In between, both goals can be met.
 
 # %%
 between = max((s for s in strengths if 0 < s < 1), key=lambda s: min(kept[s], there[s]))
@@ -398,7 +405,7 @@ audit = importing.audit(*given, mask=True, progress=False)
 print(audit)
 
 # %% [markdown]
-# Image by image: where the layout is wrong, many more labels are lost.
+# Image by image. Where the layout is wrong, more labels should be lost:
 
 # %%
 lost = audit.images["lost"]
@@ -421,16 +428,20 @@ plots.show(
 
 # %%
 masked = datasets.synthesized(taken, labels, label_set)
-rows = []
-for key in [shifted[0], *rest.index[:1]]:
+titles = ["source", "imported", "its labels", "its labels with mask"]
+tiles, names, void = [], [], []
+for key, what in zip([shifted[0], *rest.index[:1]], ("shifted", "kept"), strict=False):
     before, after = train[train.keys.index(key)], masked[masked.keys.index(key)]
-    colours = [label_set.colorize(sample.label) for sample in (before, after)]
-    rows.append([before.image, after.image, *colours])
+    maps = [label_set.colorize(sample.label) for sample in (before, after)]
+    tiles += [[before.image, after.image], maps]
+    names += [f"{title} ({what})" for title in titles]
+    void.append(100 * (after.label == IGNORE_INDEX).mean())
 plots.show(
-    plots.image_grid(rows, ["source", "imported", "labels", "labels with mask"]),
-    "Above a shifted image, below one that kept its layout. You should see more void "
-    "(black) in the labels of the image above than in those below.",
-)
+    plots.image_grid(tiles, titles=names, width=7.8),
+    "A shifted image, and one that kept its layout. You should see void (black) where "
+    "the mask took the label away: "
+    + " and ".join(f"{share:.0f} %" for share in void) + " of the pixels.",
+)  # fmt: skip
 
 # %% [markdown]
 # ## The other way round
@@ -447,11 +458,17 @@ photographs.mkdir()
 for key in test.keys[:limit]:
     shutil.copyfile(place / "images" / f"{key}.png", photographs / f"{key}.png")
 scores, shown = {}, {"photograph": photographs}
+titles = {"predicted": "redrawn, layout as predicted", "none": "redrawn without layout"}
 for layout in redrawing.LAYOUTS:
     made = Path(out) / f"redrawn_{layout}"
     given = (reference, photographs, made, mini, label_set, layout)
     redrawing.redraw_target(*given, progress=False)
-    shown[f"redrawn, layout {layout}"] = made / redrawing.REDRAWN_FOLDER / "images"
+    shown[titles[layout]] = made / redrawing.REDRAWN_FOLDER / "images"
+
+# %% [markdown]
+# The unchanged network segments all of them:
+
+# %%
 for name, folder in shown.items():
     part = datasets.FolderDataset(folder, place / "labels", label_set)
     result = evaluation.evaluate(reference, part, label_set, batch_size=10)
@@ -465,11 +482,14 @@ folders = list(shown.values())
 files = [[folder / f"{key}.png" for folder in folders] for key in test.keys[:2]]
 rows = [[datasets.read_image(file) for file in line] for line in files]
 numbers = ", ".join(f"{name} {score:.1f} %" for name, score in scores.items())
+grey = [np.mean([row[k] for row in rows]) for k in range(len(folders))]
+lighter = "lighter" if min(grey[1:]) > grey[0] else "not all lighter"
 plots.show(
     plots.image_grid(rows, list(shown), width=11.8),
-    f"Photographs of {domain}, and what the transfer makes of them. mIoU of the "
-    f"unchanged network: {numbers}. You should see daylight come back, and houses "
-    "that the photograph does not have.",
+    f"Photographs of {domain}, and what the transfer makes of them. You should see "
+    f"that the redrawn ones are {lighter} (grey values of {grey[0]:.0f} against "
+    f"{', '.join(f'{value:.0f}' for value in grey[1:])}); look for what the "
+    f"photographs do not have. mIoU of the unchanged network: {numbers}.",
 )
 
 # %% [markdown]
@@ -480,9 +500,9 @@ before, *after = scores.values()
 best = max(after)
 verb = "gains" if best > before else "loses"
 Markdown(
-    f"The best of the two {verb} **{abs(best - before):.1f} points** on {limit} images."
-    " It costs a transfer per photograph at test time, where adaptation costs one "
-    "training."
+    f"The better of the two {verb} **{abs(best - before):.1f} points** on {limit} "
+    "images, with one network. [A3](A3_tables.ipynb) has several seeds. It costs a "
+    "transfer per photograph at test time, where adaptation costs one training."
 )
 
 # %% [markdown]
@@ -551,8 +571,9 @@ settings = {"data": data, "domain": domain, "steps": steps, "limit": limit}
 _ = runs.save_metrics(out, "generators", settings, metrics, time.perf_counter() - start)
 
 # %% [markdown]
-# **Next:** [11 Stable Diffusion on a graphics card](11_stable_diffusion.ipynb). The appendix: [A1 How the miniature was made](A1_how_the_miniature_was_made.ipynb), [A2 Running at paper
-# scale](A2_paper_scale.ipynb), [A3 Tables](A3_tables.ipynb).
+# **Next:** [11 Stable Diffusion on a graphics card](11_stable_diffusion.ipynb). The appendix: [A1 How the miniature was
+# made](A1_how_the_miniature_was_made.ipynb), [A2 Running at paper scale](A2_paper_scale.ipynb),
+# [A3 Tables](A3_tables.ipynb), which is best read before 06, and [A4 Accounting](A4_accounting.ipynb).
 #
 # **References.** Y. Lipman et al., *Flow Matching for Generative Modeling*, ICLR 2023 · X. Liu et al., *Flow Straight
 # and Fast*, ICLR 2023 · P. Esser et al., *Scaling Rectified Flow Transformers*, ICML 2024 · J. Song et al., *Denoising

@@ -25,13 +25,14 @@
 # and watch the memory · redraw one street with five prompts at three strengths · let a network look for the labels in
 # the results · write the command for a whole data set.
 #
-# **What you need:** [03 Layout-to-image](03_layout_to_image.ipynb). For Stable Diffusion itself a graphics card with
-# 16 GB (on Colab: *Runtime, Change runtime type, T4*). Without one, every cell runs on the miniature and says so.
-# Level: intermediate. Words and symbols are in the [glossary](glossary.md), errors in
-# [troubleshooting](troubleshooting.md).
+# **Level:** intermediate. **What you need:** [03 Layout-to-image](03_layout_to_image.ipynb). For Stable Diffusion itself
+# a graphics card with 16 GB (on Colab: *Runtime, Change runtime type, T4*). Without one, every cell runs on the miniature
+# and says so.
 #
 # **How long it takes:** fifteen minutes to read, three to run with the miniature on two CPU cores; under ten from the
 # badge to the pictures on a T4 by the calculation below, which assumes two rates.
+#
+# Words and symbols are in the [glossary](glossary.md), errors in [troubleshooting](troubleshooting.md).
 #
 # > **What was run by us, and what was not.** We had neither a T4 nor these weights. You see the miniature's pictures
 # > here. The lines that run only on a card are tested with small random networks of the same classes, on a card that
@@ -197,7 +198,7 @@ minutes = pd.Series({
 minutes.to_frame().rename_axis("assumed").round(1)
 
 # %% [markdown]
-# Installing on Colab and training the network for the audit come on top, with two minutes each at most.
+# Installing on Colab and training the network for the audit come on top; we expect two minutes each at most.
 #
 # ## Load it
 #
@@ -274,8 +275,8 @@ table.insert(0, "prompt", [plan[name, WHICH[1]].prompt for name in domains])
 table
 
 # %% [markdown]
-# Now draw. Everything is the same for all fifteen images except prompt and strength, also the noise, which is seeded
-# by the name of the image.
+# Now draw. Everything is the same for all images except prompt and strength, also the noise, which is seeded by the name
+# of the image.
 
 # %%
 drawn, seconds = {}, {}
@@ -311,7 +312,7 @@ plots.show(
 )
 
 # %% [markdown]
-# And all fifteen. Read a row from left to right: what does more strength buy, and what does it cost?
+# And all strengths. Read a row from left to right: what does more strength buy, and what does it cost?
 
 # %%
 titles = [f"{name}, strength {config.strength:g}" for (name, _), config in plan.items()]
@@ -319,8 +320,8 @@ grid = [[drawn[name, which] for which in WHICH] for name in domains]
 plots.show(
     plots.image_grid(grid, titles=titles, width=11.8),
     f"Prompts from top to bottom, strengths from left to right. {remark} You should "
-    "see the domain become clearer to the right, and what no label protects, such as "
-    "the marks on the road, vanish first.",
+    "look for what no label protects, such as the marks on the road: compare each row "
+    "with the source. Whether the domain becomes clearer is counted below.",
     f"{out}/strengths.png",
 )
 
@@ -411,7 +412,11 @@ if both is not None:
     files_of = sorted((place / "images").glob("*.png"))
     names = graders.classify(both, [datasets.read_image(file) for file in files_of])
     seen = pd.Series(names, pd.MultiIndex.from_tuples(shown)).unstack()
-    display(seen.reindex(index=domains, columns=table.columns).fillna("-"))
+    seen = seen.reindex(index=domains, columns=table.columns).fillna("-")
+    right = seen.eq(pd.Series(seen.index, seen.index), axis=0).sum()
+    counts = ", ".join(f"{number} ({which})" for which, number in right.items())
+    display(seen)
+    display(Markdown(f"Of {len(seen)} prompted domains it sees: {counts}. {remark}"))
 
 # %% [markdown]
 # ## A whole data set
@@ -490,15 +495,15 @@ print(f"batches of {batch} took {gigabytes:.1f} GB, measured by us on one {where
 # (mixed,) = transfer.transfer_images(generator, [image], wrong, [key], config)
 # plots.show(plots.image_grid([[image, wrong[0], mixed]]), "Image and layout disagree.")
 # ```
-# At high strength the shapes come from the layout and the colours of large areas from the image.
+# The more strength, the more the shapes follow the layout. Compare with `plan[domains[0], "less"]`.
 # </details>
 
 # %% [markdown]
 # ## Recap
 #
-# You have asked for the download knowing its size and licence, loaded Stable Diffusion in 16 bits, and redrawn one
-# street fifteen times. The judge's table tells how much strength the labels survive. With pictures that you trust, go
-# on to a data set and train on it.
+# You know what Stable Diffusion's download costs and allows, whether it fits your card in 16 bits, and what prompts and
+# strengths make of one street. The judge's table tells how much strength the labels survive. With pictures that you
+# trust, go on to a data set and train on it.
 
 # %%
 metrics = {"seconds": {f"{name}, {which}": s for (name, which), s in seconds.items()}}

@@ -24,11 +24,12 @@
 # **What you will learn:** the commands, from the data to the table · a list of checks, cheapest first · reading the plan
 # of a grid of runs · downloads, shards, resuming, Slurm · every place where we differ from the published program.
 #
-# **What you need:** [03 Layout-to-image](03_layout_to_image.ipynb) and [05 Adaptation](05_adaptation.ipynb). No GPU, no
-# download. Level: advanced. Words and
-# symbols are in the [glossary](glossary.md), errors in [troubleshooting](troubleshooting.md).
+# **Level:** advanced. **What you need:** [03 Layout-to-image](03_layout_to_image.ipynb) and
+# [05 Adaptation](05_adaptation.ipynb). No GPU, no download.
 #
 # **How long it takes:** twenty minutes to read, under a minute to run on two CPU cores.
+#
+# Words and symbols are in the [glossary](glossary.md), errors in [troubleshooting](troubleshooting.md).
 #
 # > **What was run by us, and what was not.** `PROFILE=paper` was **not**: its data and weights were not available where
 # > this was made. All its parts run at small size, and its *speed* was measured on one NVIDIA H200, with networks of the
@@ -170,6 +171,9 @@ answer = subprocess.run(
 names = dict(re.findall(r'(\d+)\[label = "(\w+)"', answer.stdout))
 arrows = re.findall(r"(\d+) -> (\d+)", answer.stdout)
 edges = [(names[a], names[b]) for a, b in arrows if names[b] != "all"]
+# What the figure's caption says.
+assert {a for a, b in edges if b == "source_only"} == {"data"}
+assert ("transfer_shard", "transfer") in edges
 places = {
     "data": (0, 1), "transfer_shard": (1, 1.7), "transfer": (2, 1.5),
     "source_only": (1.45, 0.35), "adapt": (2.95, 1.05),
@@ -244,9 +248,8 @@ needs = pd.DataFrame({
 each = 1 / speed["images_per_second"] / 3600
 needs.loc["transfer of one image"] = each, images * each, speed["peak_memory_gb"]
 needs.loc["together"] = None, needs["hours of all"].sum(), needs.iloc[:, 2].max()
-needs = needs.round(4).astype(object).fillna("-")
+needs = needs.map("{:.3g}".format).replace("nan", "-")
 needs.rename_axis(index="ZoDi training with")
-
 
 # %% [markdown]
 # On another card only your own `make bench` counts: in A4 you can see how far apart an operation count and a clock can
@@ -366,8 +369,8 @@ limits.rename(columns=names)
 # %% [markdown]
 # Check two things before you send it. A job that exceeds its minutes is killed and sent again once; it then resumes
 # from its last state. And with one CPU, a training run alternates between reading its images and feeding the card: if
-# the nodes have more CPUs, add the lines `adapt:cpus_per_task=4` and `source_only:cpus_per_task=4` to the file. Which rate the minutes assume is in
-# [A4](A4_accounting.ipynb).
+# the nodes have more CPUs, add the lines `adapt:cpus_per_task=4` and `source_only:cpus_per_task=4` to the file. Which
+# rate the minutes assume is in [A4](A4_accounting.ipynb).
 
 # %% [markdown]
 # ## The settings, beside the published ones

@@ -24,8 +24,9 @@
 # **What you will learn:** why a single run proves nothing · how to compare two methods seed by seed · which rows a
 # table needs so that a gain can be *explained* · when two rows tie.
 #
-# **Level:** intermediate. **What you need:** [01](01_domain_gap.ipynb) for mIoU, [05](05_adaptation.ipynb) for the rows. No GPU; if you have
-# no runs of your own, the notebook reads the record of ours.
+# **Level:** intermediate. **What you need:** [01](01_domain_gap.ipynb) for mIoU, [05](05_adaptation.ipynb) for the rows,
+# whose last part asks what explains the gain. Read this notebook after 05 and before
+# [06](06_performance_estimation.ipynb). No GPU; if you have no runs of your own, the notebook reads the record of ours.
 #
 # **How long it takes:** half an hour to read, seconds to run.
 #
@@ -52,11 +53,13 @@ if "google.colab" in sys.modules and not Path("../pyproject.toml").exists():
 import time
 
 import matplotlib.pyplot as plt
+import pandas as pd
 import seaborn as sns
 from IPython.display import Markdown, display
 
 from zodi import datasets
 from zodi.studies import findings, tables
+from zodi.studies.table_rows import table_rows
 from zodi.support import plots, runs
 
 plots.use_theme()
@@ -74,13 +77,18 @@ out: str = "../results/course/tables"  # folder of the tables and figures
 # ## One tidy frame
 #
 # A run is identified by a row (*variant*), the domain it was adapted to, a network and a seed. Each was tested on the
-# domain's test set and on clear. `class` is a class name, or `mean` for the mIoU.
+# domain's test set and on clear. `class` is a class name, or `mean` for the mIoU. How many seeds were run of each row,
+# by the domain that it was adapted to; some rows know no domain and are trained once for all:
 
 # %%
 frame, origin = tables.load_runs(results, record)
 display(Markdown(f"These tables are made from **{origin}**."))
 seeds = frame.groupby(["variant", "domain"], sort=False)["seed"].nunique().unstack()
-seeds.dropna(axis=1, how="all").fillna(0).astype(int).rename(tables.label)
+adapted_to = [name for name in frame["test_domain"].unique() if name in seeds]
+order = [name for name in table_rows() if name in seeds.index]
+seeds = seeds.reindex(order, columns=["", *adapted_to]).dropna(axis=1, how="all")
+seeds = seeds.rename(index=tables.label, columns={"": "(none)"}).rename_axis(index=None)
+seeds.astype("Int64").astype(object).fillna("-")
 
 # %% [markdown]
 # ## The table
@@ -108,11 +116,13 @@ display(Markdown(said))
 
 # %% [markdown]
 # The row *test-time transfer* needs a word. Nothing is trained for it: every test image is redrawn in the *source's*
-# domain, and the source-only network, unchanged, segments what it knows. The layout is what this network sees in the
-# image, since nobody has labels there ([09](09_bring_your_own_domain.ipynb) does it step by step).
+# domain, and the source-only network, unchanged, segments the result. The layout is what this network sees in the image,
+# since nobody has labels there ([09](09_bring_your_own_domain.ipynb) does it step by step).
 
 # %%
-display(Markdown(findings.standing(frame, "redrawn")))
+over = findings.against(frame, "source_only", "redrawn")
+under = findings.against(frame, "redrawn")
+display(Markdown(f"{over}\n\n{under}" if over else "It was not run."))
 
 # %% [markdown]
 # ## Seed by seed
@@ -128,19 +138,23 @@ display(Markdown(findings.standing(frame, "redrawn")))
 # %%
 pairs = tables.paired(frame)
 domains = list(dict.fromkeys(pairs["domain"]))
-for part in filter(None, (domains[:3], domains[3:])):
-    plots.show(
-        plots.row_points(pairs[pairs["domain"].isin(part)], "gain", "gain (points)"),
-        f"Gain over source only ({', '.join(part)}), every seed minus its own partner. "
-        "A row whose dots all lie right of zero is better in every seed.",
-        Path(out) / "figures" / f"gains_{part[0]}.png",
-    )
+gains = tables.gains(pairs)
+always = (
+    (gains["positive"] == gains["seeds"]).groupby(gains["variant"], sort=False).all()
+)
+named = [findings.called(name) for name in always.index[always]]
+plots.show(
+    plots.row_points(pairs, "gain", "gain (points)"),
+    "Gain over source only, every seed minus its own partner. A row whose dots all lie "
+    "right of zero is better in every seed. In every seed of every domain you should "
+    f"see this for {findings.listed(named) or 'no row'}.",
+    Path(out) / "figures" / "gains.png",
+)
 
 # %% [markdown]
 # The same as numbers, for those who want to go on from here. Where do the seeds disagree?
 
 # %%
-gains = tables.gains(pairs)
 _ = tables.write_table(gains.set_index(["variant", "domain"]), Path(out) / "gains")
 split = gains[(gains["positive"] > 0) & (gains["positive"] < gains["seeds"])]
 lines = [f"- {tables.statement(gain, 'source_only')}" for _, gain in split.iterrows()]
@@ -150,24 +164,19 @@ display(Markdown("\n".join(lines) or "Nowhere: every row's seeds agree on the si
 # ## What explains the gain?
 #
 # ZoDi changes several things at once: it shows the network *other* images, *more* images, and it adds the similarity
-# term. A table with only source-only and ZoDi cannot tell which of these helped. Each of these rows takes one
-# explanation away:
-#
-# - *source only, as many images*: a training that sees as many images as ZoDi's. Is it just more training?
-# - *clear prompt*: redrawn by the diffusion model, but not in another domain. Is it just augmentation?
-# - *RandAugment*, *AugMix*, *random weather*: the image itself, changed differently at every step by operations that
-#   know no domain. Is strong plain augmentation as good?
-# - *photometric*: darkened or veiled by hand. Is a diffusion model needed at all?
-# - *SDEdit*, *ControlNet only*: the image without the inverted noise, or the layout without the image. Is the
-#   stochastic inversion needed?
-# - *without similarity*: without the similarity term of the loss. Is it this term?
-#
-# The table shows ZoDi minus each row, in points, with the standard error.
+# term. A table with only source-only and ZoDi cannot tell which of these helped, so each further row takes one
+# explanation away. [05](05_adaptation.ipynb) asks the questions one by one and has ZoDi's differences from every row,
+# with their standard errors. Here is the short form: in how many domains ZoDi is better than a row by two standard
+# errors, ties with it, or is worse. The differences themselves are written to a file.
 
 # %%
-differences = findings.comparison_table(frame)
-_ = tables.write_table(differences, Path(out) / "differences")
-differences if len(differences) else Markdown("No ZoDi runs to compare with.")
+_ = tables.write_table(findings.comparison_table(frame), Path(out) / "differences")
+compared = findings.compare(frame)
+counts = pd.crosstab(compared["other"].map(tables.label), compared["verdict"])
+kinds = [findings.BETTER, findings.TIED, findings.WORSE, findings.UNDECIDED]
+counts = counts.reindex(compared["other"].map(tables.label).unique())
+counts = counts.reindex(columns=[kind for kind in kinds if kind in counts])
+counts.rename_axis(index="ZoDi against", columns="domains")
 
 # %% [markdown]
 # The **oracle** trains on true target images of the training scenes. No zero-shot method can be expected to surpass
@@ -178,7 +187,7 @@ differences if len(differences) else Markdown("No ZoDi runs to compare with.")
 
 # %%
 closed = tables.gap_closed(frame)
-closed.round(0)
+closed.round(0).astype(object).fillna("-")
 
 # %% [markdown]
 # ## What it costs at home
@@ -194,13 +203,27 @@ spread = zip(clear["mean"], clear["std"], strict=True)
 clear["cell"] = [tables.plus_minus(mean, std) for mean, std in spread]
 index = ["network", "row"] if clear["network"].nunique() > 1 else ["row"]
 cost = clear.pivot(index=index, columns="domain", values="cell")
-cost.reindex(clear.set_index(index).index.unique()).fillna("-")
+cost = cost.reindex(clear.set_index(index).index.unique())
+cost[[name for name in ("(none)", *adapted_to) if name in cost]].fillna("-")
 
 # %% [markdown]
-# In words:
+# [05](05_adaptation.ipynb) has the differences for ZoDi in words. Is it the generated images that cost so much? Compare
+# with the oracle, which trains on true ones:
 
 # %%
-display(Markdown(findings.home_sentence(frame) or "No ZoDi runs were tested on clear."))
+alone = home[home["variant"] == "source_only"]
+twins = home.merge(alone, on=["network", "seed"], suffixes=("", "_alone"))
+change = (twins["iou"] - twins["iou_alone"]).groupby(twins["variant"]).mean()
+words = "ZoDi or the oracle was not tested on clear."
+if {"zodi", "oracle"} <= {*change.index}:
+    zodi, oracle = change["zodi"], change["oracle"]
+    words = (
+        f"On average over domains and seeds, ZoDi changes the mIoU on clear images by "
+        f"{zodi:+.1f} points and the oracle by {oracle:+.1f}."
+    )
+    if max(zodi, oracle) < 0:
+        words += f" So true images cost {100 * oracle / zodi:.0f} % as much."
+display(Markdown(words))
 
 # %% [markdown]
 # ## Class by class
@@ -264,8 +287,14 @@ reproduced, logs = tables.collect_epochs(results), tables.published_logs()
 comparison = tables.beside_published(reproduced, logs)
 _ = tables.write_table(comparison, Path(out) / "published")
 network = "DeepLabv3+-resnet50"
-named = comparison.xs(network, level="network")
-named.rename_axis(index=["domain", f"rule ({network})"])
+names = {
+    "last": "last",
+    "at_best_source": "best on source",
+    "best_target": "best on target",
+}
+named = comparison.xs(network, level="network").rename(names, level="rule")
+named = named.rename_axis(index=["domain", f"rule ({network})"])
+named.astype(object).fillna("-")
 
 # %% [markdown]
 # Where runs have scored their epochs (with held-out transferred images, as at the paper's scale), each rule has a
@@ -343,8 +372,7 @@ settings = {"results": results, "record": record}
 _ = runs.save_metrics(out, "tables", settings, metrics, time.perf_counter() - start)
 
 # %% [markdown]
-# **Back to:** [05 Adaptation](05_adaptation.ipynb), or on to [07 The paper's tables, and what they
-# hide](07_published_tables.ipynb).
+# **Next:** [06 Performance estimation](06_performance_estimation.ipynb), or back to [05 Adaptation](05_adaptation.ipynb).
 #
 # **References.** The paper, Section 4 · J. Demšar, *Statistical Comparisons of Classifiers over Multiple Data Sets*,
 # JMLR 2006 · X. Bouthillier et al., *Accounting for Variance in Machine Learning Benchmarks*, MLSys 2021 · sources of

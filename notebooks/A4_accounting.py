@@ -24,11 +24,12 @@
 # **What you will learn:** counting the operations of Stable Diffusion without its weights · what is counted, measured,
 # assumed or unknown · why a rate of operations misleads for small batches · whether the CPU can keep up.
 #
-# **What you need:** [A2 Running at paper scale](A2_paper_scale.ipynb), which has the commands. No GPU, no download.
-# Level: advanced. Words and
-# symbols are in the [glossary](glossary.md), errors in [troubleshooting](troubleshooting.md).
+# **Level:** advanced. **What you need:** [A2 Running at paper scale](A2_paper_scale.ipynb), which has the commands. No
+# GPU, no download.
 #
 # **How long it takes:** half an hour to read, under a minute to run on two CPU cores.
+#
+# Words and symbols are in the [glossary](glossary.md), errors in [troubleshooting](troubleshooting.md).
 #
 # > **What was run by us, and what was not.** `PROFILE=paper` was **not**: its data and weights were not available where
 # > this was made. Every number below says where it comes from: *counted* here, *measured* here on this CPU or on an
@@ -236,6 +237,10 @@ lines = {
 }
 cost = pd.DataFrame.from_dict(lines, orient="index").astype({"steps n": int})
 cost["miniatures"] = cost["TFLOP per image"] / (formula / 1e12)
+# The dearest domain is the one with the highest strength, as the text below says.
+assert (
+    cost["TFLOP per image"].idxmax() == cost["strength (published)"].idxmax() == "night"
+)
 cost.round(2)
 
 # %% [markdown]
@@ -361,6 +366,7 @@ reckoned = pd.Series({
 })  # fmt: skip
 profile = pd.Series({rule: grid["expected"][rule]["hours"] for rule in reckoned.index})
 hours_each = reckoned * 1e6 / 100 / 3600
+assert (profile >= hours_each).all()
 pd.DataFrame({
     "PFLOP, counted": 1000 * reckoned, "hours at 100 TFLOP/s": hours_each,
     "hours in the profile": profile,
@@ -433,7 +439,8 @@ print(f"{floor:.1f} hours for {recipe.steps} steps at best")
 #
 # `make bench` was run on one NVIDIA H200. First the transfer to night, with images of 1024 x 512 pixels. The table
 # compares the loop of the authors' program (one image, float32, two calls per step), rewritten from its description,
-# with ours (eight images, bfloat16, one call per step). If you have run the command on your card, its records are in
+# with ours (eight images, bfloat16, one call per step). *Share of matmul* is our rate of operations over that of one
+# large matrix product on the same machine. If you have run the command on your card, its records are in
 # `benchmarks/` and are read here:
 
 
@@ -451,7 +458,7 @@ names = {
 found = pd.DataFrame({title: record(name) for name, title in names.items()}).T
 keys = {
     "authors_images_per_second": "the authors' loop", "images_per_second": "ours",
-    "speedup": "times", "share_of_matmul": "share of peak", "peak_memory_gb": "GB",
+    "speedup": "times", "share_of_matmul": "share of matmul", "peak_memory_gb": "GB",
 }  # fmt: skip
 machine = record("training_gpu")["machine"]
 print(f"{machine['gpu']}, {machine['cpus']} CPU cores")
@@ -460,7 +467,8 @@ shown.rename_axis(index="images per second").astype(float).round(2)
 
 # %% [markdown]
 # The second half of the bill is the training: steps per second with two batches that are already on the card, and
-# with workers that read them, as in a run. In float32, as in the paper, PyTorch lets convolutions use TF32:
+# with workers that read them, as in a run. In float32, as in the paper, PyTorch lets convolutions use TF32, which
+# rounds the factors of a product:
 
 # %%
 trained = pd.DataFrame(record("training_gpu")["trainings"])
@@ -603,6 +611,8 @@ table.round(2)
 pixels = height * width
 everything = train + held_out + sum(map(sum, acdc.COUNTS.values()))
 everything += gta5.GTA5.parts[0].count
+# What the text below says of the game.
+assert 2 * gta5.GTA5.parts[0].count > everything and "oracle" not in grid["variants"]
 trainings = per_network + len(seeds) * len(for_all)
 disk = pd.Series({
     "prepared data, at most": everything * 4 * pixels,
@@ -638,6 +648,7 @@ for dtype in (torch.float32, torch.bfloat16):
 difference = np.abs(both[0].astype(int) - both[1])
 changed = np.abs(both[0].astype(int) - small.image)
 enlarged = np.minimum(50 * difference, 255).astype(np.uint8)
+assert difference.mean() < 2  # grey levels, which nobody sees
 names = ["float32", "bfloat16", "difference x 50"]
 plots.show(
     plots.image_grid([[*both, enlarged]], names, width=11.8),

@@ -39,7 +39,9 @@ NARROW = (
     "08_real_photographs",
     "10_generators_and_networks",
     "11_stable_diffusion",
+    "A1_how_the_miniature_was_made",
     "A2_paper_scale",
+    "A3_tables",
     "A4_accounting",
 )
 WIDTH = 88

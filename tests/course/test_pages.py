@@ -1,11 +1,23 @@
 """The pages beside the notebooks: glossary, troubleshooting, syllabus. What they quote and link exists."""
 
+import argparse
 import ast
+import functools
+import itertools
 import json
 import re
 from pathlib import Path
 
+import jupytext
 import pytest
+import yaml
+
+from zodi import __main__ as method
+from zodi.adaptation import RECIPES
+from zodi.labels import LABEL_SETS
+from zodi.miniature import __main__ as miniature
+from zodi.studies import __main__ as studies
+from zodi.transfer import METHODS
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted((ROOT / "notebooks").glob("*.md"))
@@ -13,6 +25,21 @@ TROUBLES = (ROOT / "notebooks" / "troubleshooting.md").read_text(encoding="utf-8
 GLOSSARY = (ROOT / "notebooks" / "glossary.md").read_text(encoding="utf-8")
 # Notebooks whose header links the pages; the others follow.
 LINKING = sorted(path.stem for path in (ROOT / "notebooks").glob("*.py"))
+
+
+PROGRAMS = {"zodi": method.COMMANDS, "zodi.miniature": miniature.COMMANDS, "zodi.studies": studies.COMMANDS}
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.py"))
+
+
+def read(file: Path) -> str:
+    return file.read_text(encoding="utf-8")
+
+
+def prose(page: Path) -> str:
+    """The text of a page; of a notebook its cells of text."""
+    if page.suffix == ".md":
+        return read(page)
+    return "\n".join(cell.source for cell in jupytext.read(page).cells if cell.cell_type == "markdown")
 
 
 def texts_of_the_code() -> set[str]:
@@ -50,6 +77,47 @@ def test_commands_of_the_pages_exist():
         assert set(re.findall(r"`make ([\w-]+)", text)) <= targets, page.name
         scripts = re.findall(r"python (data_scripts/\w+\.py)", text)
         assert not [name for name in scripts if not (ROOT / name).is_file()], page.name
+
+
+@functools.cache
+def options_of_the_code() -> set[str]:
+    """Every option of the package's commands and of the scripts for data sets."""
+    found = set(re.findall(r'add_argument\(\s*"(--[\w-]+)"', "".join(map(read, (ROOT / "data_scripts").glob("*.py")))))
+    for command in itertools.chain.from_iterable(commands.values() for commands in PROGRAMS.values()):
+        parser = argparse.ArgumentParser(add_help=False)
+        command.add_options(parser)
+        found |= {option for action in parser._actions for option in action.option_strings}
+    return found
+
+
+@pytest.mark.parametrize("page", [*PAGES, *NOTEBOOKS], ids=lambda path: path.stem)
+def test_commands_and_options_that_a_page_quotes_exist(page):
+    text = prose(page)
+    for program, name in re.findall(r"python -m (zodi[.\w]*) ([a-z]+)", text):
+        assert name in PROGRAMS[program]
+    # Where an option is named, it stands in a span of code.
+    spans = re.findall(r"`([^`\n]+)`|^((?:\.venv/bin/)?python .+)$", text, re.MULTILINE)
+    named = {option for span in spans for option in re.findall(r"(?<!\S)(--[a-z][\w-]*)", " ".join(span))}
+    assert not named - options_of_the_code()
+    verbs = re.findall(r"python data_scripts/(\w+)\.py(?: --\w+ \S+)* (\w+)", text)
+    for script, verb in verbs:
+        scripts = ("".join(read(ROOT / "data_scripts" / f"{name}.py")) for name in (script, "dataset"))
+        assert f'"{verb}"' in "".join(scripts), (script, verb)
+
+
+def test_names_that_troubleshooting_gives_exist():
+    """Values of options, settings and notebook parameters, as a reader would type them."""
+    assert {"cityscapes_ids", "camvid"} <= {*LABEL_SETS} and "`--label-set cityscapes_ids`" in TROUBLES
+    assert "vae_round_trip" in METHODS and "transformer" in RECIPES
+    (profiles,) = re.findall(r"The profiles (.+?) need none", TROUBLES)
+    names = re.findall(r"`(\w+)`", profiles)
+    assert len(names) == 3
+    for name in names:
+        profile = yaml.safe_load(read(ROOT / "workflow" / "profiles" / f"{name}.yaml"))
+        assert str(profile["data"]).startswith("-m zodi.miniature"), name
+    (setting,) = re.findall(r"set `(\w+ = \w+)` in\n?\s*\[notebook 11\]", TROUBLES)
+    assert f"{setting.split()[0]}: bool" in read(ROOT / "notebooks" / "11_stable_diffusion.py")
+    assert any("colour label image must be converted to class ids first" in text for text in texts_of_the_code())
 
 
 def test_the_glossary_explains_each_word_once():

@@ -28,6 +28,28 @@ def test_show_displays_an_alternative_text_and_a_caption_and_saves_the_file(monk
     assert not plt.get_fignums()
 
 
+def test_a_jpeg_is_made_of_all_colours_and_not_of_the_256_of_the_png():
+    noise = np.random.default_rng(0).integers(0, 256, (100, 200, 3), np.uint8)
+    in_256_colours, original = (
+        plots.encode_png(noise),
+        plots.encode_png(np.full((100, 200, 3), (20, 40, 200), np.uint8)),
+    )
+    data, kind = plots.compact(in_256_colours, original)
+    assert kind == "jpeg"
+    with Image.open(BytesIO(data)) as picture:
+        assert np.abs(np.asarray(picture).astype(int) - (20, 40, 200)).max() < 5
+    assert plots.compact(original) == (original, "png")
+
+
+def test_show_makes_its_jpeg_of_all_colours(monkeypatch):
+    shown, given = [], []
+    monkeypatch.setattr(plots, "display", shown.append)
+    monkeypatch.setattr(plots, "compact", lambda *pictures: given.extend(pictures) or (pictures[0], "png"))
+    plots.show(plots.image_grid([[np.random.default_rng(0).integers(0, 256, (50, 99, 3), np.uint8)]]), "Noise.")
+    colours = [len(Image.open(BytesIO(data)).convert("RGB").getcolors(10**6)) for data in given]
+    assert colours[0] <= 256 < colours[1]
+
+
 def test_encode_png_keeps_every_pixel():
     image = np.arange(18, dtype=np.uint8).reshape(2, 3, 3)
     assert (np.asarray(Image.open(BytesIO(plots.encode_png(image)))) == image).all()
@@ -76,6 +98,27 @@ def test_class_bars_start_with_the_first_class_at_the_top():
     values = pd.DataFrame({"gain": [1.0, -2.0]}, index=["road", "sky"])
     (ax,) = plots.class_bars(values, "gain (points)").axes
     assert [text.get_text() for text in ax.get_yticklabels()] == ["sky", "road"]
+
+
+def test_class_bars_have_the_colours_of_domains_and_the_order_of_their_legend():
+    values = pd.DataFrame({"clear": [50.0, 60], "night": [10.0, 20], "mean": [30.0, 40]}, index=["road", "sky"])
+    (ax,) = plots.class_bars(values, "IoU (%)").axes
+    drawn = {bars.get_label(): bars.patches[0] for bars in ax.containers}
+    colors = {name: to_rgb(bar.get_facecolor()) for name, bar in drawn.items()}
+    assert {name: colors[name] for name in ("clear", "night")} == {
+        name: to_rgb(plots.DOMAIN_COLORS[name]) for name in ("clear", "night")
+    }
+    assert colors["mean"] not in (colors["clear"], colors["night"])
+    assert [text.get_text() for text in ax.get_legend().texts] == ["clear", "night", "mean"]
+    assert drawn["clear"].get_y() > drawn["night"].get_y() > drawn["mean"].get_y()
+
+
+def test_row_points_are_three_abreast():
+    tested = pd.DataFrame({"row": "ZoDi", "domain": list(plots.DOMAIN_COLORS)[:5], "gain": range(5)})
+    figure = plots.row_points(tested, "gain", "gain (points)")
+    tops = [ax.get_position().y0 for ax in figure.axes]
+    assert [ax.get_title() for ax in figure.axes] == tested["domain"].tolist()
+    assert tops[0] == tops[2] > tops[3] == tops[4]
 
 
 def test_row_points_put_the_mean_of_every_row_in_its_line():

@@ -56,11 +56,22 @@ def use_theme() -> None:
 
 def png(figure: Figure) -> bytes:
     """The figure as PNG, trimmed to its content, in 256 colours chosen for it: a third of the size in a notebook."""
-    full, small = BytesIO(), BytesIO()
-    figure.savefig(full, format="png", bbox_inches="tight", facecolor="white")
-    with PIL.Image.open(full) as image:
-        image.convert("RGB").quantize(256).save(small, format="png", optimize=True)
-    return small.getvalue()
+    return _in_256_colors(_drawn(figure))
+
+
+def _drawn(figure: Figure) -> bytes:
+    """The figure as PNG, trimmed to its content, in all its colours."""
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", bbox_inches="tight", facecolor="white")
+    return buffer.getvalue()
+
+
+def _in_256_colors(data: bytes) -> bytes:
+    """A PNG in the 256 colours that suit it best."""
+    buffer = BytesIO()
+    with PIL.Image.open(BytesIO(data)) as image:
+        image.convert("RGB").quantize(256).save(buffer, format="png", optimize=True)
+    return buffer.getvalue()
 
 
 def show(figure: Figure, caption: str, file: Path | str | None = None) -> None:
@@ -71,23 +82,29 @@ def show(figure: Figure, caption: str, file: Path | str | None = None) -> None:
         caption: one or two sentences: what is drawn and what to look at. Markdown is allowed.
         file: where to save the PNG as well.
     """
-    data = png(figure)
+    drawn = _drawn(figure)
     plt.close(figure)
+    data = _in_256_colors(drawn)
     if file is not None:
         with atomic_path(file) as temporary:
             temporary.write_bytes(data)
-    smaller, kind = compact(data)
+    # In 256 colours a blue car may turn green; as JPEG the picture keeps its own.
+    smaller, kind = compact(data, drawn)
     display(Image(smaller, format=kind, alt=caption))
     display(Markdown(f"*Figure.* {caption}"))
 
 
-def compact(data: bytes) -> tuple[bytes, str]:
+def compact(data: bytes, original: bytes | None = None) -> tuple[bytes, str]:
     """A PNG as it is or as JPEG, whichever is smaller, and "png" or "jpeg"; a notebook should open quickly.
 
     Pictures of streets are smaller as JPEG, lines and bars as PNG.
+
+    Args:
+        data: the PNG.
+        original: the same picture as a PNG in more colours, from which the JPEG is made; `data` itself if not given.
     """
     jpeg = BytesIO()
-    with PIL.Image.open(BytesIO(data)) as image:
+    with PIL.Image.open(BytesIO(original or data)) as image:
         image.convert("RGB").save(jpeg, format="jpeg", quality=65, optimize=True)
     return min((data, "png"), (jpeg.getvalue(), "jpeg"), key=lambda choice: len(choice[0]))
 
@@ -221,18 +238,22 @@ def domain_bars(miou: Mapping[str, float], ylabel: str = "mIoU (%)") -> Figure:
 
 
 def class_bars(values: pd.DataFrame, xlabel: str) -> Figure:
-    """Horizontal bars, one group per class.
+    """Horizontal bars, one group per class; a column named after a domain gets the domain's colour.
 
     Args:
-        values: index class names; one column per legend entry; NaN where a class is absent.
+        values: index class names; one column per legend entry, the first at the top of its group; NaN where a class is
+            absent.
         xlabel: what the values are, with the unit.
     """
     figure, ax = plt.subplots(
         figsize=(6, 0.28 * len(values) * max(1, len(values.columns) * 0.6) + 0.8), layout="constrained"
     )
-    values.iloc[::-1].plot.barh(ax=ax, width=0.8, legend=False)
+    # Bars are drawn from below, a legend is read from above.
+    upwards = values.iloc[::-1, ::-1]
+    colors = {name: DOMAIN_COLORS.get(str(name), f"C{i}") for i, name in enumerate(values)}
+    upwards.plot.barh(ax=ax, width=0.8, legend=False, color=[colors[name] for name in upwards])
     if len(values.columns) > 1:
-        ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+        ax.legend(*(part[::-1] for part in ax.get_legend_handles_labels()), loc="center left", bbox_to_anchor=(1, 0.5))
     ax.axvline(0, color="0.3", linewidth=0.8)
     ax.set(xlabel=xlabel, ylabel="")
     ax.grid(False, axis="y")
@@ -240,7 +261,7 @@ def class_bars(values: pd.DataFrame, xlabel: str) -> Figure:
 
 
 def row_points(tested: pd.DataFrame, value: str = "iou", xlabel: str = "mIoU on the target (%)") -> Figure:
-    """Every run as a dot and the mean over seeds as a tick; one panel per domain, one line per variant.
+    """Every run as a dot and the mean over seeds as a tick; one panel per domain, three abreast, one line per variant.
 
     Args:
         tested: frame of `zodi.studies.tables.on_target` or `paired`: columns row, domain and `value`.
@@ -248,9 +269,13 @@ def row_points(tested: pd.DataFrame, value: str = "iou", xlabel: str = "mIoU on 
         xlabel: what it is, with the unit.
     """
     domains, order = list(dict.fromkeys(tested["domain"])), list(dict.fromkeys(tested["row"]))
-    size = (2.6 + 2.3 * len(domains), 0.3 * len(order) + 0.9)
-    figure, axes = plt.subplots(1, len(domains), figsize=size, sharey=True, squeeze=False, layout="constrained")
-    for ax, domain in zip(axes[0], domains, strict=True):
+    columns, lines = min(3, len(domains)), -(-len(domains) // 3)
+    size = (2.6 + 2.3 * columns, lines * (0.3 * len(order) + 0.9))
+    figure, axes = plt.subplots(lines, columns, figsize=size, sharey=True, squeeze=False, layout="constrained")
+    for ax in axes.flat[len(domains) :]:
+        ax.remove()
+    figure.get_layout_engine().set(h_pad=0.08)
+    for ax, domain in zip(axes.flat, domains, strict=False):
         part = tested[tested["domain"] == domain]
         color = DOMAIN_COLORS.get(domain, "0.5")
         sns.stripplot(part, x=value, y="row", order=order, ax=ax, color=color, size=5, alpha=0.7, jitter=False)
@@ -271,9 +296,8 @@ def estimate_points(frame: pd.DataFrame, score: str = "estimate", xlabel: str = 
         xlabel: what it is, with the unit.
     """
     domains = list(dict.fromkeys(frame["domain"]))
-    figure, axes = plt.subplots(
-        1, len(domains), figsize=(2 * len(domains) + 0.6, 2.5), sharey=True, squeeze=False, layout="constrained"
-    )
+    size = (max(2 * len(domains) + 0.6, 3.6), 2.5)
+    figure, axes = plt.subplots(1, len(domains), figsize=size, sharey=True, squeeze=False, layout="constrained")
     for ax, domain in zip(axes[0], domains, strict=True):
         part, color = frame[frame["domain"] == domain], DOMAIN_COLORS.get(domain, "0.5")
         if score == "estimate" and "low" in part:
