@@ -432,8 +432,9 @@ figure = gallery(pictures, titles * len(samples))
 plots.label_legend(figure, label_maps, label_set)
 show_scenes(
     figure,
-    f"Test scenes {findings.where(domain)}. You should look at {gain.index[0]} first, "
-    f"whose IoU gains most over all test scenes: {gain.iloc[0]:+.0f} points.",
+    f"Test scenes {findings.where(domain)}. You should see most change in "
+    f"{gain.index[0]}: over all test scenes its IoU changes by {gain.iloc[0]:+.0f} "
+    "points.",
 )
 
 # %% [markdown]

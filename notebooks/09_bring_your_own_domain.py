@@ -356,8 +356,8 @@ for s in ladder:
     titles.append(f"strength {s}" + ", brightened" * is_dark)
 show_scenes(
     gallery(tiles, titles),
-    f"“{prompt}”, from hardly to almost completely redrawn. You should look for two "
-    "limits: where the new domain is there, and where labelled objects are lost.",
+    f"“{prompt}”, from hardly to almost completely redrawn. You should find two "
+    "limits: where the new domain appears, and where labelled objects are lost.",
 )
 
 # %% [markdown]
@@ -604,6 +604,8 @@ if known:
         target.append(datasets.Sample(scene.image, scene.label, str(seed)))
     true = {name: score(network, target) for name, network in networks.items()}
     summary["truth"] = true
+ranked = summary.sort_values("estimate")
+overlaps = int((ranked["low"].iloc[1:].values <= ranked["high"].iloc[:-1].values).sum())
 
 # %% [markdown]
 # Estimates with their 95 % intervals, and the truth as a cross:
@@ -624,7 +626,8 @@ ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
 plots.show(
     figure,
     f"Estimates from {found.images} held-out images, {found.seeds} transfers of each. "
-    "Where intervals overlap, you should not rank the networks by them.",
+    f"You should see {overlaps} of {len(summary) - 1} pairs of neighbours overlap; "
+    "such a pair should not be ranked by its estimates.",
 )
 
 # %% [markdown]
@@ -757,7 +760,8 @@ if photographs:
     show_scenes(
         figure,
         "Test-time transfer. What the network misses in the photograph, the layout "
-        "misses. You should look for what it finds, or invents, in the redrawn image.",
+        "misses. You should see daylight in the redrawn image, and the mistakes of the "
+        "layout drawn into it.",
     )
 
 # %% [markdown]
