@@ -639,8 +639,8 @@ Markdown(
     "Less than two points from ZoDi in every domain: "
     f"**{findings.listed([findings.called(name) for name in near.index]) or 'no row'}**"
     + (f", at most {near.max():.1f}. " if len(near) else ". ")
-    + "So in these runs images in the target's weather bring the gain. How the model "
-    "redraws them, and whether the features are compared, hardly matters."
+    + "So in these runs the redrawn images bring the gain. How the model redraws them, "
+    "and whether the features are compared, hardly matters."
     * (parts_of_it <= {*near.index})
 )
 
