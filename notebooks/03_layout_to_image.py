@@ -234,8 +234,9 @@ show_scenes(
     gallery(pictures, titles),
     "Clear weather, drawn from pure noise with four layouts; below, another scene's "
     "layout, and what stochastic inversion draws with it from this scene's image. You "
-    "should see a street every time, but this one only with its own layout. Contrast "
-    "on its borders, from noise and from source: "
+    "should see a street every time: this one with its own layout, this one in wrong "
+    "materials with ADE20K's colours, and another one otherwise. Contrast on the "
+    "borders of this scene, from noise and from source: "
     + ", ".join(f"{name} {a:.1f} and {b:.1f}" for name, (a, b) in follows.items())
     + ".",
 )  # fmt: skip

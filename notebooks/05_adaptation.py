@@ -551,7 +551,7 @@ shown_pairs = twins[:2]
 maps = [[difference_map(x, pair) for x in networks.values()] for pair in shown_pairs]
 
 # %% [markdown]
-# Black is no difference, white the largest:
+# Black is no difference, light yellow the largest:
 
 # %% tags=["reader"]
 colors, pictures = ScalarMappable(plt.Normalize(0, 1), "magma"), []
