@@ -801,12 +801,13 @@ _ = runs.save_metrics(out, "adapt", settings, metrics, time.perf_counter() - sta
 #
 # <details><summary>Answer</summary>
 #
-# The record cannot say. It shows that the term brings little in short trainings with frozen statistics, where the common
-# labels already make the features of a pair alike (exercise 2). At the paper's scale we have not run the ablation.
+# The record cannot say. It shows that the term brings little in short trainings with frozen statistics; exercise 2 asks
+# how far the shared labels alone make the features of a pair alike. At the paper's scale we have not run the ablation.
 # </details>
 #
 # **Next:** [06 Performance estimation](06_performance_estimation.ipynb): how good will it be where nobody has been?
 # All rows and seeds are in [A3 Tables](A3_tables.ipynb).
 #
 # **References.** The paper, Section 3 (model adaptation) · S. Ioffe, C. Szegedy, *Batch Normalization*, ICML 2015 ·
-# X. Chen, K. He, *Exploring Simple Siamese Representation Learning* (cosine similarity of two views), CVPR 2021.
+# X. Chen, K. He, *Exploring Simple Siamese Representation Learning* (cosine similarity of two views), CVPR 2021 · E. D.
+# Cubuk et al., *RandAugment*, NeurIPS 2020 · D. Hendrycks et al., *AugMix*, ICLR 2020.
