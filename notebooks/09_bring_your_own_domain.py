@@ -353,7 +353,7 @@ for s in ladder:
     image = frames[s][0]
     is_dark = image.mean() < 60
     tiles.append(brightened(image) if is_dark else image)
-    titles.append(f"strength {s}" + ", brightened" * is_dark)
+    titles.append(f"strength {s}" + (", brightened" if is_dark else ""))
 show_scenes(
     gallery(tiles, titles),
     f"“{prompt}”, from hardly to almost completely redrawn. You should find two "
