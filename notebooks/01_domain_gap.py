@@ -317,7 +317,8 @@ plots.show(
     figure,
     f"IoU of every class in the test scenes, in clear weather and "
     f"{findings.where(worst)}. You should see {len(gone)} classes that reach 20 % in "
-    f"clear weather and keep less than a quarter of it: {', '.join(gone) or 'none'}.",
+    "clear weather and lose more than three quarters of their IoU: "
+    f"{', '.join(gone) or 'none'}.",
 )
 
 # %% [markdown]
