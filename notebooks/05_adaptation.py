@@ -738,8 +738,8 @@ Markdown(
 # print({name: round(score["miou"], 1) for name, score in found.items()})
 # print(f"over source only: {alone:+.1f} points of the {gained:+.1f} above")
 # ```
-# What redrawing brings in any weather is printed first, the whole gain of the run above second. When we ran it, redrawing
-# alone brought a small part. One seed decides nothing, as before.
+# The last line sets what redrawing in clear weather brings beside the whole gain. When we ran it, that was a small part.
+# One seed decides nothing, as before.
 # </details>
 
 # %% [markdown]
