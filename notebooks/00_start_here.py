@@ -227,14 +227,14 @@ if script.exists():
 # | [05 Adaptation] | How does a network learn from both images of a pair? | Section 3, adaptation |
 # | [06 Performance estimation] | How good will it be where nobody has been? | Section 4 |
 # | [07 Published results] | What does the choice of the epoch do to a published number? | Section 4 |
-# | [08 Real photographs] | Does it work on photographs, from day to dusk? | not in the paper |
+# | [08 Real photographs] | What do training and estimating give on photographs, from day to dusk? | not in the paper |
 # | [09 Bring your own domain] | Your images, your sentence, your network: where to start? | not in the paper |
 # | [10 Generators and networks of today] | What may take the place of Stable Diffusion 1.5 and of the ResNets? | not in the paper |
-# | [11 Stable Diffusion on a graphics card] | Five streets, five sentences, three strengths: does it work with the real model? | Section 3, transfer |
+# | [11 Stable Diffusion on a graphics card] | What does Stable Diffusion make of a street, in ten minutes on a free card? | Section 3, transfer |
 # | [A1 How the miniature was made] | Where do the scenes and the small model come from? | not in the paper |
-# | [A2 Running at paper scale] | What does it take on a GPU or a cluster, and what to check first? | not in the paper |
+# | [A2 Running at paper scale] | What to type, what does it take, and what to check first? | not in the paper |
 # | [A3 Tables] | Does it help, by how much, and can we be sure? | Section 4 |
-# | [A4 Accounting] | How were the hours, the memory and the disk space calculated? | not in the paper |
+# | [A4 Accounting] | Where do the hours of the paper's scale come from? | not in the paper |
 #
 # [01 The domain gap]: 01_domain_gap.ipynb
 # [02 Diffusion in one hour]: 02_diffusion.ipynb

@@ -64,10 +64,10 @@ start = time.perf_counter()
 # %% tags=["reader"]
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from IPython.display import Markdown
 
 from zodi.labels import IGNORE_INDEX
+from zodi.studies import findings
 from zodi.support import plots
 from zodi.support.gallery import brightened, gallery, show_scenes
 
@@ -78,12 +78,12 @@ plots.use_theme()
 
 # %% tags=["parameters"]
 data: str = "../results/course/data"  # data set; rendered there when it is missing
-variant: str = "source_only"  # row for no domain: "source_only_long", "weather", ...
+variant: str = "source_only"  # or "source_only_long", "weather", ..., for no domain
 network: str = "DeepLabV3Plus/tu-resnet10t"  # architecture/encoder, or hf:FOLDER
-seed: int = 0  # rules initial weights, batches and augmentation
+seed: int = 0  # decides initial weights, batches and augmentation
 recipe: str = "mini"  # settings of the training: "mini", "paper" or "transformer"
 changes: dict = {"steps": 200}  # settings that differ from the recipe's
-out: str = "../results/course/runs/source_only/DeepLabV3Plus-tu-resnet10t/seed0"  # its folder  # fmt: skip
+out: str = "../results/course/runs/source_only/DeepLabV3Plus-tu-resnet10t/seed0"  # run
 
 # %% [markdown]
 # ## Scenes and labels
@@ -183,8 +183,9 @@ f"IoU {iou[0]:.3f} and {iou[1]:.3f}, mIoU {iou.mean():.3f}, pixels right {accura
 # $$ \text{CE} = -\frac{1}{N} \sum_n \log \operatorname{softmax}(\text{logits}_n)_{y_n} . $$
 #
 # Encoder and decoder start from weights pretrained on other clear scenes, as the paper's encoder starts from
-# ImageNet; the last layer is new. One number has to be watched: the mIoU on clear *test* scenes. As long as it rises,
-# a failure at night might be a lack of training; once it no longer does, it is not.
+# ImageNet; the last layer is new. One number has to be watched: the mIoU on clear *test* scenes. While it still rises
+# steeply, a failure at night might be a lack of training. Once more training changes it far less than the night does,
+# the failure has another cause.
 
 # %%
 config = adaptation.recipe(recipe, variant, network=network, seed=seed, **changes)
@@ -277,9 +278,10 @@ worst = max(lost, key=lost.get)
 plots.show(
     plots.domain_bars(miou),
     "mIoU of the network, which was trained on clear only. You should see it lose in "
-    f"every other domain, most in {worst}: {lost[worst]:.1f} points."
+    f"every other domain, most {findings.where(worst)}: {lost[worst]:.1f} points."
     if min(lost.values()) > 0
-    else f"mIoU of the network. It loses most in {worst}: {lost[worst]:.1f} points.",
+    else "mIoU of the network. It loses most "
+    f"{findings.where(worst)}: {lost[worst]:.1f} points.",
 )
 
 # %% [markdown]
@@ -299,7 +301,7 @@ plots.label_legend(figure, labels, label_set)
 show_scenes(
     figure,
     "Truth and prediction in the first test scene of every domain. You should see the "
-    "street dissolve away from clear. Pixels right: "
+    "street dissolve where the weather is not clear. Pixels right: "
     + ", ".join(f"{name} {value:.0f} %" for name, value in right.items()) + ".",
 )  # fmt: skip
 
@@ -310,17 +312,12 @@ show_scenes(
 ious = {name: score["iou"] for name, score in scores.items()}
 classes = pd.DataFrame(ious, dtype=float).dropna(how="all")[["clear", worst]]
 figure = plots.class_bars(classes, "IoU (%)")
-ax = figure.axes[0]
-for bars in ax.containers:
-    color = plots.DOMAIN_COLORS[bars.get_label()]
-    for bar in bars:
-        bar.set_color(color)
-sns.move_legend(ax, "center left", bbox_to_anchor=(1, 0.5), title=None)
 gone = classes.index[(classes["clear"] >= 20) & (classes[worst] < classes["clear"] / 4)]
 plots.show(
     figure,
-    f"IoU of every class in the test scenes, on clear and on {worst}. You should see "
-    f"{len(gone)} classes that keep less than a quarter of 20 % or more: "
+    f"IoU of every class in the test scenes, in clear weather and "
+    f"{findings.where(worst)}. You should see {len(gone)} classes that reach 20 % in "
+    "clear weather and lose more than three quarters of their IoU: "
     f"{', '.join(gone) or 'none'}.",
 )
 
@@ -385,8 +382,8 @@ plots.show(
 
 # %% tags=["reader"]
 Markdown(
-    f"The network loses **{lost[worst]:.1f} points** in {worst}. The second half of "
-    f"its training changed the mIoU on clear by **{late:+.1f}**. "
+    f"The network loses **{lost[worst]:.1f} points** {findings.where(worst)}. The "
+    f"second half of its training changed the mIoU on clear by **{late:+.1f}**. "
     + (
         "So more of the same training is unlikely to make up for it; the network "
         "needs other images."

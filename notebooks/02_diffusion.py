@@ -72,7 +72,7 @@ from zodi.domains import DOMAINS, NEGATIVE_PROMPT, PROMPT_SUFFIX, SOURCE, TARGET
 from zodi.labels import CITYSCAPES
 from zodi.miniature import scenes
 from zodi.support import explore, plots, runs
-from zodi.support.gallery import gallery, show_scenes
+from zodi.support.gallery import gallery, sheet, show_scenes
 
 plots.use_theme()
 start = time.perf_counter()
@@ -86,7 +86,7 @@ model: str = "mini"  # diffusion model: "mini", a local folder or a hub id
 num_inference_steps: int = 12  # denoising steps from noise to image
 scene_count: int = 3  # scenes that a number is averaged over
 training_steps: int = 6000  # length of the training of your own diffusion model
-seed: int = 0  # rules all noise
+seed: int = 0  # decides all noise
 out: str = "../results/course/diffusion"  # folder of this notebook's results
 
 # %% [markdown]
@@ -240,14 +240,14 @@ assert torch.allclose(add_noise(z_0, noise[0], 600), theirs, atol=1e-6)
 t_axis = np.arange(1000)
 snr = 20 * torch.log10(alpha / sigma)[:-1].numpy()
 equal = int(np.abs(snr).argmin())
-figure, (left, right) = plt.subplots(1, 2, figsize=(8, 2.6), layout="constrained")
+figure, (left, right) = plt.subplots(1, 2, figsize=(8, 2.8), layout="constrained")
 left.plot(t_axis, alpha, label="image, $\\alpha_t$")
 left.plot(t_axis, sigma, label="noise, $\\sigma_t$")
 left.set(xlabel="time t", ylabel="weight")
-right.plot(t_axis[:-1], snr)
+left.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
+right.plot(t_axis[:-1], snr, color="0.3")
 right.axvline(equal, color="0.6", linewidth=0.8)
 right.set(xlabel="time t", ylabel="signal-to-noise ratio (dB)")
-figure.legend(loc="outside right upper")
 plots.show(
     figure,
     "The schedule. You should see image give way to noise: both weigh the same at "
@@ -637,7 +637,7 @@ panels |= {f"after {step} steps": z for step, z in drawings.items()}
 panels["data"] = points[torch.randint(len(points), (1200,), generator=generator)]
 figure, axes = plt.subplots(2, 3, figsize=(8.2, 4.2), layout="constrained")
 for ax, (name, z) in zip(axes.flat, panels.items(), strict=False):
-    ax.plot(*z.T, ".", markersize=1.5, color=plots.DOMAIN_COLORS["night"])
+    ax.plot(*z.T, ".", markersize=1.5, color="C0")
     ax.set(title=f"{name}: {on_car(z):.0f} % on it", xlim=(-3, 3), ylim=(2.5, -2.5))
     ax.set(xticks=[], yticks=[])
 plots.show(
@@ -762,22 +762,22 @@ show_scenes(
 # ## Guidance: more of what the prompt says
 #
 # A network that is given a prompt may still half ignore it. *Classifier-free guidance* asks twice, once with the
-# prompt and once with a *negative* prompt, and multiplies the difference by the guidance scale $g$:
+# prompt and once with a *negative* prompt, and multiplies the difference by the guidance scale $w$:
 #
-# $$ f = f_\theta(z_t, t, \text{negative}) + g\, \big( f_\theta(z_t, t, \text{prompt}) - f_\theta(z_t, t, \text{negative}) \big) . $$
+# $$ f = f_\theta(z_t, t, \text{negative}) + w\, \big( f_\theta(z_t, t, \text{prompt}) - f_\theta(z_t, t, \text{negative}) \big) . $$
 #
-# At $g = 1$ the negative prompt cancels out; above 1, every step costs two evaluations.
+# At $w = 1$ the negative prompt cancels out; above 1, every step costs two evaluations.
 
 
 # %%
-def guided(z_t, t, prompt, g):
+def guided(z_t, t, prompt, w):
     """An answer away from the negative prompt, towards the prompt."""
     negative = predict(z_t, t, negative_embeds)
-    return negative + g * (predict(z_t, t, prompt) - negative)
+    return negative + w * (predict(z_t, t, prompt) - negative)
 
 
 own_scale = mini.defaults.guidance_scale
-drawing = partial(guided, prompt=embeds[domain], g=own_scale)
+drawing = partial(guided, prompt=embeds[domain], w=own_scale)
 drawn, _ = sample(drawing, noise, visited(num_inference_steps))
 reference = transfer.transfer_latents(
     mini.unet, mini.controlnet, z_0, embeds[domain], negative_embeds, control,
@@ -798,16 +798,16 @@ def colourfulness(image):
 
 scales, first = [1, 2, 4, 8], [n[:1] for n in noise]
 pictures = []
-for g in scales:
-    with_g = partial(guided, prompt=embeds[SOURCE], g=g)
-    latents, _ = sample(with_g, first, visited(num_inference_steps))
+for w in scales:
+    with_w = partial(guided, prompt=embeds[SOURCE], w=w)
+    latents, _ = sample(with_w, first, visited(num_inference_steps))
     pictures.append(diffusion.decode(mini, latents)[0].numpy())
 colours = [100 * colourfulness(p) / colourfulness(clear[0]) for p in pictures]
 show_scenes(
-    gallery(pictures[::3], [f"{SOURCE}, g = {g}" for g in scales[::3]]),
+    gallery(pictures[::3], [f"{SOURCE}, w = {w}" for w in scales[::3]]),
     "The least and the most guidance of four scales. You should see other colours and "
     "harder edges. Colourfulness, as a share of the true scene's: "
-    + ", ".join(f"{c:.0f} % at g = {g}" for c, g in zip(colours, scales, strict=True))
+    + ", ".join(f"{c:.0f} % at w = {w}" for c, w in zip(colours, scales, strict=True))
     + ".",
 )
 
@@ -929,8 +929,8 @@ plots.show(
 #
 # ## Draw your own
 #
-# All settings of this notebook in one place. The layout is on the left, the model's drawing from noise in the middle,
-# and the renderer's true image on the right.
+# All settings of this notebook in one place. The layout is at the top, the model's drawing from noise in the middle, and
+# the renderer's true image at the bottom.
 
 
 # %%
@@ -945,7 +945,7 @@ def draw(scene, prompt, steps, guidance, eta, noise_seed):
     (image,) = transfer.transfer_images(
         mini, [np.zeros_like(layout)], [layout], ["drawing"], config
     )
-    return np.hstack([layout, image, rendered.image])
+    return sheet([[layout], [image], [rendered.image]])
 
 
 # %% [markdown]

@@ -65,7 +65,7 @@ from zodi.domains import DOMAINS, NEGATIVE_PROMPT, PROMPT_SUFFIX, TARGETS
 from zodi.labels import CITYSCAPES
 from zodi.miniature import scenes
 from zodi.support import diagrams, explore, plots, runs
-from zodi.support.gallery import brightened, gallery, show_scenes
+from zodi.support.gallery import brightened, gallery, sheet, show_scenes
 
 plots.use_theme()
 start = time.perf_counter()
@@ -78,7 +78,7 @@ domain: str = "night"  # target domain, one of the renderer's
 model: str = "mini"  # diffusion model: "mini", a local folder or a hub id
 num_inference_steps: int = 12  # denoising steps on the full schedule
 scene_count: int = 6  # scenes that a number is averaged over
-seed: int = 0  # rules all noise
+seed: int = 0  # decides all noise
 out: str = "../results/course/layout_to_image"  # folder of this notebook's results
 
 # %% [markdown]
@@ -143,8 +143,8 @@ diagrams.show(
 )
 
 # %% [markdown]
-# In code, with $\alpha_t$ and $\sigma_t$ from 02. What the network answers with, noise or velocity, is the checkpoint's
-# affair: the module's `split` takes the noise out of either, as in 02.
+# In code, with $\alpha_t$ and $\sigma_t$ from 02. Whether the network answers with the noise or with the velocity depends
+# on the checkpoint: the module's `split` takes the noise out of either, as in 02.
 
 # %%
 schedule = sampling.paper_scheduler(mini.scheduler)
@@ -234,8 +234,9 @@ show_scenes(
     gallery(pictures, titles),
     "Clear weather, drawn from pure noise with four layouts; below, another scene's "
     "layout, and what stochastic inversion draws with it from this scene's image. You "
-    "should see a street every time, but this one only with its own layout. Contrast "
-    "on its borders, from noise and from source: "
+    "should see a street every time: this one with its own layout, this one in wrong "
+    "materials with ADE20K's colours, and another one otherwise. Contrast on the "
+    "borders of this scene, from noise and from source: "
     + ", ".join(f"{name} {a:.1f} and {b:.1f}" for name, (a, b) in follows.items())
     + ".",
 )  # fmt: skip
@@ -330,13 +331,13 @@ show_scenes(
 # $1 + k \lfloor 1000 / N \rfloor$ we visit the lowest $\lfloor s N \rfloor$, with the strength $s$.
 
 # %%
-count, g = int(strength * num_inference_steps), mini.defaults.guidance_scale
+count, w = int(strength * num_inference_steps), mini.defaults.guidance_scale
 grid = [1 + k * (1000 // num_inference_steps) for k in range(count)][::-1]
 fresh = [torch.randn(z_0.shape, generator=generator) for _ in grid]
 z = z_t_hat
 for t, p, n in zip(grid, [*grid[1:], 0], fresh, strict=True):
     negative = predict(z, t, negative_embeds)
-    eps_hat = negative + g * (predict(z, t, prompt_embeds) - negative)
+    eps_hat = negative + w * (predict(z, t, prompt_embeds) - negative)
     z_0_hat = (z - sigma[t] * eps_hat) / alpha[t]
     ratio = alpha[t] * sigma[p] / (alpha[p] * sigma[t])
     spread = sigma[p] * (1 - ratio**2).sqrt()
@@ -349,7 +350,7 @@ for t, p, n in zip(grid, [*grid[1:], 0], fresh, strict=True):
 # %%
 reference = transfer.transfer_latents(
     mini.unet, mini.controlnet, z_0, prompt_embeds, negative_embeds, control,
-    strength=strength, num_inference_steps=num_inference_steps, guidance_scale=g,
+    strength=strength, num_inference_steps=num_inference_steps, guidance_scale=w,
     noise=[eps, *fresh], scheduler=mini.scheduler,
 )  # fmt: skip
 assert torch.allclose(z, reference, atol=1e-3 * z.abs().max().item())
@@ -454,8 +455,9 @@ again = redraw(scene_count, seed=seed + 1)
 by_chance = distance(again, by_method["stochastic_inversion"])
 larger = apart.index[apart.iloc[:, 0] > by_chance]
 Markdown(
-    f"In {domain} another seed changes ZoDi's image by {by_chance:.1f} grey levels. "
-    f"Farther from it: **{', '.join(larger) or 'no method'}**. With the same noise, "
+    f"On the way to {domain}, another seed changes ZoDi's image by {by_chance:.1f} "
+    "grey levels. Farther from it than that: "
+    f"**{', '.join(larger) or 'no method'}**. With the same noise, "
     f"{apart.iloc[:, 0].idxmin()} is closest to ZoDi."
 )
 
@@ -499,8 +501,8 @@ Markdown(
 
 # %% [markdown]
 # Read it with care. A method comes closer to the truth in grey values the less daylight it carries over from the
-# source, which says nothing about its objects. Which images *train* best is another question;
-# [05](05_adaptation.ipynb) asks it, and [A3](A3_tables.ipynb) has one table with a row for each of them.
+# source, which says nothing about its objects. Which images *train* best is another question.
+# [05](05_adaptation.ipynb) asks it, and compares ZoDi with SDEdit, *ControlNet only* and the photometric change.
 #
 # ## Strength
 #
@@ -577,7 +579,8 @@ show_scenes(
     gallery([brightened(image) if is_dark else image for image in pictures], titles),
     f"Encoded at t = {t_enc} (signal {alpha[t_enc]:.3f}), denoised from t = {grid[0]} "
     f"(signal {alpha[grid[0]]:.3f}); the aligned variant encodes where the denoising "
-    f"starts. You should see images that are {brighter:+.1f} grey levels brighter. "
+    f"starts. You should see images that are {abs(brighter):.1f} grey levels "
+    f"{'brighter' if brighter > 0 else 'darker'}. "
     "Distance to the truth over all scenes: as published "
     f"{to_truth['as published']:.1f}, aligned {to_truth['aligned']:.1f}.",
 )
@@ -631,8 +634,8 @@ show_scenes(
 # %% [markdown]
 # ## Explore
 #
-# Every setting of this notebook in one place. Above: source, layout, truth. Below: the transferred image, its
-# difference from the source and its difference from the truth.
+# Every setting of this notebook in one place. First row: source and layout. Second row: the transferred image and the
+# truth. Third row: its difference from the source and its difference from the truth.
 
 
 # %%
@@ -648,10 +651,9 @@ def draw(scene, domain, method, strength, guidance):
     apart = [
         np.abs(image.astype(int) - x).astype(np.uint8) for x in (source.image, truth)
     ]
-    above = np.hstack([source.image, layout, truth])
     far = [part.mean() for part in apart]
     text = f"to the source {far[0]:.1f}, to the truth {far[1]:.1f} grey levels"
-    return np.vstack([above, np.hstack([image, *apart])]), text
+    return sheet([[source.image, layout], [image, truth], apart]), text
 
 
 # %% [markdown]
@@ -668,9 +670,9 @@ explore.Explorer(
         "domain": choice(options=TARGETS, value=domain, description="domain"),
         "method": choice(options=methods, description="method"),
         "strength": slider(strength, min=0, max=1, step=0.02, description="strength"),
-        "guidance": slider(g, min=1, max=12, step=0.5, description="guidance"),
+        "guidance": slider(w, min=1, max=12, step=0.5, description="guidance"),
     },
-    alt=f"Source, layout, truth above; transferred to {domain}, two differences below.",
+    alt=f"Source, layout; transferred to {domain}, truth; two differences.",
 )
 
 # %% [markdown]

@@ -98,7 +98,7 @@ model: str = "mini"  # diffusion model: "mini", a local folder or a hub id
 num_inference_steps: int = 12  # denoising steps on the full schedule
 dtype: str = "float32"  # of the networks: "float32", "bfloat16", "float16" or "auto"
 limit: int = 8  # training images to transfer, 0 for all
-seed: int = 0  # rules all noise
+seed: int = 0  # decides all noise
 out: str = "../results/course/transfer"  # folder of this notebook's results
 reference_steps: int = 250  # training steps of the network that looks for failures
 
@@ -251,7 +251,7 @@ for batch in [batch for batch in (1, 2, 4, 8) if batch <= len(sources)]:
 # %% [markdown]
 # A single image already keeps a processor core busy. A graphics card has thousands of units that one small image leaves
 # idle: there, batches and half precision together make the transfer several times as fast
-# ([A2](A2_paper_scale.ipynb) has the measurements).
+# ([A4](A4_accounting.ipynb) has the measurements).
 
 # %% tags=["reader"]
 figure, ax = plt.subplots(figsize=(4, 2.4), layout="constrained")
@@ -499,8 +499,7 @@ assert np.abs(whole - parts).max() <= 1
 #
 # Where does such a network come from? Here we cheat: the miniature can render true target images, and the reference
 # learns from them, though not from the scenes that it will judge. In practice you use a network from elsewhere or
-# train one on a few labelled images of the domain; without either, you can only look. (In
-# [06](06_performance_estimation.ipynb) it is the domain's *oracle*.)
+# train one on a few labelled images of the domain; without either, you can only look.
 #
 # One trap remains. No VAE of this size keeps the finest grain of an image. A network that has learnt from sharp
 # images expects that grain and would blame the transfer for everything that is slightly soft. So the true images go
@@ -604,7 +603,6 @@ classes = pd.DataFrame(ious, index=label_set.names).dropna()
 known = classes[classes["true images"] >= min(5, classes["true images"].max())]
 known = known.loc[(known["transferred"] - known["true images"]).sort_values().index]
 figure = plots.class_bars(known, "IoU of the reference (%)")
-sns.move_legend(figure.axes[0], "center left", bbox_to_anchor=(1, 0.5))
 plots.show(
     figure,
     "What the reference finds of every class. You should see the largest losses at the "
@@ -700,8 +698,7 @@ plots.show(
 )
 
 # %% [markdown]
-# What survives, and what dissolves? The share of each class's pixels in which the reference finds the label, compared
-# with true images, sorts them:
+# What survives, and what dissolves? The IoU of each class, as a share of that in true images, sorts them:
 
 # %% tags=["reader"]
 part = known["transferred"] / known["true images"]
@@ -720,7 +717,7 @@ Markdown(
 )
 
 # %% [markdown]
-# Where a class dissolves, its labels stay, and teach the network that this patch of darkness is a person. Other things
+# Where a class dissolves, its labels stay, and teach the network that a patch of darkness is an object. Other things
 # are **invented or changed**: lane markings move, windows light up elsewhere, cars lose their colour. That is not a
 # failure here: the layout says only *road*, *building* and *car*, and it stays true.
 #
@@ -762,6 +759,8 @@ retried = 100 * np.array(
     [estimation.fidelity(grade(pictures, label_maps)) for pictures in drawn.values()]
 )
 won, apart = (retried.max(0) - retried[0]).mean(), np.ptp(retried.mean(0))
+by_seed = np.ptp(retried, axis=0).mean()
+cause = "bad luck" if by_seed > apart else "a difficult scene"
 pictures = [brightened(images[0]) for images in drawn.values()]
 titles = [
     f"seed {s}: {value:.1f} %" for s, value in zip(drawn, retried[:, 0], strict=True)
@@ -770,8 +769,8 @@ show_scenes(
     gallery(pictures, titles),
     "The least faithful image drawn with four seeds, brightened. You should see one "
     "street four times, with other things lost. Over both images, the best of four "
-    f"wins {won:.1f} points of fidelity over the first; the images' means lie "
-    f"{apart:.1f} apart.",
+    f"wins {won:.1f} points of fidelity over the first. The seeds of an image lie "
+    f"{by_seed:.1f} points apart, the images' means {apart:.1f}: rather {cause}.",
 )
 
 # %% [markdown]
@@ -794,7 +793,7 @@ cost.round(3)
 
 # %% [markdown]
 # Stable Diffusion works on images many times as large with networks a hundred times as large;
-# [A2](A2_paper_scale.ipynb) shows measurements of what this takes on a graphics card.
+# [A4](A4_accounting.ipynb) shows measurements of what this takes on a graphics card.
 #
 # ## Pitfalls
 #

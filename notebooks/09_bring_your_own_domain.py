@@ -64,6 +64,8 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
+start = time.perf_counter()
+
 # %% [markdown]
 # And the modules of the course:
 # %%
@@ -82,11 +84,11 @@ from zodi.networks.own import OwnNetwork
 from zodi.rows import get_row
 from zodi.support import pictures, plots, runs
 from zodi.support.bootstrap import bootstrap, resample_weights
+from zodi.support.gallery import brightened, gallery, show_scenes
 from zodi.tools import redrawing
 from zodi.transfer_folder import transfer_folder
 
 plots.use_theme()
-start = time.perf_counter()
 
 # %% [markdown]
 # The parameters. Put your own folders, mapping and sentence here; empty values mean the stand-in.
@@ -145,7 +147,8 @@ if mapping.endswith(".yaml"):  # a known label set has no file
 label_set = get_label_set(mapping)
 
 # %% [markdown]
-# Look before you trust it: an image, the label file as stored, and what the mapping makes of it.
+# Look before you trust it: an image, the label file as stored, and what the mapping makes of it, alone and laid over
+# the image.
 
 
 # %%
@@ -156,14 +159,18 @@ def values(file: Path) -> np.ndarray:
 
 found = datasets.find_files(images)
 found_labels = datasets.find_files(labels, (".png",))
-rows = []
-for key in list(found)[:2]:
-    label = datasets.read_label(found_labels[key], label_set)
-    shown = [datasets.read_image(found[key]), values(found_labels[key])]
-    rows.append([*shown, CITYSCAPES.colorize(label)])
-plots.show(
-    plots.image_grid(rows, ["image", "label file, as stored", "as mapped"], width=7),
-    f"{len(found)} images, the first two. Wrong colours on the right: a wrong mapping.",
+key = next(iter(found))
+image, stored = datasets.read_image(found[key]), values(found_labels[key])
+label = datasets.read_label(found_labels[key], label_set)
+mapped = CITYSCAPES.colorize(label)
+over = image // 2 + mapped // 2 if image.shape == mapped.shape else None
+titles = ["image", "label file, as stored", "as mapped", "mapped, over the image"]
+figure = gallery([image, stored, mapped, over], titles)
+plots.label_legend(figure, [label], CITYSCAPES)
+show_scenes(
+    figure,
+    f"The first of {len(found)} images. You should see every colour on what the legend "
+    "calls it; a wrong mapping looks wrong here.",
 )
 
 # %% [markdown]
@@ -296,16 +303,15 @@ def redraw(
 
 # %% [markdown]
 # What does it draw for a sentence that it does not know? We take two held-out images and all sentences, with the same
-# strength and noise. The plain sentence of the source domain is in the second column.
+# strength and noise. The plain sentence of the source domain comes first. The figure shows the first image.
 
 # %%
 shown = [held_out[i] for i in range(min(2, len(held_out)))]
 drawn = {text: redraw(text, shown) for text in ["driving in clear weather", *tries]}
-rows = []
-for i, sample in enumerate(shown):
-    rows.append([sample.image, *(made[i] for made in drawn.values())])
-plots.show(
-    plots.image_grid(rows, ["source", *(textwrap.fill(text, 18) for text in drawn)]),
+tiles = [shown[0].image, CITYSCAPES.colorize(shown[0].label)]
+tiles += [made[0] for made in drawn.values()]
+show_scenes(
+    gallery(tiles, ["source", "layout", *(f"“{text}”" for text in drawn)]),
     "One strength, one noise, four sentences. You should see that an unknown sentence "
     "gives neither an error nor its meaning.",
 )
@@ -321,13 +327,16 @@ for text in tries:
     both = zip(drawn[text], plain, strict=True)
     work[text] = np.mean([np.abs(a.astype(int) - b).mean() for a, b in both])
 light = {text: np.mean(made) for text, made in drawn.items()}
-effect = {"difference from the plain sentence": work, "mean grey level": light}
-pd.DataFrame(effect).loc[tries].rename_axis("prompt, 0 to 255").round(1)
+effect = {
+    "difference from the plain sentence (grey levels)": work,
+    "mean grey level (0 to 255)": light,
+}
+pd.DataFrame(effect).loc[tries].rename_axis("prompt").round(1)
 
 # %% [markdown]
-# The miniature can be used only within its vocabulary. A sentence with unknown words still changes the image, and no
-# number here says that the result is not a sandstorm; even two known words that it has never seen together, fog and
-# night, need not give both. Stable Diffusion was trained on captions of every kind and knows far more. But there, too,
+# The miniature can be used only within its vocabulary. A sentence with unknown words still gives an image, and no number
+# here says that it shows no sandstorm. Even two known words that it has never seen together, fog and night, need not
+# give both. Stable Diffusion was trained on captions of every kind and knows far more. But there, too,
 # your network learns from the picture, not from the sentence, so look at the picture.
 #
 # ## A strength, without a target image
@@ -339,19 +348,22 @@ pd.DataFrame(effect).loc[tries].rename_axis("prompt, 0 to 255").round(1)
 ladder = [0.3, 0.45, 0.6, 0.75, 0.9]
 strip = [held_out[i] for i in range(min(4, len(held_out)))]
 frames = {s: redraw(prompt, strip, strength=s) for s in ladder}
-rows = []
-for i, sample in enumerate(strip[:2]):
-    rows.append([sample.image, *(frames[s][i] for s in ladder)])
-plots.show(
-    plots.image_grid(rows, ["source", *(f"strength {s}" for s in ladder)]),
-    f"“{prompt}”, from hardly to almost completely redrawn. You should look for two "
-    "limits: where the new domain is there, and where labelled objects are lost.",
+tiles, titles = [strip[0].image], ["source"]
+for s in ladder:
+    image = frames[s][0]
+    is_dark = image.mean() < 60
+    tiles.append(brightened(image) if is_dark else image)
+    titles.append(f"strength {s}" + (", brightened" if is_dark else ""))
+show_scenes(
+    gallery(tiles, titles),
+    f"“{prompt}”, from hardly to almost completely redrawn. You should find two "
+    "limits: where the new domain appears, and where labelled objects are lost.",
 )
 
 # %% [markdown]
 # Your eyes tell you whether the domain is right. Whether the *labels* are still true can be measured: a *reference*
 # network that copes with strange light counts the pixels in which it finds the label. Their share is the **fidelity**
-# of [06](06_performance_estimation.ipynb). Nobody has seen the target, so the reference is trained on your own images
+# of [04](04_transferring_a_data_set.ipynb). Nobody has seen the target, so the reference is trained on your own images
 # with strong colour jitter. It is good only for comparisons, so it also gets a floor: what it finds if every image
 # has the labels of another one.
 
@@ -437,16 +449,17 @@ table.T[["total", "done", "skipped"]]
 
 # %%
 second = datasets.open_split(root, "train", images=synth / "images")
-pairs = [(train[i], second[i]) for i in range(min(3, len(train)))]
-figure = plots.image_grid(
-    [[a.image, b.image, CITYSCAPES.colorize(a.label)] for a, b in pairs],
-    ["yours", prompt, "labels of both"],
-    width=6.5,
-)
+pairs = [(train[i], second[i]) for i in range(min(2, len(train)))]
+tiles = []
+for a, b in pairs:
+    tiles += [a.image, CITYSCAPES.colorize(a.label), b.image, brightened(b.image)]
+titles = ["yours", "labels of both", f"“{prompt}”", "the same, brightened"]
+figure = gallery(tiles, titles * len(pairs))
 plots.label_legend(figure, [a.label for a, _ in pairs], CITYSCAPES)
-plots.show(
+show_scenes(
     figure,
-    "Pairs, as the training will see them. Is everything that is labelled still there?",
+    "Pairs, as the training will see them. You should find what is labelled in both "
+    "images. What is missing in the second teaches the network an error.",
 )
 
 # %% [markdown]
@@ -591,6 +604,8 @@ if known:
         target.append(datasets.Sample(scene.image, scene.label, str(seed)))
     true = {name: score(network, target) for name, network in networks.items()}
     summary["truth"] = true
+ranked = summary.sort_values("estimate")
+overlaps = int((ranked["low"].iloc[1:].values <= ranked["high"].iloc[:-1].values).sum())
 
 # %% [markdown]
 # Estimates with their 95 % intervals, and the truth as a cross:
@@ -611,7 +626,8 @@ ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
 plots.show(
     figure,
     f"Estimates from {found.images} held-out images, {found.seeds} transfers of each. "
-    "Where intervals overlap, you should not rank the networks by them.",
+    f"You should see {overlaps} of {len(summary) - 1} pairs of neighbours overlap; "
+    "such a pair should not be ranked by its estimates.",
 )
 
 # %% [markdown]
@@ -733,16 +749,19 @@ if photographs:
 if photographs:
     before = datasets.find_files(photographs)
     after = datasets.find_files(redrawn / redrawing.REDRAWN_FOLDER / "images")
-    rows = []
-    for key in list(before)[:3]:
-        pair = [datasets.read_image(files[key]) for files in (before, after)]
-        seen = [CITYSCAPES.colorize(evaluation.predict(unchanged, x)) for x in pair]
-        rows.append([pair[0], seen[0], pair[1], seen[1]])
+    tiles, seen = [], []
+    for key in list(before)[:2]:
+        for image in (datasets.read_image(files[key]) for files in (before, after)):
+            seen.append(evaluation.predict(unchanged, image))
+            tiles += [image, CITYSCAPES.colorize(seen[-1])]
     titles = ["photograph", "what it sees: the layout", "redrawn", "what it sees then"]
-    plots.show(
-        plots.image_grid(rows, titles),
+    figure = gallery(tiles, titles * (len(tiles) // 4))
+    plots.label_legend(figure, seen, CITYSCAPES)
+    show_scenes(
+        figure,
         "Test-time transfer. What the network misses in the photograph, the layout "
-        "misses. You should look for what is found, or invented, on the right.",
+        "misses. You should see daylight in the redrawn image, and the mistakes of the "
+        "layout drawn into it.",
     )
 
 # %% [markdown]
@@ -774,13 +793,18 @@ if known:
 # ## The same without a notebook
 #
 # ```bash
-# python data_scripts/own.py --images DIR --labels DIR --mapping mine.yaml prepare --out results/own/data
-# python -m zodi transfer --images results/own/data/train/images --labels results/own/data/train/labels \
+# python data_scripts/own.py --images DIR --labels DIR --mapping mine.yaml \
+#     prepare --out results/own/data
+# python -m zodi transfer --images results/own/data/train/images \
+#     --labels results/own/data/train/labels \
 #     --prompt "driving at night" --out results/own/night
-# python -m zodi adapt --data results/own/data --variant zodi --synth results/own/night --out results/own/run
+# python -m zodi adapt --data results/own/data --variant zodi \
+#     --synth results/own/night --out results/own/run
 # python -m zodi evaluate --network results/own/run/network --data results/own/data
-# python -m zodi estimate --network results/own/run/network --images results/own/data/test/clear/images \
-#     --labels results/own/data/test/clear/labels --domain "driving at night" --out results/own/estimate
+# python -m zodi estimate --network results/own/run/network \
+#     --images results/own/data/test/clear/images \
+#     --labels results/own/data/test/clear/labels \
+#     --domain "driving at night" --out results/own/estimate
 # ```
 #
 # `--model` takes Stable Diffusion ([A2](A2_paper_scale.ipynb)), `--shard I/N` shares a folder among machines.
@@ -881,15 +905,21 @@ wide.loc[order]
 # be those of Cityscapes' classes, because the layout is drawn with them.
 # ```python
 # from zodi.labels import LabelSet
-# groups = {"free": ("road", "sidewalk", "terrain"), "sky": ("sky",), "mark": ("traffic sign", "traffic light")}
+# groups = {
+#     "free": ("road", "sidewalk", "terrain"),
+#     "sky": ("sky",),
+#     "mark": ("traffic sign", "traffic light"),
+# }
 # rest = [n for n in CITYSCAPES.names if not any(n in g for g in groups.values())]
 # groups["obstacle"] = tuple(rest)
 # ids = CITYSCAPES.names.index
-# four = LabelSet("four", tuple(groups), tuple(CITYSCAPES.colors[ids(g[0])] for g in groups.values()),
-#                 raw_values=tuple(tuple(ids(n) for n in g) for g in groups.values()))
+# colors = tuple(CITYSCAPES.colors[ids(g[0])] for g in groups.values())
+# raw_values = tuple(tuple(ids(n) for n in g) for g in groups.values())
+# four = LabelSet("four", tuple(groups), colors, raw_values=raw_values)
 # few = datasets.FolderDataset(root / "train/images", root / "train/labels", four)
 # own_four = OwnNetwork(Tiny(four.num_classes), "encoder")
-# adapted, _ = adaptation.train(adaptation.recipe("mini", "source_only", steps=4), few, None, None, network=own_four)
+# few_steps = adaptation.recipe("mini", "source_only", steps=4)
+# adapted, _ = adaptation.train(few_steps, few, None, None, network=own_four)
 # evaluation.predict(adapted, few[0].image).shape
 # ```
 # </details>

@@ -32,18 +32,7 @@ COURSE = [
     "A4_accounting",
 ]
 SMOKE_PARAMETERS = yaml.safe_load((ROOT / "tests" / "course" / "smoke_parameters.yaml").read_text(encoding="utf-8"))
-# Code in these fits the site's column at laptop width; the list grows until it is the course.
-NARROW = (
-    "06_performance_estimation",
-    "07_published_tables",
-    "08_real_photographs",
-    "10_generators_and_networks",
-    "11_stable_diffusion",
-    "A1_how_the_miniature_was_made",
-    "A2_paper_scale",
-    "A3_tables",
-    "A4_accounting",
-)
+# What the site's column holds at laptop width.
 WIDTH = 88
 MACHINE_PATH = re.compile(
     r"(?<![\w.:/~])/(?:home|root|tmp|work|Users|usr|opt|mnt|private|var|content)/|[A-Z]:\\\\Users"
@@ -134,9 +123,9 @@ def test_code_cells_are_short_and_have_prose_before_them(notebook):
             assert len("".join(cell["source"]).splitlines()) <= 20, "".join(cell["source"])
 
 
-@pytest.mark.parametrize("name", NARROW)
-def test_code_fits_the_sites_column(name):
-    cells = code_cells(ROOT / "notebooks" / f"{name}.ipynb")
+@each_notebook
+def test_code_fits_the_sites_column(notebook):
+    cells = code_cells(notebook)
     # The cell for Colab is folded on the site.
     lines = [line for cell in cells[1:] for line in "".join(cell["source"]).splitlines()]
     assert [line for line in lines if len(line) > WIDTH] == []

@@ -1,4 +1,4 @@
-"""Notebooks 00 to 04: what their figures say, how they look, and that 02 and 03 run whatever a network predicts."""
+"""Notebooks 00 to 05 and 09: what their figures say and how they look; 02 and 03 run whatever a network predicts."""
 
 import base64
 import json
@@ -16,6 +16,7 @@ import tiny
 from PIL import Image
 
 from zodi import diffusion
+from zodi.studies import findings, tables
 
 ROOT = Path(__file__).parents[2]
 STORY = [
@@ -24,6 +25,8 @@ STORY = [
     "02_diffusion",
     "03_layout_to_image",
     "04_transferring_a_data_set",
+    "05_adaptation",
+    "09_bring_your_own_domain",
 ]
 WIDTH = 88
 # Claims that the figures once contradicted, and words that read as translated.
@@ -66,8 +69,7 @@ def pictures(name: str) -> list[tuple[dict, dict, str]]:
 def test_code_is_as_wide_as_a_page_on_a_laptop(name):
     text = jupytext.read(ROOT / "notebooks" / f"{name}.py")
     lines = [line for cell in text.cells if cell.cell_type == "code" for line in cell.source.splitlines()]
-    # The folder of a run is one word.
-    assert [line for line in lines if len(line) > WIDTH and not line.startswith("out: str")] == []
+    assert [line for line in lines if len(line) > WIDTH] == []
 
 
 @each_notebook
@@ -121,11 +123,19 @@ def test_the_network_that_one_trains_draws_its_data():
     assert seconds < 120
 
 
-def test_layout_to_image_ends_with_five_questions_and_folded_answers():
-    text = "\n".join(source(cell) for cell in cells("03_layout_to_image") if cell["cell_type"] == "markdown")
+@pytest.mark.parametrize("name", ["03_layout_to_image", "05_adaptation"])
+def test_it_ends_with_five_questions_and_folded_answers(name):
+    text = "\n".join(source(cell) for cell in cells(name) if cell["cell_type"] == "markdown")
     check = text.partition("## Self-check")[2].partition("**Next:**")[0]
     assert re.findall(r"^\*\*(\d)\.\*\*", check, re.MULTILINE) == list("12345")
     assert check.count("<details><summary>Answer</summary>") == check.count("</details>") == 5
+
+
+def test_the_answers_of_05_agree_with_the_record():
+    compared = findings.compare(tables.read_record(ROOT / "notebooks" / "records" / "full.csv")).set_index("other")
+    assert {*compared.loc["source_only_long", "verdict"]} == {findings.BETTER}
+    assert compared.loc["zodi_no_similarity", "points"].abs().max() < 0.5
+    assert "clear_prompt" not in compared.index, "05 hands the question of the redrawing alone on to exercise 5"
 
 
 def script(name: str, parameters: dict, last: str) -> str:

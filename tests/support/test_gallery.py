@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from zodi.support import gallery as module
-from zodi.support.gallery import brightened, gallery, show_scenes
+from zodi.support.gallery import brightened, gallery, sheet, show_scenes
 
 SCENE = np.zeros((96, 192, 3), np.uint8)
 pytestmark = pytest.mark.usefixtures("theme")
@@ -44,6 +44,14 @@ def test_show_displays_an_alternative_text_and_a_caption(monkeypatch):
     with Image.open(BytesIO(picture.data)) as image:
         assert image.format == "JPEG" and image.width >= 2 * 380
     assert not plt.get_fignums()
+
+
+def test_a_sheet_has_its_scenes_in_their_places_and_enlarges_small_ones():
+    white, wide = np.full_like(SCENE, 255), np.zeros((384, 768, 3), np.uint8)
+    small = sheet([[SCENE, white], [white, SCENE]])
+    assert small.shape == (2 * 192, 2 * 384, 3)
+    assert [small[y, x, 0] for y, x in ((90, 190), (90, 580), (290, 190), (290, 580))] == [0, 255, 255, 0]
+    assert sheet([[wide]]).shape == wide.shape
 
 
 def test_brightened_lifts_the_dark_and_keeps_black_white_and_the_order_of_values():

@@ -82,6 +82,14 @@ def test_training_curves_draw_the_terms_that_were_logged():
     assert ax.get_xlabel() and ax.get_ylabel()
 
 
+def test_training_curves_have_two_panels_in_a_row():
+    terms = {name: [2.0, 1.0] for name in plots.LOSS_TERMS}
+    for count, places in ((3, 3), (4, 4)):
+        figure = plots.training_curves(pd.DataFrame({"step": [1, 2], **dict(list(terms.items())[:count])}))
+        assert len(figure.axes) == places and {ax.get_subplotspec().colspan.start for ax in figure.axes} == {0, 1}
+        assert figure.get_figwidth() < 9
+
+
 def test_curve_colours_domains():
     frame = pd.DataFrame({"step": [1, 2], "psnr_night": [20.0, 30], "psnr_fog": [10.0, 20]})
     (ax,) = plots.curve(frame, "step", ["psnr_night", "psnr_fog"], "step", "PSNR (dB)").axes
@@ -100,17 +108,18 @@ def test_class_bars_start_with_the_first_class_at_the_top():
     assert [text.get_text() for text in ax.get_yticklabels()] == ["sky", "road"]
 
 
-def test_class_bars_have_the_colours_of_domains_and_the_order_of_their_legend():
-    values = pd.DataFrame({"clear": [50.0, 60], "night": [10.0, 20], "mean": [30.0, 40]}, index=["road", "sky"])
+def test_class_bars_and_their_legend_have_the_colours_of_the_domains_in_the_order_of_the_columns():
+    values = pd.DataFrame({"clear": [90.0, 80.0], "night": [40.0, 20.0], "ZoDi": [1.0, 2.0]}, index=["road", "sky"])
     (ax,) = plots.class_bars(values, "IoU (%)").axes
-    drawn = {bars.get_label(): bars.patches[0] for bars in ax.containers}
-    colors = {name: to_rgb(bar.get_facecolor()) for name, bar in drawn.items()}
-    assert {name: colors[name] for name in ("clear", "night")} == {
-        name: to_rgb(plots.DOMAIN_COLORS[name]) for name in ("clear", "night")
-    }
-    assert colors["mean"] not in (colors["clear"], colors["night"])
-    assert [text.get_text() for text in ax.get_legend().texts] == ["clear", "night", "mean"]
-    assert drawn["clear"].get_y() > drawn["night"].get_y() > drawn["mean"].get_y()
+    legend = ax.get_legend()
+    assert [text.get_text() for text in legend.texts] == ["clear", "night", "ZoDi"]
+    drawn = {bars.get_label(): to_rgb(bars.patches[0].get_facecolor()) for bars in ax.containers}
+    assert drawn["clear"] == to_rgb(plots.DOMAIN_COLORS["clear"])
+    assert drawn["night"] == to_rgb(plots.DOMAIN_COLORS["night"])
+    assert [to_rgb(patch.get_facecolor()) for patch in legend.get_patches()] == list(map(drawn.get, values.columns))
+    top = {bars.get_label(): bars.patches[0].get_y() for bars in ax.containers}
+    assert top["clear"] > top["night"] > top["ZoDi"]
+    assert [bars.patches[1].get_width() for bars in ax.containers if bars.get_label() == "clear"] == [90.0]
 
 
 def test_row_points_are_three_abreast():

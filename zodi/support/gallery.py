@@ -5,6 +5,7 @@ from io import BytesIO
 
 import matplotlib.pyplot as plt
 import numpy as np
+import PIL.Image
 from IPython.display import Image, Markdown, display
 from matplotlib.figure import Figure
 
@@ -50,6 +51,21 @@ def show_scenes(figure: Figure, caption: str) -> None:
     plt.close(figure)
     display(Image(stream.getvalue(), format="jpeg", alt=caption))
     display(Markdown(f"*Figure.* {caption}"))
+
+
+def sheet(rows: Sequence[Sequence[np.ndarray]], width: int = 384) -> np.ndarray:
+    """Scenes without gaps as one image, which an explorer shows pixel for pixel, so every scene has to be large.
+
+    Args:
+        rows: images uint8 (H, W, 3), all of one size, as many in every row.
+        width: pixels that a scene should have at least; a smaller one is enlarged by a whole factor.
+
+    Returns:
+        uint8 (rows * H', columns * W', 3).
+    """
+    image = PIL.Image.fromarray(np.vstack([np.hstack(row) for row in rows]))
+    factor = max(1, -(-width // rows[0][0].shape[1]))
+    return np.asarray(image.resize((image.width * factor, image.height * factor), PIL.Image.Resampling.BICUBIC))
 
 
 def brightened(image: np.ndarray) -> np.ndarray:

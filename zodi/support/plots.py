@@ -198,10 +198,15 @@ def training_curves(history: pd.DataFrame, window: int = 10) -> Figure:
         window: steps of the running mean.
     """
     terms = [name for name in LOSS_TERMS if name in history and history[name].notna().any()]
+    # Two panels in a row at most: the page would shrink a wider figure, and its letters with it.
+    columns = min(2, len(terms))
+    rows = -(-len(terms) // columns)
     figure, axes = plt.subplots(
-        1, len(terms), figsize=(2.6 * len(terms) + 0.4, 2.4), layout="constrained", squeeze=False
+        rows, columns, figsize=(3.6 * columns + 0.4, 2.4 * rows), layout="constrained", squeeze=False
     )
-    for ax, name in zip(axes[0], terms, strict=True):
+    for ax in axes.flat[len(terms) :]:
+        ax.remove()
+    for ax, name in zip(axes.flat, terms, strict=False):
         ax.plot(history["step"], history[name], color="0.8", linewidth=0.7)
         ax.plot(history["step"], history[name].rolling(window, min_periods=1).mean())
         ax.set(xlabel="optimisation step", ylabel=LOSS_TERMS[name])
@@ -241,19 +246,16 @@ def class_bars(values: pd.DataFrame, xlabel: str) -> Figure:
     """Horizontal bars, one group per class; a column named after a domain gets the domain's colour.
 
     Args:
-        values: index class names; one column per legend entry, the first at the top of its group; NaN where a class is
-            absent.
+        values: index class names; one column per legend entry, the first at the top; NaN where a class is absent.
         xlabel: what the values are, with the unit.
     """
+    colors = [DOMAIN_COLORS.get(str(name), f"C{i}") for i, name in enumerate(values.columns)]
     figure, ax = plt.subplots(
         figsize=(6, 0.28 * len(values) * max(1, len(values.columns) * 0.6) + 0.8), layout="constrained"
     )
-    # Bars are drawn from below, a legend is read from above.
-    upwards = values.iloc[::-1, ::-1]
-    colors = {name: DOMAIN_COLORS.get(str(name), f"C{i}") for i, name in enumerate(values)}
-    upwards.plot.barh(ax=ax, width=0.8, legend=False, color=[colors[name] for name in upwards])
+    values.iloc[::-1, ::-1].plot.barh(ax=ax, width=0.8, legend=False, color=colors[::-1])
     if len(values.columns) > 1:
-        ax.legend(*(part[::-1] for part in ax.get_legend_handles_labels()), loc="center left", bbox_to_anchor=(1, 0.5))
+        ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), reverse=True)
     ax.axvline(0, color="0.3", linewidth=0.8)
     ax.set(xlabel=xlabel, ylabel="")
     ax.grid(False, axis="y")
