@@ -428,13 +428,13 @@ plots.show(
 
 # %%
 masked = datasets.synthesized(taken, labels, label_set)
-titles = ["source", "imported", "its labels", "its labels with mask"]
+titles = ["source", "imported", "labels", "labels with mask"]
 tiles, names, void = [], [], []
-for key, what in zip([shifted[0], *rest.index[:1]], ("shifted", "kept"), strict=False):
+for key, what in zip([shifted[0], *rest.index[:1]], ("shifted", "other"), strict=False):
     before, after = train[train.keys.index(key)], masked[masked.keys.index(key)]
     maps = [label_set.colorize(sample.label) for sample in (before, after)]
     tiles += [[before.image, after.image], maps]
-    names += [f"{title} ({what})" for title in titles]
+    names += [f"{what} image: {title}" for title in titles]
     void.append(100 * (after.label == IGNORE_INDEX).mean())
 plots.show(
     plots.image_grid(tiles, titles=names, width=7.8),
