@@ -252,8 +252,8 @@ if script.exists():
 # [A3 Tables]: A3_tables.ipynb
 # [A4 Accounting]: A4_accounting.ipynb
 #
-# Read 01 to 11 in this order, and the appendix whenever you wonder about the miniature, the GPU or the numbers. `make
-# reproduce` runs the experiments and ends with the table. With Stable Diffusion and real photographs the experiments
+# Read 01 to 11 in this order, A3 between 05 and 06, and the rest of the appendix whenever you wonder about the miniature,
+# the GPU or the numbers. `make reproduce` runs the experiments and ends with the table. With Stable Diffusion and real photographs the experiments
 # need other parameters, not other code. This holds for 02 and 03 too, which read from the checkpoint whether its
 # network predicts the noise, as Stable Diffusion 1.5 does, or the velocity, as the miniature does.
 

@@ -320,8 +320,9 @@ pd.DataFrame(grids).T.rename_axis(columns="step")
 # Adaptation needs the logits and the deepest features. Networks of `segmentation_models_pytorch` are chosen by name,
 # with convolutional encoders, hierarchical transformers, or plain ones such as DINOv2 and DINOv3; those of
 # `transformers` (SegFormer, Mask2Former) by folder or hub id,
-# `hf:nvidia/segformer-b0-finetuned-cityscapes-1024-1024`. The weights here are random; `weights="imagenet"` loads
-# trained ones.
+# `hf:nvidia/segformer-b0-finetuned-cityscapes-1024-1024`. Mask2Former is trained with its own loss, which matches its
+# masks to the segments of the label map; all others are trained with cross-entropy. The weights here are random;
+# `weights="imagenet"` loads trained ones.
 
 # %%
 NETWORKS = ("DeepLabV3Plus/tu-resnet10t", "DeepLabV3Plus/resnet50", "Segformer/mit_b0",
