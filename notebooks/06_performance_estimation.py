@@ -335,6 +335,23 @@ last["given"].sub(last["truth"]).abs().groupby(last["domain"]).mean().round(1).t
 )
 
 # %% [markdown]
+# How many truths lie in the intervals, and how many of a domain's leave the narrow ones on the same side?
+
+# %%
+on_thin, on_thick = (
+    100 * whole["truth"].between(whole[low], whole[high]).mean()
+    for low, high in (("interval_low", "interval_high"), ("low", "high"))
+)
+off = whole[~whole["truth"].between(whole["low"], whole["high"])]
+above = (off["truth"] > off["high"]).groupby(off["domain"]).mean()
+together = 100 * above.where(above > 0.5, 1 - above).mean()
+seen = (
+    f"You should see {on_thick:.0f} % of the dots on the thick lines and "
+    f"{on_thin:.0f} % on the thin ones. Those that leave the thick lines do so "
+    f"together: {together:.0f} % of a domain's on the same side."
+)
+
+# %% [markdown]
 # One line per training, the truth on it:
 
 # %%
@@ -347,26 +364,11 @@ for ax, name in zip(axes, domains, strict=True):
     ax.vlines(part.index, part["low"], part["high"], color=color, linewidth=2)
     ax.plot(part.index, part["truth"], "k.", markersize=4)
     ax.set(title=name, xlabel="training", xticks=[])
-_ = axes[0].set_ylabel("mIoU (%)")
-
-# %% [markdown]
-# How many dots lie on the lines, and how many of a domain's dots leave the thick lines on the same side?
-
-# %%
-on_thin, on_thick = (
-    100 * whole["truth"].between(whole[low], whole[high]).mean()
-    for low, high in (("interval_low", "interval_high"), ("low", "high"))
-)
-off = whole[~whole["truth"].between(whole["low"], whole["high"])]
-above = (off["truth"] > off["high"]).groupby(off["domain"]).mean()
-together = 100 * above.where(above > 0.5, 1 - above).mean()
+axes[0].set_ylabel("mIoU (%)")
 plots.show(
     figure,
     "Truth (dots), interval from sampling only (thick) and with the generator's "
-    f"error (thin), one training per line. You should see {on_thick:.0f} % of "
-    f"the dots on the thick lines and {on_thin:.0f} % on the thin ones. Those that "
-    f"leave the thick lines do so together: {together:.0f} % of a domain's on the same "
-    "side.",
+    f"error (thin), one training per line. {seen}",
     f"{out}/intervals.png",
 )
 
@@ -491,39 +493,33 @@ Markdown(
 )
 
 # %% [markdown]
+# How many pairs lie in the right quarters, upper right and lower left?
+
+# %%
+found_better = 100 * (pairs["difference"] * pairs["truth"] > 0).mean()
+seen = (
+    "Where both have the same sign, the better one is found: you should see "
+    f"{found_better:.0f} % of the dots there. Intervals hold in "
+    f"{held_pairs['coverage'].min():.0f} % or more of each domain's pairs; mean width "
+    f"{held_pairs['width'].mean():.1f} points."
+)
+
+# %% [markdown]
 # Estimated and true difference of every pair:
 
 # %%
 figure, axes = panels(figsize=(10.5, 2.8))
 for ax, name in zip(axes, domains, strict=True):
     part = pairs[pairs["domain"] == name]
+    color = plots.DOMAIN_COLORS[name]
     ax.grid(False)
-    ax.plot(
-        part["difference"],
-        part["truth"],
-        ".",
-        color=plots.DOMAIN_COLORS[name],
-        markersize=3,
-    )
+    ax.plot(part["difference"], part["truth"], ".", color=color, markersize=3)
     ax.axline((0, 0), slope=1, color="0.3", linewidth=0.8)
     ax.axhline(0, color="0.8", linewidth=0.8, zorder=0)
     ax.axvline(0, color="0.8", linewidth=0.8, zorder=0)
     ax.set(title=name, xlabel="estimated (points)")
-_ = axes[0].set_ylabel("true (points)")
-
-# %% [markdown]
-# How many lie in the right quarters, upper right and lower left?
-
-# %%
-found_better = 100 * (pairs["difference"] * pairs["truth"] > 0).mean()
-plots.show(
-    figure,
-    "Estimated and true difference, all pairs. Where both have the same sign, the "
-    f"better one is found: you should see {found_better:.0f} % of the dots there. "
-    "Intervals hold in "
-    f"{held_pairs['coverage'].min():.0f} % or more of "
-    f"each domain's pairs; mean width {held_pairs['width'].mean():.1f} points.",
-)
+axes[0].set_ylabel("true (points)")
+plots.show(figure, f"Estimated and true difference, all pairs. {seen}")
 
 # %% [markdown]
 # How often is the better one found, compared with other scores that need no target images? These are the mIoU on the
