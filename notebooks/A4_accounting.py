@@ -451,7 +451,7 @@ def record(name: str) -> dict:
 
 
 names = {
-    "mini_cpu": "miniature, CPU", "mini_cpu_bfloat16": "the same in bfloat16",
+    "mini_cpu": "miniature, CPU, float32",
     "stable_diffusion_gpu": "Stable Diffusion's size, GPU",
     "stable_diffusion_gpu_compiled": "and with --compile",
 }  # fmt: skip
