@@ -489,7 +489,7 @@ single, both = (
 Markdown(
     f"{len(pairs) // len(domains)} pairs per domain. An estimate is off by "
     f"{single:.1f} points (root mean square), a difference of two by {both:.1f}; if "
-    f"nothing canceled, it would be {2**0.5 * single:.1f}."
+    f"nothing cancelled, it would be {2**0.5 * single:.1f}."
 )
 
 # %% [markdown]
