@@ -393,6 +393,7 @@ def test_known_errors_of_the_generator_widen_intervals():
     low, high = found.interval
     assert (high - low) / 2 == pytest.approx(np.hypot((found.high - found.low) / 2, 4))
     assert "95 % interval" in str(found) and "sampling only" not in str(found)
+    assert dataclasses.replace(found, miou=2.0, low=1.0, high=3.0).interval[0] == 0, "no mIoU is below 0"
     pair = estimation.compare_from(*of_two_networks(np.random.default_rng(9), quality=(0.8, 0.79)), NAMES)
     assert dataclasses.replace(pair, low=0.2, high=1.8, difference=1.0).decided
     assert not dataclasses.replace(pair, low=0.2, high=1.8, difference=1.0, error=ERROR).decided

@@ -150,8 +150,9 @@ class Estimate:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Where the truth should be: `low` and `high`, widened by what the generator does; NaN where it is unknown."""
-        return _widened(self.miou, self.low, self.high, self.error and self.error.estimate * self.source)
+        """Where the truth should be, 0 .. 100: `low` and `high`, widened by what the generator does; NaN: unknown."""
+        low, high = _widened(self.miou, self.low, self.high, self.error and self.error.estimate * self.source)
+        return float(np.clip(low, 0, 100)), float(np.clip(high, 0, 100))
 
     @property
     def rare(self) -> list[str]:

@@ -219,14 +219,15 @@ def error_parts(error: pd.Series, domain: pd.Series) -> tuple[float, float]:
 def _learnt_elsewhere(
     factor: Callable[[pd.Series, pd.Series, float], float], frame: pd.DataFrame, value: str, spread: str, level: float
 ) -> pd.DataFrame:
-    """Intervals that `factor` makes for every line from the errors of other trainings in other domains."""
+    """Intervals that `factor` makes for every line from the errors of other trainings in other domains; 0 .. 100."""
     error = (frame["truth"] - frame[value]) / frame[spread]
     factors = []
     for domain, training in zip(frame["domain"], frame["training"], strict=True):
         others = (frame["domain"] != domain) & (frame["training"] != training)
         factors.append(factor(error[others], frame.loc[others, "domain"], level))
     half = np.asarray(factors) * frame[spread]
-    return frame.assign(half_width=half, interval_low=frame[value] - half, interval_high=frame[value] + half)
+    low, high = (frame[value] - half).clip(lower=0), (frame[value] + half).clip(upper=100)
+    return frame.assign(half_width=half, interval_low=low, interval_high=high)
 
 
 def coverage_of_new_domains(

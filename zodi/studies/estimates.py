@@ -383,13 +383,13 @@ def verdicts(frame: pd.DataFrame, corrections: pd.DataFrame, shipped: str, value
         (
             f"which of two trainings is better (differences over {LEAST_DIFFERENCE:.0f} point), % right",
             f">= {LEAST_SIGN_ACCURACY} in every domain",
-            listed(signs[value]),
+            listed(signs[value], "{:.1f}"),
             bool((signs[value] >= LEAST_SIGN_ACCURACY).all()),
         ),
         (
             "the same, against the photometric score",
             f"better in {len(domains)} of {len(domains)} domains",
-            f"{len(better)} ({', '.join(better) or 'none'}); photometric: {listed(signs['photometric'])}",
+            f"{len(better)} ({', '.join(better) or 'none'}); photometric: {listed(signs['photometric'], '{:.1f}')}",
             len(better) == len(domains),
         ),
     ]
