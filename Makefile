@@ -48,7 +48,7 @@ data: .venv/.done ## say which data sets and weights are here, and what to do ne
 	$(BIN)/python data_scripts/status.py --root=$(if $(DATA),$(call quoted,DATA),data)
 
 .PHONY: quality
-quality: .venv/.done ## measure the transfer of MODEL on the miniature: domain, layout, use, speed; resumes
+quality: .venv/.done ## measure the transfer of MODEL on the miniature: domain, layout, usefulness, speed; resumes
 	@$(BIN)/python workflow/reproduce.py quality --cores=$(call quoted,CORES) --model=$(call quoted,MODEL) $(dry_run)
 
 .PHONY: bench

@@ -4,9 +4,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from zodi.datasets import FolderDataset, PackedDataset, dataset_info, label_set_of, open_split, pack, read_image
+from zodi.datasets import (
+    FolderDataset,
+    PackedDataset,
+    dataset_info,
+    label_set_of,
+    open_split,
+    pack,
+    read_image,
+)
 from zodi.labels import CAMVID, CITYSCAPES, LabelSet
 from zodi.miniature.dataset import prepare, write_miniature
+from zodi.support.mislabelled import Mislabelled
 
 
 def write(path, array):
@@ -195,3 +204,17 @@ def test_a_packed_data_set_is_made_again_for_other_classes_of_the_same_name(fold
     with pytest.raises(ValueError, match=r"index\.json: found no index of packed arrays; delete the folder"):
         PackedDataset(tmp_path / "packed")
     assert pack(FolderDataset(*folders, CAMVID), tmp_path / "packed", progress=False).label_set == CAMVID
+
+
+def test_mislabelled_images_have_the_label_map_of_the_next_one_at_their_own_size(folders):
+    write(folders[0] / "b/c.png", np.zeros((10, 30, 3), np.uint8))
+    write(folders[1] / "b/c.png", np.tile(np.arange(10, dtype=np.uint8)[:, None], (1, 30)))
+    dataset = FolderDataset(*folders, CAMVID)
+    wrong = Mislabelled(dataset)
+    assert len(wrong) == 2 and wrong.label_set is dataset.label_set
+    assert [sample.key for sample in (wrong[0], wrong[1])] == ["a", "b/c"]
+    assert np.array_equal(wrong[0].image, dataset[0].image)
+    assert np.array_equal(wrong[0].label, np.repeat(dataset[1].label, 2, axis=0)), "twice as high"
+    assert wrong[1].label.shape == (10, 30) and {*np.unique(wrong[1].label)} <= {*np.unique(dataset[0].label)}
+    with pytest.raises(ValueError, match="found 1 images, expected at least two"):
+        Mislabelled(dataset.only(["a"]))

@@ -121,17 +121,16 @@ def test_an_estimate_without_layout_abstains():
     assert estimation.estimate_from(good, NAMES).reliable, "without a reference nothing is checked"
 
 
-@pytest.mark.parametrize(
-    ("kept", "measured", "least"), [(0.85, True, 0.8), (0.75, True, 0.8), (0.55, False, 0.5), (0.45, False, 0.5)]
-)
-def test_an_estimate_abstains_where_redrawing_the_source_costs_too_much(kept, measured, least):
-    error = estimation.GeneratorError("0123456789ab", 0.95, 0.1, 1.5, 5, 22, score_kept=0.8) if measured else None
+@pytest.mark.parametrize(("redrawn", "reliable"), [(39.0, True), (26.0, True), (24.0, False), (12.0, False)])
+def test_an_estimate_abstains_where_a_redrawn_source_is_nearer_to_a_lost_layout(redrawn, reliable):
     found = estimation.estimate_from(simulated(np.random.default_rng(7), 20), NAMES)
-    assert found.reliable and np.isnan(found.score_kept), "nothing is checked"
-    found = dataclasses.replace(found, error=error, source=40.0, redrawn=40.0 * kept)
-    assert found.score_kept == pytest.approx(kept) and found.least_score_kept == least
-    assert found.reliable == (kept >= least)
-    assert found.reliable or f"leaves {100 * kept:.0f} % of the network's 40.0 points, less than" in str(found)
+    assert found.reliable and np.isnan(found.least_redrawn), "nothing is checked"
+    found = dataclasses.replace(found, source=40.0, redrawn=redrawn, lost=10.0)
+    assert found.least_redrawn == 25 and found.reliable == reliable
+    refusal = (
+        f"of the network's 40.0 points on the source images, redrawing them with their own prompt leaves {redrawn}"
+    )
+    assert (refusal in str(found)) != reliable
 
 
 def test_calibration_learns_a_line_from_the_other_domains():
@@ -374,9 +373,7 @@ def test_one_image_has_no_interval_of_a_difference():
 
 # ---------------------------------------------------------------- what the generator does to scores
 
-ERROR = estimation.GeneratorError(
-    "0123456789ab", 0.95, estimate=0.1, difference=1.5, domains=5, trainings=22, score_kept=0.8
-)
+ERROR = estimation.GeneratorError("0123456789ab", 0.95, estimate=0.1, difference=1.5, domains=5, trainings=22)
 
 
 def test_an_interval_without_known_errors_is_called_sampling_only():
@@ -388,7 +385,7 @@ def test_an_interval_without_known_errors_is_called_sampling_only():
 
 def test_known_errors_of_the_generator_widen_intervals():
     found = dataclasses.replace(estimation.estimate_from(simulated(np.random.default_rng(8), 40), NAMES), error=ERROR)
-    assert np.isnan(found.interval).all() and "sampling only" in str(found), "a share of a score that is not known"
+    assert np.isnan(found.interval).all() and "is a share of the score on the source, which is not known" in str(found)
     found = dataclasses.replace(found, source=40.0)
     low, high = found.interval
     assert (high - low) / 2 == pytest.approx(np.hypot((found.high - found.low) / 2, 4))
@@ -466,7 +463,7 @@ def test_estimate_transfers_and_resumes(results, tmp_path):
     assert found.images == 3 and found.seeds == 2 and 0 < found.miou < 20
     written = {file: file.stat().st_mtime_ns for file in tmp_path.glob("night/seed*/images/*.png")}
     assert len(written) == 6 and len(list(tmp_path.glob("night/redrawn/images/*.png"))) == 3
-    assert found.score_kept == 1 and found.reliable, "a network that sees only road sees it everywhere"
+    assert found.redrawn == found.source == found.lost and found.reliable, "one that sees only road sees it everywhere"
     prompt = read_json(tmp_path / "night" / "redrawn" / "settings.json")["settings"]["prompt"]
     assert prompt == DOMAINS[SOURCE].prompt
     half = (found.interval[1] - found.interval[0]) / 2
@@ -511,7 +508,7 @@ def test_a_transfer_without_diffusion_is_not_checked(results, tmp_path):
     val, network = results / "data" / "val", Constant(CITYSCAPES.names.index("road"))
     places = (val / "images", val / "labels", "night", tmp_path)
     found = estimation.estimate(network, *places, seeds=(0,), progress=False, method="photometric")
-    assert np.isnan(found.score_kept) and found.reliable and not (tmp_path / "redrawn").exists()
+    assert np.isnan(found.redrawn) and found.reliable and not (tmp_path / "redrawn").exists()
 
 
 def test_select_takes_the_best_on_generated_images(results):

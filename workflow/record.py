@@ -72,8 +72,7 @@ def readme_with_duration(readme: str, measured: dict[str, Any]) -> str:
         ValueError: if there is not exactly one place for it.
     """
     half = "with" if measured["bfloat16"] else "without"
-    processor = measured["machine"]["processor"].replace("(R)", "").replace("(TM)", "")
-    where = f"{processor}, {half} bfloat16"
+    where = f"{measured['machine']['processor']}, {half} bfloat16"
     text, count = DURATION.subn(f"{measured['minutes']:.1f} minutes on {measured['cores']} cores ({where}", readme)
     if count != 1:
         raise ValueError(f"README.md: found {count} sentences on what `make reproduce` takes, expected one")
@@ -115,30 +114,49 @@ def record_estimation() -> None:
     if not (ESTIMATION / "estimation" / METRICS_FILE).exists():
         print(f"{ESTIMATION.relative_to(ROOT)}: not run to its end, its record stays; PROFILE=estimation makes it")
         return
+    found = estimates.judge(ESTIMATION, ESTIMATION_RECORD)
+    intervals = estimates.interval_tries(found.last, "given")
+    check_what_is_applied(found.correction, intervals)
     evidence.write_record(ESTIMATION, ESTIMATION_RECORD)
-    # What was just written, so that it need not be scored again.
-    found = estimates.judge(ESTIMATION_RECORD, ESTIMATION_RECORD)
-    record_tries(found.errors, found.last)
-    if found.correction != "raw":
-        raise ValueError(
-            f"{ESTIMATION_RECORD.relative_to(ROOT)}: the correction {found.correction!r} may be applied, but "
-            "zodi.estimation applies none, so its error is not recorded; make it apply this one first"
-        )
+    record_tries(found.errors, intervals)
     error = estimates.measured_error(found.last, diffusion.fingerprint(diffusion.load("mini")))
     write_json(estimation.MINI_ERROR_FILE, error)
     print(f"written: {ESTIMATION_RECORD.relative_to(ROOT)}, {estimation.MINI_ERROR_FILE.relative_to(ROOT)}")
 
 
-def record_tries(errors: pd.DataFrame, last: pd.DataFrame) -> None:
+def check_what_is_applied(correction: str, intervals: pd.DataFrame) -> None:
+    """Nothing is recorded of a correction or an interval that the tool does not apply.
+
+    Args:
+        correction: from `zodi.studies.estimates.judge`.
+        intervals: from `zodi.studies.estimates.interval_tries`.
+
+    Raises:
+        ValueError: if another correction or interval is the one to apply; names it.
+    """
+    if correction != "raw":
+        raise ValueError(
+            f"{ESTIMATION.relative_to(ROOT)}: the correction {correction!r} may be applied, but zodi.estimation "
+            "applies none, so nothing is recorded; make it apply this one first"
+        )
+    kept = [*intervals.index[intervals["kept"]]]
+    if kept != [estimates.GIVEN]:
+        raise ValueError(
+            f"{ESTIMATION.relative_to(ROOT)}: of the intervals {kept or 'none'} holds and is the narrowest, but "
+            f"zodi.estimation gives {estimates.GIVEN!r}, so nothing is recorded; make it give that one first"
+        )
+
+
+def record_tries(errors: pd.DataFrame, intervals: pd.DataFrame) -> None:
     """Corrections and intervals of the estimate among the tries, in place of what an earlier record said of them.
 
     Args:
         errors: from `zodi.studies.estimates.corrected_errors`.
-        last: from `zodi.studies.evidence.last_steps`.
+        intervals: from `zodi.studies.estimates.interval_tries`.
     """
     known = pd.read_csv(TRIES, dtype=str)
     known = known[~known["try"].str.startswith((estimates.TRY, estimates.INTERVAL_TRY))]
-    new = (estimates.tries(errors), estimates.interval_lines(estimates.interval_tries(last)))
+    new = (estimates.tries(errors), estimates.interval_lines(intervals))
     pd.concat([known, *(lines.astype(str) for lines in new)]).to_csv(TRIES, index=False)
 
 

@@ -234,8 +234,6 @@ def _adapt(options: argparse.Namespace) -> int:
     scores = experiment.scores_by_domain(trained.network, options.data, options.tests, progress=True)
     _print_scores(scores)
     settings = {"data": options.data, "synth": options.synth, "config": config}
-    if trained.network.loss_settings:
-        settings["own_loss"] = trained.network.loss_settings
     metrics = trained.record | evaluation.by_domain(scores)
     print(f"metrics: {runs.save_metrics(options.out, 'adapt', settings, metrics, time.monotonic() - start, where)}")
     return 0
@@ -314,7 +312,6 @@ def _estimate_options(sub: argparse.ArgumentParser) -> None:
 
 def _estimate(options: argparse.Namespace) -> int:
     from zodi import diffusion, estimation, segmentation
-    from zodi.datasets import FolderDataset
     from zodi.support import runs
     from zodi.support.checks import check_network
     from zodi.support.files import atomic_path
@@ -345,14 +342,13 @@ def _estimate(options: argparse.Namespace) -> int:
         generated = estimation.generate(model, *places, label_set, seeds, **changes)
     found = replace(estimation.estimate_on(generated, networks[0], networks[1]), error=error)
     if not options.generated:
-        source = FolderDataset(options.images, options.labels, label_set, cache=False).only(generated[0].keys)
-        found = estimation.with_source(found, networks[0], source)
+        found = estimation.with_source(found, networks[0], *places[:2], label_set, generated[0].keys)
     if options.check and not options.generated:
         found = estimation.checked(found, networks[0], model, *places, label_set, **changes)
     print(found.classes.round(1).to_string())
     print(found)
     metrics = {"miou": found.miou, "low": found.low, "high": found.high, "kept": found.kept, "reliable": found.reliable}
-    metrics |= {"interval": found.interval, "source": found.source, "redrawn": found.redrawn}
+    metrics |= {"interval": found.interval, "source": found.source, "redrawn": found.redrawn, "lost": found.lost}
     if networks[2] is not None:
         compared = replace(estimation.compare_on(generated, networks[0], networks[2]), error=error)
         print(f"{options.network} against {options.against}: {compared}")

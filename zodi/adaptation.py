@@ -223,12 +223,12 @@ def adaptation_loss(
     """
 
     def one_pass(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        own_loss = getattr(network, "segmentation_loss", None)
+        own = getattr(network, "segmentation_loss", None)
         with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
-            found, features = own_loss(x, y, IGNORE_INDEX) if own_loss else network(x)
+            found, features = own(x, y, IGNORE_INDEX) if own else network(x)
         if bf16:
             found, features = found.float(), features.float()
-        return found if own_loss else F.cross_entropy(found, y, ignore_index=IGNORE_INDEX), features
+        return found if own else F.cross_entropy(found, y, ignore_index=IGNORE_INDEX), features
 
     ce_source, features_source = one_pass(*source)
     if synth is None:
@@ -386,6 +386,13 @@ class _Batches(Dataset):
 # ---------------------------------------------------------------- training
 
 
+def own_loss(network: nn.Module) -> dict[str, Any]:
+    """As `own_loss` what the loss is and depends on that takes cross-entropy's place; empty if none does."""
+    if getattr(network, "segmentation_loss", None) is None:
+        return {}
+    return {"own_loss": getattr(network, "loss_settings", {"loss": "the network's own"})}
+
+
 def train(
     config: AdaptationConfig,
     source: AnyDataset,
@@ -444,10 +451,8 @@ def train(
         classes = source.label_set.num_classes
         network = build_network(config.network, classes, config.weights, config.void_output, **lora)
     network.label_set = source.label_set
-    own_loss = {}
-    if getattr(network, "segmentation_loss", None):
-        own_loss = {"own_loss": getattr(network, "loss_settings", {"loss": "the network's own"})}
-        print_settings(own_loss["own_loss"])
+    other_loss = own_loss(network)
+    print_settings(other_loss.get("own_loss", {}))
     is_cuda = torch.device(device).type == "cuda"
     # On a CPU, networks this small are slower with channels last; for "mps" see `zodi.support.runs.image_format`.
     network.to(device, memory_format=torch.channels_last if is_cuda else torch.contiguous_format)
@@ -459,9 +464,9 @@ def train(
         initial = weights_file(config.network, config.weights)
         trained_on = {"source": source.fingerprint(), "synth": synth.fingerprint() if synth else None}
         trained_on |= {"initial": initial and file_stamp(initial)[:2]}
-        fingerprint = settings_hash(asdict(config) | trained_on | shapes | own_loss)
+        fingerprint = settings_hash(asdict(config) | trained_on | shapes | other_loss)
         start, history = resume(state_file, fingerprint, network, optimizer, device)
-        write_json(Path(out) / "settings.json", asdict(config) | own_loss)
+        write_json(Path(out) / "settings.json", asdict(config) | other_loss)
 
     if callback is not None and start == 0:
         callback(0, network.eval())

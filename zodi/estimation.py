@@ -30,6 +30,7 @@ from zodi.rows import ABLATIONS
 from zodi.support.bootstrap import bootstrap, resample_weights
 from zodi.support.checks import check_network
 from zodi.support.files import one_line, read_json
+from zodi.support.mislabelled import Mislabelled
 from zodi.support.results import finished_keys, vouched_keys
 from zodi.transfer_folder import transfer_folder
 
@@ -37,8 +38,6 @@ from zodi.transfer_folder import transfer_folder
 MIN_IMAGES = 10
 # Half of the images must have kept their layout, or there is no estimate.
 MIN_KEPT = 0.5
-# The same of the network's own score, when the source is redrawn as it is and nobody has measured what is usual.
-MIN_SCORE_KEPT = 0.5
 # What the shipped generator does to scores; its own fingerprint is in it.
 MINI_ERROR_FILE = MINI_FOLDER.parent / "estimate_error_mini.json"
 
@@ -54,8 +53,6 @@ class GeneratorError:
             0 .. 1: who scores more has more to lose.
         difference: half width of the interval of the difference of two networks' estimates, points of mIoU.
         domains, trainings: numbers of domains and of trained networks that it was measured on.
-        score_kept: the `Estimate.score_kept` that an estimate needs, a share: halfway between the least that redrawing
-            left of a score, and the most that it left where the images had the labels of other scenes.
     """
 
     generator: str
@@ -64,7 +61,6 @@ class GeneratorError:
     difference: float
     domains: int
     trainings: int
-    score_kept: float
 
     def __post_init__(self) -> None:
         if not (0 < self.level < 1 and 0 <= self.estimate <= 1 and self.difference >= 0):
@@ -119,6 +115,7 @@ class Estimate:
         error: what is known of the generator's errors; None = nothing.
         source: mIoU of the network on the source images themselves, classes as in `miou`; NaN = they are not known.
         redrawn: the same on these images redrawn with the source's own prompt; NaN = not checked.
+        lost: the same on the redrawn images with the labels of other scenes, which is what a lost layout leaves.
     """
 
     miou: float
@@ -132,21 +129,17 @@ class Estimate:
     error: GeneratorError | None = None
     source: float = float("nan")
     redrawn: float = float("nan")
+    lost: float = float("nan")
 
     @property
-    def score_kept(self) -> float:
-        """What redrawing leaves of the network's score where the truth is known, a share; NaN = not checked."""
-        return self.redrawn / self.source if self.source else float("nan")
-
-    @property
-    def least_score_kept(self) -> float:
-        """The share below which there is no estimate: what is known of the generator's errors says it, or else half."""
-        return MIN_SCORE_KEPT if self.error is None else self.error.score_kept
+    def least_redrawn(self) -> float:
+        """What `redrawn` must reach: halfway from a lost layout to the score on the source; NaN = not checked."""
+        return (self.source + self.lost) / 2
 
     @property
     def reliable(self) -> bool:
         """False = abstains: too few images kept their layout, or redrawing costs too much; True if neither is known."""
-        return not (self.kept < MIN_KEPT or self.score_kept < self.least_score_kept)
+        return not (self.kept < MIN_KEPT or self.redrawn < self.least_redrawn)
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -163,15 +156,14 @@ class Estimate:
         if self.kept < MIN_KEPT:
             return f"no estimate: only {100 * self.kept:.0f} % of the generated images kept their layout"
         if not self.reliable:
-            known = "half" if self.error is None else "halfway to what other scenes' labels would leave"
             return (
-                f"no estimate: redrawing the source images with their own prompt leaves {100 * self.score_kept:.0f} % "
-                f"of the network's {self.source:.1f} points, less than {100 * self.least_score_kept:.0f} % ({known}); "
-                "look at the images, and lower the strength or change the generator"
+                f"no estimate: of the network's {self.source:.1f} points on the source images, redrawing them with "
+                f"their own prompt leaves {self.redrawn:.1f}, nearer to the {self.lost:.1f} that it reaches with the "
+                "labels of other scenes; look at the images, and lower the strength or change the generator"
             )
         limit = min(MIN_IMAGES, self.images)
         rare = f"; left out, in fewer than {limit} images and so too rare: {', '.join(self.rare)}" if self.rare else ""
-        interval = _interval_text(self.level, (self.low, self.high), self.interval)
+        interval = _interval_text(self.level, (self.low, self.high), self.interval, known=self.error is not None)
         if self.images == 1:
             interval = "no interval: one image has no spread"
         elif self.images < MIN_IMAGES:
@@ -192,11 +184,12 @@ def _widened(value: float, low: float, high: float, generator: float | None) -> 
     return value - half, value + half
 
 
-def _interval_text(level: float, sampling: tuple[float, float], whole: tuple[float, float]) -> str:
+def _interval_text(level: float, sampling: tuple[float, float], whole: tuple[float, float], known: bool = False) -> str:
     if np.isnan(whole[0]):
+        missing = "is a share of the score on the source, which is not known" if known else "is not known"
         return (
             f"sampling only, at {100 * level:.0f} %: {sampling[0]:.1f} .. {sampling[1]:.1f}; what this generator does "
-            "to scores is not known and comes on top"
+            f"to scores {missing}, and comes on top"
         )
     return f"{100 * level:.0f} % interval {whole[0]:.1f} .. {whole[1]:.1f}"
 
@@ -285,7 +278,7 @@ def estimate(
     model = diffusion.load(model) if isinstance(model, str) else model
     generated = generate(model, images, labels, domain, out, label_set, seeds, progress, **changes)
     found = replace(estimate_on(generated, network, reference, min_fidelity), error=known_error(model, domain, changes))
-    found = with_source(found, network, FolderDataset(images, labels, label_set, cache=False).only(generated[0].keys))
+    found = with_source(found, network, images, labels, label_set, generated[0].keys)
     if not check:
         return found
     return checked(found, network, model, images, labels, domain, out, label_set, progress, **changes)
@@ -386,14 +379,22 @@ def generate(
     ]
 
 
-def with_source(found: Estimate, network: nn.Module, source: FolderDataset) -> Estimate:
-    """The estimate with the network's score on the source images themselves, which its interval is measured against.
+def with_source(
+    found: Estimate,
+    network: nn.Module,
+    images: str | Path,
+    labels: str | Path,
+    label_set: LabelSet,
+    keys: Sequence[str],
+) -> Estimate:
+    """The estimate with the network's score on the source images themselves, of which its error is a share.
 
     Args:
         found: the estimate.
-        network: see `estimate`.
-        source: the source images whose transfers the estimate is made on.
+        network, images, labels, label_set: see `estimate`.
+        keys: of the images whose transfers the estimate is made on.
     """
+    source = FolderDataset(images, labels, label_set, cache=False).only(keys)
     return replace(found, source=_score_on(source, network, found))
 
 
@@ -411,27 +412,36 @@ def checked(
 ) -> Estimate:
     """The estimate with what redrawing the source as it is leaves of the network's score; it may then abstain.
 
-    The images are redrawn with the source's own prompt and all other settings of the domain's transfer. A method
-    without diffusion redraws nothing, and its estimate comes back as it is.
+    The images are redrawn with the source's own prompt and all other settings of the domain's transfer. What a lost
+    layout would leave is seen on the same images with the label maps of other scenes; one image alone has no other. A
+    method without diffusion redraws nothing. Then the estimate comes back as it is.
 
     Args:
         found: the estimate, from `with_source`.
         network, model, images, labels, domain, out, label_set, progress, changes: see `estimate`.
+
+    Raises:
+        ValueError: if the score on the source is not known.
     """
+    if np.isnan(found.source):
+        raise ValueError("the estimate has no score on the source images; call `with_source` first")
     if transfer.prompt_config(domain, model.defaults, **changes).method in transfer.WITHOUT_DIFFUSION:
         return found
     own = changes | ABLATIONS["clear_prompt"]
     redrawn = _generated(model, images, labels, domain, Path(out) / "redrawn", label_set, progress, **own)
-    return replace(found, redrawn=_score_on(redrawn, network, found))
+    if len(redrawn) < 2:
+        return found
+    scores = [_score_on(part, network, found) for part in (redrawn, Mislabelled(redrawn))]
+    return replace(found, redrawn=scores[0], lost=scores[1])
 
 
-def _score_on(dataset: FolderDataset, network: nn.Module, found: Estimate) -> float:
+def _score_on(dataset: FolderDataset | Mislabelled, network: nn.Module, found: Estimate) -> float:
     """mIoU of a network on a data set in percent, over the classes of an estimate that are not rare."""
     classes = [dataset.label_set.names.index(name) for name in found.classes.index if name not in found.rare]
     return float(100 * np.nanmean(iou(_scores(network, [dataset])[0].sum(0))[classes]))
 
 
-def _scores(network: nn.Module, generated: Sequence[FolderDataset]) -> np.ndarray:
+def _scores(network: nn.Module, generated: Sequence[FolderDataset | Mislabelled]) -> np.ndarray:
     """Confusion matrices int (S, N, C, C) of a network on S transfers of N images."""
     return np.stack([image_confusions(network, part, part.label_set.num_classes) for part in generated])
 

@@ -125,7 +125,7 @@ def train_row(
 
     Returns:
         Network, history, and the record: `variant`, `domain`, `network`, `seed`, `images_seen` (images that went
-        through the network), `loss` (mean of the last ten steps).
+        through the network), `loss` (mean of the last ten steps), and where it has one, its `own_loss`.
     """
     sets = sets.packed() if workers else sets
     network, history = adaptation.train(
@@ -139,7 +139,7 @@ def train_row(
         "images_seen": config.steps * config.batch_size * sets.row.images_per_sample,
         "loss": float(history["loss"].tail(10).mean()),
     }
-    return Trained(network, history, record)
+    return Trained(network, history, record | adaptation.own_loss(network))
 
 
 def scores_by_domain(

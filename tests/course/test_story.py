@@ -66,13 +66,6 @@ def pictures(name: str) -> list[tuple[dict, dict, str]]:
 
 
 @each_notebook
-def test_code_is_as_wide_as_a_page_on_a_laptop(name):
-    text = jupytext.read(ROOT / "notebooks" / f"{name}.py")
-    lines = [line for cell in text.cells if cell.cell_type == "code" for line in cell.source.splitlines()]
-    assert [line for line in lines if len(line) > WIDTH] == []
-
-
-@each_notebook
 def test_solutions_are_no_wider(name):
     text = "\n".join(source(cell) for cell in cells(name) if cell["cell_type"] == "markdown")
     code = re.findall(r"```python\n(.*?)```", text, re.DOTALL)

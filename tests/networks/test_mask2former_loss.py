@@ -207,9 +207,18 @@ def test_the_record_of_a_training_names_the_loss(folder, data, tmp_path):
     for name in (f"hf:{folder}", "Unet/resnet18"):
         run = ["adapt", "--data", str(data), "--variant", "source_only", "--network", name, "--steps", "1"]
         assert main([*run, "--crop", "32", "64", "--batch-size", "2", "--out", str(tmp_path / "out")]) == 0
-        found[name] = read_json(tmp_path / "out" / "metrics.json")["settings"].get("own_loss")
+        found[name] = read_json(tmp_path / "out" / "metrics.json")["metrics"].get("own_loss")
     ours, other = found.values()
     assert ours["loss"] == "Mask2Former's own" and ours["mask_weight"] == 5 and other is None
+
+
+def test_the_named_weight_of_no_object_is_the_one_that_is_used(folder, tmp_path):
+    place = shutil.copytree(folder, tmp_path / "checkpoint")
+    file = place / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"no_object_weight": 0.7}))
+    network = build_network(f"hf:{place}", 19, "checkpoint")
+    used = float(network.model.model.criterion.empty_weight[-1])
+    assert network.loss_settings["no_object_weight"] == pytest.approx(used, abs=1e-6)
 
 
 def test_other_networks_have_cross_entropy_and_the_fingerprint_they_had(data, tmp_path, monkeypatch):

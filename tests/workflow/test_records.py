@@ -127,6 +127,17 @@ def test_the_readme_says_what_its_tables_say(tmp_path):
     assert texts[0] != texts[1]
 
 
+def test_nothing_is_recorded_of_what_the_tool_does_not_apply():
+    tried = pd.DataFrame({"kept": [True, False]}, index=[estimates.GIVEN, "another"])
+    record.check_what_is_applied("raw", tried)
+    with pytest.raises(ValueError, match="the correction 'half' may be applied"):
+        record.check_what_is_applied("half", tried)
+    with pytest.raises(ValueError, match=r"of the intervals \['another'\] holds"):
+        record.check_what_is_applied("raw", tried.assign(kept=~tried["kept"]))
+    with pytest.raises(ValueError, match="of the intervals none holds"):
+        record.check_what_is_applied("raw", tried.assign(kept=False))
+
+
 def test_what_corrections_and_intervals_came_to_replaces_what_an_earlier_record_said_of_them(tmp_path, monkeypatch):
     monkeypatch.setattr(record, "TRIES", tmp_path / "tries.csv")
     lines = [("more steps", 0.212, "yes"), (f"{estimates.TRY} half", 3.0, "yes")]
@@ -135,8 +146,9 @@ def test_what_corrections_and_intervals_came_to_replaces_what_an_earlier_record_
     )
     errors = pd.DataFrame({"night": [4.0, 5.0], "shipped": False}, index=["raw", "half"])
     last = evidence.last_steps(evidence.load("nowhere", record.ESTIMATION_RECORD)[0])
-    record.record_tries(errors, last)
-    record.record_tries(errors, last)
+    tried = estimates.interval_tries(last)
+    record.record_tries(errors, tried)
+    record.record_tries(errors, tried)
     found = pd.read_csv(record.TRIES)
     intervals = found[found["try"].str.startswith(estimates.INTERVAL_TRY)]
     assert len(intervals) == 4 and intervals.loc[intervals["kept"] == "yes", "try"].item().endswith(estimates.GIVEN)

@@ -30,12 +30,11 @@ _FILES = ["config.json", "preprocessor_config.json", "*.safetensors", "*.safeten
 _IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 # Below any score that matters; keeps the logarithm finite.
 _SMALLEST_SCORE = 1e-6
-# Of a checkpoint's config.json: what its loss depends on.
+# Of a checkpoint's config.json: what its loss depends on, beside the weight of "no object".
 _LOSS_SETTINGS = (
     "class_weight",
     "mask_weight",
     "dice_weight",
-    "no_object_weight",
     "train_num_points",
     "oversample_ratio",
     "importance_sample_ratio",
@@ -106,7 +105,10 @@ class Mask2Former(HuggingFaceModel):
     @property
     def loss_settings(self) -> dict[str, Any]:
         """What the loss is and depends on: a training prints it, and does not resume one that differs in it."""
-        return {"loss": "Mask2Former's own"} | {name: getattr(self.model.config, name) for name in _LOSS_SETTINGS}
+        settings = {name: getattr(self.model.config, name) for name in _LOSS_SETTINGS}
+        # Not that of config.json, which a checkpoint's own buffer replaces.
+        no_object_weight = round(float(self.model.criterion.empty_weight[-1]), 6)
+        return {"loss": "Mask2Former's own"} | settings | {"no_object_weight": no_object_weight}
 
     def segmentation_loss(self, x: Tensor, labels: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
         """Mask2Former's own loss, as transformers computes it, and the deepest features (Cheng et al., CVPR 2022).

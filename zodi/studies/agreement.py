@@ -236,7 +236,7 @@ def coverage_of_new_domains(
     domains: int,
     trainings: int,
     level: float = 0.95,
-    draws: int = 400,
+    draws: int = 1000,
     seed: int = 0,
 ) -> float:
     """How often an interval would hold in domains drawn at random, percent; simulated.

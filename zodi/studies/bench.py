@@ -283,7 +283,9 @@ def machine() -> dict[str, Any]:
     """Processor, cores and graphics card, with the versions of the packages."""
     names = [line for line in _cpu_lines() if line.startswith("model name")]
     processor = names[0].partition(":")[2].strip() if names else platform.processor()
-    return {"processor": processor} | environment()
+    for mark in ("(R)", "(TM)"):
+        processor = processor.replace(mark, "")
+    return {"processor": processor or "an unknown processor"} | environment()
 
 
 def _cpu_lines() -> list[str]:

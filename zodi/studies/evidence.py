@@ -27,6 +27,7 @@ from zodi.segmentation import DEFAULT_NETWORK, load_network, save_network
 from zodi.studies import agreement, unlabelled
 from zodi.studies.agreement import LOST, MASKS, REDRAWN, VARIATIONS
 from zodi.support.files import atomic_path, folder_name, read_json
+from zodi.support.mislabelled import Mislabelled
 from zodi.support.runs import METRICS_FILE, device_text, save_metrics
 
 SCORES_FILE = "scores.npz"
@@ -151,7 +152,7 @@ def scored_sets(results: Path, candidate: Candidate, method: str) -> dict[str, A
         sets[f"photometric/{domain}"] = open_split(data, held_out, images=images)
         sets[f"truth/{domain}"] = open_split(data, f"test/{domain}")
     if candidate == reference_of(candidate.domain):
-        sets[f"shuffled/{candidate.domain}"] = shuffled(sets[f"{TRANSFERS[0]}/{candidate.domain}"])
+        sets[f"shuffled/{candidate.domain}"] = Mislabelled(sets[f"{TRANSFERS[0]}/{candidate.domain}"])
     return sets
 
 
@@ -165,7 +166,7 @@ def varied_sets(results: Path) -> dict[str, AnyDataset]:
             if images.is_dir():
                 sets[f"{method}/{domain}"] = open_split(data, held_out, images=images)
         if f"{REDRAWN}/{domain}" in sets:
-            sets[f"{LOST}/{domain}"] = shuffled(sets[f"{REDRAWN}/{domain}"])
+            sets[f"{LOST}/{domain}"] = Mislabelled(sets[f"{REDRAWN}/{domain}"])
         truth = open_split(data, f"test/{domain}")
         sets[f"photographs/{domain}"] = truth.only(truth.keys[:PHOTOGRAPHS])
     return sets
@@ -224,13 +225,6 @@ def without_lost(dataset: AnyDataset, before: Sequence[np.ndarray], after: Seque
 def held_out_split(results: Path) -> str:
     """The part of the data that no candidate is trained on."""
     return HELD_OUT if (results / "data" / HELD_OUT).is_dir() else f"test/{SOURCE}"
-
-
-def shuffled(dataset: AnyDataset) -> list[Sample]:
-    """Every image with the label map of the next one: a transfer that lost its layout, and nothing else."""
-    samples = [dataset[index] for index in range(len(dataset))]
-    following = samples[1:] + samples[:1]
-    return [replace(sample, label=other.label) for sample, other in zip(samples, following, strict=True)]
 
 
 def score_network(network: nn.Module, sets: Mapping[str, AnyDataset], label_set: LabelSet) -> dict[str, np.ndarray]:

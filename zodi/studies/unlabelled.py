@@ -80,7 +80,7 @@ def _power_sum(p: Tensor) -> Tensor:
 
 
 def mean_confidence(histogram: np.ndarray) -> float:
-    """Mean probability of the most likely class, from a `histogram` of `scores`, percent."""
+    """Mean probability of the most likely class, from a `histogram` of `Scores`, percent."""
     return float(100 * (histogram * (np.arange(BINS) + 0.5) / BINS).sum() / histogram.sum())
 
 
@@ -88,7 +88,7 @@ def average_thresholded_confidence(histogram: np.ndarray, source: np.ndarray, ac
     """ATC (Garg et al., ICLR 2022): share of pixels more confident than a threshold chosen on the source, percent.
 
     Args:
-        histogram: of `scores` on the images in question.
+        histogram: of `Scores` on the images in question.
         source: the same on labelled source images.
         accuracy: share of right pixels on the source, 0 .. 1; the threshold leaves this share of its pixels above.
     """
