@@ -422,8 +422,8 @@ Markdown(
     f"{tried['width'].max():.1f}. For the better half of the networks it is "
     f"{kept['width_of_best']:.1f} points wide; the narrowest of the four ways would be "
     f"{tried['width_of_best'].min():.1f} there. Our networks score {low:.0f} to "
-    f"{high:.0f} % on the source; for others the share is extrapolated. Many more known "
-    f"domains {reached} the goal of {goal} points ({least:.1f}): what makes the "
+    f"{high:.0f} % on the source; for others the share is extrapolated. Many more "
+    f"known domains {reached} the goal of {goal} points ({least:.1f}): what makes the "
     "interval wide is the generator's error."
 )
 
