@@ -190,12 +190,12 @@ def test_other_settings_are_refused_more_steps_are_not(trained):
 
 def test_a_training_by_the_clock_ends_with_its_time_and_goes_on_from_it(trained, tmp_path):
     config = dataclasses.replace(
-        TOY, vae_steps=0, steps=1, minutes=0.02, start_from=str(trained / "weights" / "mini"), seed=1
+        TOY, vae_steps=0, steps=1, minutes=0.1, start_from=str(trained / "weights" / "mini"), seed=1
     )
     begin = time.monotonic()
     pretrain(config, tmp_path / "run", tmp_path / "weights", ["diffusion"])
     state = read_state(tmp_path / "run" / "diffusion_state.pt", "")
-    assert 1.2 <= state["seconds"] < time.monotonic() - begin and state["step"] > 1
+    assert 6 <= state["seconds"] < time.monotonic() - begin and state["step"] > 1
     longer = dataclasses.replace(config, minutes=state["seconds"] / 60 + 0.01)
     pretrain(longer, tmp_path / "run", tmp_path / "weights", ["diffusion"])
     later = read_state(tmp_path / "run" / "diffusion_state.pt", "")
