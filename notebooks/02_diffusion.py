@@ -658,8 +658,9 @@ plots.show(
 # UNet, every place $i$ of a feature map $h$ asks a *query*, every token offers a *key* and a *value*, and the place
 # takes a mean of the values, weighted by how well query and key agree:
 #
-# $$ q_i = W_q h_i, \quad k_j = W_k e_j, \quad u_j = W_u e_j, \qquad
-# a_{ij} = \operatorname{softmax}_j \frac{q_i^\top k_j}{\sqrt d}, \qquad h_i \leftarrow h_i + W_o \sum_j a_{ij} u_j . $$
+# $$ q_i = W_q h_i, \quad k_j = W_k e_j, \quad u_j = W_u e_j, $$
+#
+# $$ a_{ij} = \operatorname{softmax}_j \frac{q_i^\top k_j}{\sqrt d}, \qquad h_i \leftarrow h_i + W_o \sum_j a_{ij} u_j . $$
 #
 # So the prompt reaches the picture place by place. We remember what the layers compute for one scene at $t = 700$:
 
