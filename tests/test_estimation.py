@@ -381,6 +381,8 @@ def test_an_interval_without_known_errors_is_called_sampling_only():
     assert "sampling only, at 95 %:" in str(found) and np.isnan(found.interval).all()
     difference = estimation.compare_from(*of_two_networks(np.random.default_rng(7)), NAMES)
     assert "sampling only" in str(difference)
+    assert "images, 1 transfer of each" in str(dataclasses.replace(found, seeds=1))
+    assert "1 image, 2 transfers of each" in str(dataclasses.replace(difference, images=1, seeds=2))
 
 
 def test_known_errors_of_the_generator_widen_intervals():

@@ -168,7 +168,7 @@ class Estimate:
             interval = "no interval: one image has no spread"
         elif self.images < MIN_IMAGES:
             interval += f", of little worth below {MIN_IMAGES} images"
-        counts = f"{self.images} images, {self.seeds} transfers of each{rare}"
+        counts = _counts(self.images, self.seeds) + rare
         return f"estimated mIoU {self.miou:.1f} % ({interval}; {counts})"
 
 
@@ -182,6 +182,10 @@ def _widened(value: float, low: float, high: float, generator: float | None) -> 
     sampling = (high - low) / 2
     half = float(np.hypot(0 if np.isnan(sampling) else sampling, generator))
     return value - half, value + half
+
+
+def _counts(images: int, seeds: int) -> str:
+    return f"{images} image{'s' * (images > 1)}, {seeds} transfer{'s' * (seeds > 1)} of each"
 
 
 def _interval_text(level: float, sampling: tuple[float, float], whole: tuple[float, float], known: bool = False) -> str:
@@ -231,8 +235,8 @@ class Comparison:
         verdict = f"the {better} is better" if self.decided else "undecided"
         interval = _interval_text(self.level, (self.low, self.high), self.interval)
         return (
-            f"estimated difference {self.difference:+.1f} points: {verdict} ({interval}; {self.images} images, "
-            f"{self.seeds} transfers of each)"
+            f"estimated difference {self.difference:+.1f} points: {verdict} ({interval}; "
+            f"{_counts(self.images, self.seeds)})"
         )
 
 
