@@ -302,8 +302,8 @@ def _estimate_options(sub: argparse.ArgumentParser) -> None:
         "--check",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="redraw the images with the source's own prompt too, and abstain if that costs the network too much "
-        "(default: yes, where images are transferred)",
+        help="redraw the images with the source's own prompt too, and abstain if that costs the network too much or "
+        "the labels do not fit the images (default: yes, where images are transferred)",
     )
     sub.add_argument("--out", type=folder, required=True, help="folder of the generated images and of classes.csv")
     settings = sub.add_argument_group("settings of the transfer")

@@ -29,7 +29,7 @@ from zodi.networks.hub import MINI_FOLDER
 from zodi.rows import ABLATIONS
 from zodi.support.bootstrap import bootstrap, resample_weights
 from zodi.support.checks import check_network
-from zodi.support.files import one_line, read_json
+from zodi.support.generator_error import GeneratorError, read_error
 from zodi.support.mislabelled import Mislabelled
 from zodi.support.results import finished_keys, vouched_keys
 from zodi.transfer_folder import transfer_folder
@@ -38,36 +38,10 @@ from zodi.transfer_folder import transfer_folder
 MIN_IMAGES = 10
 # Half of the images must have kept their layout, or there is no estimate.
 MIN_KEPT = 0.5
+# A network that keeps so much of its score with the labels of other scenes cannot tell whether a layout is kept.
+MAX_LOST = 0.8
 # What the shipped generator does to scores; its own fingerprint is in it.
 MINI_ERROR_FILE = MINI_FOLDER.parent / "estimate_error_mini.json"
-
-
-@dataclass(frozen=True)
-class GeneratorError:
-    """How far a generator's estimates are from the truth in a domain that nobody knows; measured in known ones.
-
-    Attributes:
-        generator: `zodi.diffusion.fingerprint` of the checkpoint.
-        level: confidence level of the intervals, 0 .. 1.
-        estimate: half width of the interval of an estimate, as a share of the network's score on the source images,
-            0 .. 1: who scores more has more to lose.
-        difference: half width of the interval of the difference of two networks' estimates, points of mIoU.
-        domains, trainings: numbers of domains and of trained networks that it was measured on.
-    """
-
-    generator: str
-    level: float
-    estimate: float
-    difference: float
-    domains: int
-    trainings: int
-
-    def __post_init__(self) -> None:
-        if not (0 < self.level < 1 and 0 <= self.estimate <= 1 and self.difference >= 0):
-            raise ValueError(
-                f"level={self.level}, estimate={self.estimate}, difference={self.difference}: expected a level between "
-                "0 and 1, a share of the source's score, and points of at least 0"
-            )
 
 
 def generator_error(model: diffusion.DiffusionModel, file: str | Path = MINI_ERROR_FILE) -> GeneratorError | None:
@@ -76,14 +50,8 @@ def generator_error(model: diffusion.DiffusionModel, file: str | Path = MINI_ERR
     Raises:
         ValueError: if the file is damaged; names it.
     """
-    if not Path(file).exists():
-        return None
-    found, advice = read_json(file), "delete it: intervals are of the sampling only without it"
-    try:
-        error = GeneratorError(**found)
-    except (TypeError, ValueError) as cause:
-        raise ValueError(f"{file}: describes no generator's errors ({one_line(cause)}); {advice}") from cause
-    return error if error.generator == diffusion.fingerprint(model) else None
+    error = read_error(file) if Path(file).exists() else None
+    return error if error and error.generator == diffusion.fingerprint(model) else None
 
 
 def known_error(model: diffusion.DiffusionModel, domain: str, changes: Mapping[str, Any]) -> GeneratorError | None:
@@ -137,9 +105,17 @@ class Estimate:
         return (self.source + self.lost) / 2
 
     @property
+    def sees_layout(self) -> bool:
+        """Whether other scenes' labels cost the network enough for it to notice a lost layout; True if not checked."""
+        return not self.lost > MAX_LOST * self.source
+
+    @property
     def reliable(self) -> bool:
-        """False = abstains: too few images kept their layout, or redrawing costs too much; True if neither is known."""
-        return not (self.kept < MIN_KEPT or self.redrawn < self.least_redrawn)
+        """False = abstains: the layout is lost in too many images, costs too much, or cannot be judged.
+
+        True if nothing is checked.
+        """
+        return not (self.kept < MIN_KEPT or not self.sees_layout or self.redrawn < self.least_redrawn)
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -155,6 +131,12 @@ class Estimate:
     def __str__(self) -> str:
         if self.kept < MIN_KEPT:
             return f"no estimate: only {100 * self.kept:.0f} % of the generated images kept their layout"
+        if not self.sees_layout:
+            return (
+                f"no estimate: the network scores {self.source:.1f} points on the source images, and {self.lost:.1f} "
+                "with the labels of other scenes, so it cannot tell whether a layout is kept; check that the labels "
+                "belong to the images, and that the network was trained for their classes"
+            )
         if not self.reliable:
             return (
                 f"no estimate: of the network's {self.source:.1f} points on the source images, redrawing them with "

@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 from scipy.stats import norm
 
-from zodi.estimation import GeneratorError
 from zodi.studies import agreement, evidence
 from zodi.studies.evidence import named
+from zodi.support.generator_error import GeneratorError
 
 LEVEL = 0.95
 # Goals, set before measuring.
