@@ -469,6 +469,9 @@ plots.show(
 )
 
 # %% [markdown]
+# An estimate is also refused where the labels of other scenes leave nearly the whole score: then the labels do not
+# belong to the images, or the network does not see what they say.
+#
 # This cannot detect a generator that *keeps* the layout and draws the wrong weather. The domain classifier of
 # [A1](A1_how_the_miniature_was_made.ipynb) is there for that.
 #
