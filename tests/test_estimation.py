@@ -133,7 +133,7 @@ def test_an_estimate_abstains_where_a_redrawn_source_is_nearer_to_a_lost_layout(
     assert (refusal in str(found)) != reliable
 
 
-@pytest.mark.parametrize(("lost", "reliable"), [(31.0, True), (33.0, False), (40.0, False)])
+@pytest.mark.parametrize(("lost", "reliable"), [(35.0, True), (37.0, False), (40.0, False)])
 def test_an_estimate_abstains_where_labels_of_other_scenes_do_as_well(lost, reliable):
     """So it is with label maps that do not belong to the images, from the first run on."""
     found = estimation.estimate_from(simulated(np.random.default_rng(7), 20), NAMES)
