@@ -343,8 +343,8 @@ def _estimate(options: argparse.Namespace) -> int:
     found = replace(estimation.estimate_on(generated, networks[0], networks[1]), error=error)
     if not options.generated:
         found = estimation.with_source(found, networks[0], *places[:2], label_set, generated[0].keys)
-    if options.check and not options.generated:
-        found = estimation.checked(found, networks[0], model, *places, label_set, **changes)
+        if options.check:
+            found = estimation.checked(found, networks[0], model, *places, label_set, **changes)
     print(found.classes.round(1).to_string())
     print(found)
     metrics = {"miou": found.miou, "low": found.low, "high": found.high, "kept": found.kept, "reliable": found.reliable}

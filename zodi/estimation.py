@@ -101,13 +101,13 @@ class Estimate:
 
     @property
     def least_redrawn(self) -> float:
-        """What `redrawn` must reach: halfway from a lost layout to the score on the source; NaN = not checked."""
-        return (self.source + self.lost) / 2
+        """What `redrawn` must reach, see the function of this name; NaN = not checked."""
+        return least_redrawn(self.source, self.lost)
 
     @property
     def sees_layout(self) -> bool:
-        """Whether other scenes' labels cost the network enough for it to notice a lost layout; True if not checked."""
-        return not self.lost > MAX_LOST * self.source
+        """Whether the network would notice a lost layout, see `blind_to_layout`; True if not checked."""
+        return not blind_to_layout(self.source, self.lost)
 
     @property
     def reliable(self) -> bool:
@@ -152,6 +152,20 @@ class Estimate:
             interval += f", of little worth below {MIN_IMAGES} images"
         counts = _counts(self.images, self.seeds) + rare
         return f"estimated mIoU {self.miou:.1f} % ({interval}; {counts})"
+
+
+def least_redrawn(source: Any, lost: Any) -> Any:
+    """Halfway from a lost layout to the score on the source: what a network must score on the redrawn source.
+
+    Args:
+        source, lost: see `Estimate`; numbers, or series of them.
+    """
+    return (source + lost) / 2
+
+
+def blind_to_layout(source: Any, lost: Any) -> Any:
+    """Whether labels of other scenes cost a network too little for it to notice a lost layout; see `least_redrawn`."""
+    return lost > MAX_LOST * source
 
 
 def _widened(value: float, low: float, high: float, generator: float | None) -> tuple[float, float]:

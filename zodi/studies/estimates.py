@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import norm
 
+from zodi import estimation
 from zodi.studies import agreement, evidence
 from zodi.studies.evidence import named
 from zodi.support.generator_error import GeneratorError
@@ -254,7 +255,8 @@ def abstentions(frame: pd.DataFrame) -> pd.DataFrame:
     """Would the tool have abstained, for the redrawn source, and if its layout had been lost?
 
     The rule is that of `zodi.estimation.Estimate.reliable`: no estimate where redrawing leaves a network nearer to what
-    it scores with the labels of other images than to its score on the source. It learns nothing from other networks.
+    it scores with the labels of other images than to its score on the source, or where these two are nearly the same.
+    It learns nothing from other networks.
 
     Args:
         frame: from `zodi.studies.evidence.last_steps`.
@@ -265,12 +267,12 @@ def abstentions(frame: pd.DataFrame) -> pd.DataFrame:
         layout to the source that is left, percent; 50 is the limit.
     """
     source, kept, lost = (frame[name] for name in ("source", agreement.REDRAWN, agreement.LOST))
-    least = (source + lost) / 2
+    blind, least = estimation.blind_to_layout(source, lost), estimation.least_redrawn(source, lost)
     measures = {
         "kept": kept / source,
         "kept_lost": lost / source,
-        "abstains": kept < least,
-        "abstains_lost": lost < least,
+        "abstains": blind | (kept < least),
+        "abstains_lost": blind | (lost < least),
     }
     by_domain = 100.0 * pd.DataFrame(measures).astype(float).groupby(frame["domain"], sort=False).mean()
     way = (kept - lost) / (source - lost)
